@@ -1,0 +1,1 @@
+"""Layer 6: benchmarks of a running stack."""

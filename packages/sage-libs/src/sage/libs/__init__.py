@@ -1,0 +1,1 @@
+"""Layer 4: algorithms with no service behind them."""

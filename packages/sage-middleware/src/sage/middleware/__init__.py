@@ -1,0 +1,1 @@
+"""Layer 5: control plane, engines, pipeline operators, native operators."""

@@ -1,0 +1,1 @@
+"""Engines: one adapter per kind, behind one port."""

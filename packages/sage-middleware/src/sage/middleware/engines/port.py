@@ -1,0 +1,142 @@
+"""The engine port: what the control plane asks of an LLM or embedding engine.
+
+An adapter turns one OpenAI-shaped call into whatever its engine speaks and turns the engine's answer back
+into OpenAI's shape, so that everything above sees one dialect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from sage.common.config import EngineConfig
+from sage.platform.service import ServiceSpec
+
+__all__ = ["Call", "Capability", "Engine", "EngineKind", "EngineSpec", "Route", "Sink", "Usage"]
+
+
+class Route(StrEnum):
+    """The OpenAI routes that engines serve; the value is the path below `/v1/`."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+class Capability(StrEnum):
+    """A thing a client may ask for that not every engine honours."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    RESPONSE_FORMAT = "response_format"
+    TOOLS = "tools"
+    TOOL_CHOICE = "tool_choice"
+    N = "n"
+    LOGPROBS = "logprobs"
+    PRIORITY = "priority"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is, fixed from its start to its end."""
+
+    name: str
+    kind: str
+    model: str  # the id that clients ask for
+    capabilities: frozenset[Capability]
+    max_running: int
+    random_weights: bool = False
+    group: str = ""  # engines of one group share a device
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attempt at one engine. `body` is the client's JSON, already checked; `model` in it is the served id."""
+
+    request_id: str
+    route: Route
+    body: bytes
+    stream: bool
+    include_usage: bool  # the client asked for the usage chunk of a stream
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Sink(Protocol):
+    """Where an answer goes: `head` once, then `data` any number of times, then `end` once.
+
+    Called on the event loop's thread and never blocks. For a stream `data` gets whole or partial SSE bytes that
+    end in `data: [DONE]`; else the parts of one JSON body. After `head` has been called the status is out and a
+    fault can only be shown in the stream.
+    """
+
+    def head(self, status: int, content_type: str) -> None:
+        """Begin the answer."""
+        ...
+
+    def data(self, chunk: bytes) -> None:
+        """Pass on the next bytes."""
+        ...
+
+    def end(self) -> None:
+        """Finish the answer."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """The reader is slower than the engine: stop reading upstream and await `drain`."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the reader has caught up."""
+        ...
+
+
+class Engine(Protocol):
+    """A live connection to one engine. Made by an `EngineKind`, closed by whoever made it."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is."""
+        ...
+
+    async def send(self, call: Call, sink: Sink) -> Usage:
+        """Serve one call into `sink` and return the tokens used.
+
+        Cancelling the awaiting task closes the upstream connection at once. Raises before `sink.head`:
+        UnreachableError (nothing listens), EngineError (5xx, broken answer), BadRequestError (the engine's own 4xx,
+        in our words); after it: EngineError (the stream broke; the caller writes the SSE error event).
+        """
+        ...
+
+    async def ready(self) -> bool:
+        """Whether the engine would serve a call now. Never raises."""
+        ...
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        ...
+
+
+class EngineKind(Protocol):
+    """One kind of engine (entry point group `sage.engines`): how to start it and how to talk to it."""
+
+    def spec(self, config: EngineConfig) -> EngineSpec:
+        """Describe the engine that `config` asks for. Raises ConfigError if this kind cannot be that."""
+        ...
+
+    def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec | None:
+        """The process to supervise, pinned to `cores`; None when the engine runs elsewhere (kind `openai`)."""
+        ...
+
+    def connect(self, config: EngineConfig, url: str) -> Engine:
+        """A connection to the engine that listens at `url` (no trailing slash, without /v1)."""
+        ...

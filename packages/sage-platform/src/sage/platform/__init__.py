@@ -1,0 +1,1 @@
+"""Layer 2: service supervision, state ownership, node inventory."""

@@ -1,0 +1,1 @@
+"""Layer 6: sage-dev, the repository's checks and chores."""
