@@ -53,7 +53,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One attempt at one engine. `body` is the client's JSON, already checked; `model` in it is the served id."""
+    """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`."""
 
     request_id: str
     route: Route
@@ -73,9 +73,9 @@ class Usage:
 class Sink(Protocol):
     """Where an answer goes: `head` once, then `data` any number of times, then `end` once.
 
-    Called on the event loop's thread and never blocks. For a stream `data` gets whole or partial SSE bytes that
-    end in `data: [DONE]`; else the parts of one JSON body. After `head` has been called the status is out and a
-    fault can only be shown in the stream.
+    Called on the event loop's thread and never blocks. For a stream `data` gets whole or partial SSE bytes
+    that end in `data: [DONE]`; else the parts of one JSON body. After `head` has been called the status is
+    out and a fault can only be shown in the stream.
     """
 
     def head(self, status: int, content_type: str) -> None:
@@ -112,8 +112,9 @@ class Engine(Protocol):
         """Serve one call into `sink` and return the tokens used.
 
         Cancelling the awaiting task closes the upstream connection at once. Raises before `sink.head`:
-        UnreachableError (nothing listens), EngineError (5xx, broken answer), BadRequestError (the engine's own 4xx,
-        in our words); after it: EngineError (the stream broke; the caller writes the SSE error event).
+        UnreachableError (nothing listens), EngineError (5xx, broken answer, too slow), BadRequestError (the
+        engine's own 4xx, in our words); after it: EngineError (the stream broke; the caller writes the SSE
+        error event).
         """
         ...
 
@@ -134,7 +135,7 @@ class EngineKind(Protocol):
         ...
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec | None:
-        """The process to supervise, pinned to `cores`; None when the engine runs elsewhere (kind `openai`)."""
+        """The process to supervise, pinned to `cores`; None when it runs elsewhere (kind `openai`)."""
         ...
 
     def connect(self, config: EngineConfig, url: str) -> Engine:

@@ -1,0 +1,247 @@
+"""An OpenAI-compatible engine inside the test's own process, on a real socket, that fails as it is told.
+
+It waits on events, never on time, so that a test decides when each byte comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import msgspec
+
+from sage.common.config import EngineConfig
+from sage.middleware.engines.server import Exchange, Request, ServerProtocol
+
+__all__ = ["Script", "ScriptedEngine"]
+
+DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What to do with one request.
+
+    `words` are the streamed pieces. With `gate`, the engine waits for that event after `gate_after` pieces
+    (-1 = before the status line). `cut_at` closes the connection after that many bytes of the body;
+    `fragment` sends the body in pieces of that many bytes.
+    """
+
+    words: tuple[str, ...] = ("one ", "two ", "three")
+    status: int = 200
+    gate: asyncio.Event | None = None
+    gate_after: int = -1
+    cut_at: int | None = None
+    fragment: int | None = None
+
+
+@dataclass(slots=True)
+class ScriptedEngine:
+    """Use as an async context manager; `url` is then its address.
+
+    `script` is in force for every request, unless `next_scripts` holds one for the next. `active` counts
+    requests in progress, `served` those answered to the end, `cancelled` those whose client went away.
+    """
+
+    model: str = "scripted"
+    script: Script = field(default_factory=Script)
+    next_scripts: deque[Script] = field(default_factory=deque)
+    healthy: bool = True
+    requests: list[Request] = field(default_factory=list)
+    active: int = 0
+    served: int = 0
+    cancelled: int = 0
+    connections: int = 0
+    url: str = ""
+    _server: asyncio.Server | None = None
+    _open: set[ServerProtocol] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def start(self, port: int = 0) -> str:
+        """Listen on loopback and return the URL; port 0 = any free one."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: ServerProtocol(self._handle, self._connection), "127.0.0.1", port
+        )
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self.url
+
+    async def stop(self) -> None:
+        """Die: close the listener and every connection, whatever is in progress."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for protocol in list(self._open):
+            protocol.drop()
+        await self.until(lambda: not self._open)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    def config(self, name: str = "scripted", **changes: Any) -> EngineConfig:
+        """A configuration (kind `openai`) by which the stack reaches this engine."""
+        return EngineConfig(
+            **{"name": name, "kind": "openai", "model": self.model, "url": self.url, **changes}
+        )
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+        """Wait until `condition` holds, tried after each change of the counters. Raises TimeoutError."""
+        async with asyncio.timeout(timeout):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def drop_idle(self) -> None:
+        """Close every open connection, as a server does whose keep-alive time is over."""
+        for protocol in list(self._open):
+            protocol.drop()
+
+    # ---- the server ----
+
+    def _connection(self, protocol: ServerProtocol, opened: bool) -> None:
+        if opened:
+            self._open.add(protocol)
+            self.connections += 1
+        else:
+            self._open.discard(protocol)
+        self._changed.set()
+
+    def _handle(self, exchange: Exchange) -> None:
+        if exchange.request.method == "GET":
+            self._describe(exchange)
+            return
+        self.requests.append(exchange.request)
+        self.active += 1
+        self._changed.set()
+        script = self.next_scripts.popleft() if self.next_scripts else self.script
+        task = asyncio.get_running_loop().create_task(self._answer(exchange, script))
+        exchange.on_close = task.cancel
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.active -= 1
+        if task.cancelled():
+            self.cancelled += 1
+        else:
+            self.served += 1
+        self._changed.set()
+
+    def _describe(self, exchange: Exchange) -> None:
+        if exchange.request.path == "/v1/models":
+            entry = {"id": self.model, "object": "model", "created": 0, "owned_by": "sage"}
+            exchange.respond(200, msgspec.json.encode({"object": "list", "data": [entry]}))
+        else:
+            exchange.respond(200 if self.healthy else 503, b"{}")
+
+    async def _answer(self, exchange: Exchange, script: Script) -> None:
+        if script.gate is not None and script.gate_after < 0:
+            await script.gate.wait()
+        if script.status != 200:
+            error = {"message": f"scripted {script.status}", "type": "scripted", "param": None, "code": None}
+            exchange.respond(script.status, msgspec.json.encode({"error": error}))
+            return
+        request = msgspec.json.decode(exchange.request.body)
+        if request.get("stream"):
+            parts = _stream(exchange.request.path, request, self.model, script.words)
+            exchange.begin(200, "text/event-stream; charset=utf-8")
+        else:
+            parts = [_whole(exchange.request.path, request, self.model, script.words)]
+            exchange.begin(200, "application/json")
+        await _send(exchange, script, parts)
+
+
+async def _send(exchange: Exchange, script: Script, parts: list[bytes]) -> None:
+    sent = 0
+    for index, part in enumerate(parts):
+        if script.gate is not None and index == script.gate_after:
+            await script.gate.wait()
+        if script.cut_at is not None and sent + len(part) > script.cut_at:
+            exchange.write(part[: script.cut_at - sent])
+            exchange.abort()
+            return
+        sent += len(part)
+        size = script.fragment or len(part)
+        for at in range(0, len(part), size):
+            exchange.write(part[at : at + size])
+            await asyncio.sleep(0)  # each piece is a write of its own
+    exchange.finish()
+
+
+def _usage(request: dict[str, Any], words: tuple[str, ...]) -> dict[str, int]:
+    text = request.get("messages") or request.get("prompt") or request.get("input")
+    prompt = max(1, len(str(text).split()))
+    return {"prompt_tokens": prompt, "completion_tokens": len(words), "total_tokens": prompt + len(words)}
+
+
+def _stream(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> list[bytes]:
+    chat = path.endswith("chat/completions")
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    base = {"id": "scripted-1", "object": kind, "created": 0, "model": model}
+
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        return b"data: " + msgspec.json.encode({**base, "choices": choices, **more}) + b"\n\n"
+
+    def choice(word: str, finish: str | None) -> dict[str, Any]:
+        text: dict[str, Any] = {"delta": {"content": word} if word else {}} if chat else {"text": word}
+        return {"index": 0, **text, "finish_reason": finish}
+
+    parts = [chunk([choice(word, None)]) for word in words]
+    parts.append(chunk([choice("", "stop")]))
+    if (request.get("stream_options") or {}).get("include_usage"):
+        parts.append(chunk([], usage=_usage(request, words)))
+    parts.append(b"data: [DONE]\n\n")
+    return parts
+
+
+def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> bytes:
+    if path.endswith("embeddings"):
+        return _embeddings(request, model)
+    chat = path.endswith("chat/completions")
+    text = "".join(words)
+    body = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    answer = {
+        "id": "scripted-1",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": 0,
+        "model": model,
+        "choices": [{"index": 0, **body, "finish_reason": "stop"}],
+        "usage": _usage(request, words),
+    }
+    return msgspec.json.encode(answer)
+
+
+def _embeddings(request: dict[str, Any], model: str) -> bytes:
+    texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+    data = []
+    for index, text in enumerate(texts):
+        vector: Any = _vector(str(text), int(request.get("dimensions") or DIMENSIONS))
+        if request.get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(len(str(text).split()) for text in texts)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _vector(text: str, dimensions: int) -> list[float]:
+    """A unit vector that depends on the text alone."""
+    digest = hashlib.shake_256(text.encode()).digest(dimensions)
+    raw = [byte - 127.5 for byte in digest]
+    norm = sum(x * x for x in raw) ** 0.5
+    return [x / norm for x in raw]
