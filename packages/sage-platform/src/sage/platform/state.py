@@ -1,0 +1,192 @@
+"""The state directory: one owner process, private files, writes that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sage.common.errors import ConflictError, ForbiddenError, NotFoundError, SageError, UsageError
+
+__all__ = ["StateDirectory", "explain", "read_secret", "write_atomic"]
+
+_LOCK = "owner.lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def explain(error: OSError, path: Path) -> SageError:
+    """A failed write as one clear sentence."""
+    if error.errno in _FULL:
+        return SageError(
+            f"No space left to write {path} ({error.strerror}).", hint="Free some and try again."
+        )
+    return SageError(f"Cannot write {path}: {error.strerror}.")
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write all of `data` so that `path` holds the old bytes or the new ones, also after a power cut.
+
+    Temporary file, fsync, rename, fsync of the directory. Raises SageError; the old file then is untouched.
+    """
+    try:
+        temporary = _write_beside(path, data, mode)
+        try:
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+def read_secret(path: Path) -> str:
+    """What `path` holds, if it is a plain file that only its owner, this user, can read.
+
+    Raises NotFoundError, or ForbiddenError with the command that repairs it.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no secret at {path}.") from error
+    except OSError as error:
+        raise ForbiddenError(f"Cannot read the secret {path}: {error.strerror}.") from error
+    with os.fdopen(fd, encoding="utf-8") as file:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise ForbiddenError(f"The secret {path} belongs to user {found.st_uid}, not to {os.geteuid()}.")
+        if found.st_mode & 0o077:
+            raise ForbiddenError(
+                f"Others can read the secret {path} (mode {found.st_mode & 0o777:04o}; valid is 0600).",
+                hint=f"Run `chmod 600 {path}`, or delete it to get a new one.",
+            )
+        return file.read().strip()
+
+
+class StateDirectory:
+    """A directory (0700) that one process owns at a time.
+
+    `with StateDirectory(path): …` acquires and releases. The lock goes with the process, however it ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Become the owner. Raises ConflictError that names the process which is."""
+        if self._lock is not None:
+            return
+        lock_file = self.path / _LOCK
+        try:
+            _make_private(self.path)
+            fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise explain(error, lock_file) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise ConflictError(
+                f"The state directory {self.path} is in use by process {holder}.",
+                hint="Stop it (`sage down`), or set SAGE_HOME to another folder.",
+            ) from error
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(fd)
+            raise explain(error, lock_file) from error
+        self._lock = fd
+
+    def release(self) -> None:
+        """Give it up; nothing happens if it is not held."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def secret(self, path: Path, make: Callable[[], str]) -> str:
+        """The secret at `path` (below this directory), made at first use: 0600, never half written."""
+        target = self._inside(path)
+        try:
+            return read_secret(target)
+        except NotFoundError:
+            pass
+        try:
+            _make_private(target.parent)
+            temporary = _write_beside(target, make().encode() + b"\n", 0o600)
+            # A link, not a rename: of two processes that come at once, the second must read the first's.
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.link(temporary, target)
+            finally:
+                temporary.unlink()
+            _sync_directory(target.parent)
+        except OSError as error:
+            raise explain(error, target) from error
+        return read_secret(target)
+
+    def write_atomic(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+        """`write_atomic` below this directory; missing folders are made (0700)."""
+        target = self._inside(path)
+        try:
+            _make_private(target.parent)
+        except OSError as error:
+            raise explain(error, target) from error
+        write_atomic(target, data, mode)
+
+    def _inside(self, path: Path) -> Path:
+        root = self.path.resolve()
+        target = root / path
+        if not target.parent.resolve().is_relative_to(root):
+            raise UsageError(f"{path} is not below the state directory {self.path}.")
+        return target
+
+
+def _make_private(path: Path) -> None:
+    """Make the folder and what is missing above it, 0700; an existing folder keeps its mode."""
+    if not path.is_dir():
+        _make_private(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+
+
+def _write_beside(path: Path, data: bytes, mode: int) -> Path:
+    """A synced temporary file in the folder of `path`; removed if the write fails."""
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+    except OSError:
+        os.unlink(name)
+        raise
+    return Path(name)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
