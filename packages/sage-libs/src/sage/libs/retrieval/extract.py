@@ -1,0 +1,69 @@
+"""Extractive answers: the sentence of the passages that fits a question best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sage.common.errors import UsageError
+from sage.libs.retrieval.bm25 import Bm25, tokenize
+from sage.libs.text.sentences import sentences
+
+__all__ = ["Scored", "Sentence", "best_sentence", "sentences_of"]
+
+_SHORTEST = 4  # words; fewer is a label, not a statement
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence and where it is from."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The chosen sentence. `score` is between 0 and 1 and compares sentences of one call only."""
+
+    text: str
+    source: str
+    score: float
+
+
+def sentences_of(passages: Sequence[tuple[str, str]]) -> list[Sentence]:
+    """The distinct sentences of `(source, text)` passages, in order, but for those under four words."""
+    found: dict[str, Sentence] = {}
+    for source, text in passages:
+        for sentence in sentences(text):
+            if len(tokenize(sentence)) >= _SHORTEST:
+                found.setdefault(sentence, Sentence(sentence, source))
+    return list(found.values())
+
+
+def best_sentence(
+    question: str, candidates: Sequence[Sentence], *, similarities: Sequence[float] | None = None
+) -> Scored | None:
+    """The candidate that answers the question best, or None when nothing has anything in common with it.
+
+    Lexical score: BM25 with the candidates as the collection (so rare words weigh most), over the best one's.
+    With `similarities` (cosine of each candidate with the question, in their order) it is the mean of both.
+    Equal scores go to the earlier candidate.
+
+    >>> candidates = [Sentence("It has layers.", "a"), Sentence("The port is 1.", "b")]
+    >>> found = best_sentence("Which port?", candidates)
+    >>> found.source if found else None
+    'b'
+    """
+    if similarities is not None and len(similarities) != len(candidates):
+        raise UsageError(f"There are {len(candidates)} sentences and {len(similarities)} similarities.")
+    lexical = Bm25(c.text for c in candidates).scores(question)
+    top = max(lexical.values(), default=0.0)
+    best: Scored | None = None
+    for i, candidate in enumerate(candidates):
+        score = lexical.get(i, 0.0) / top if top else 0.0
+        if similarities is not None:
+            score = (score + max(similarities[i], 0.0)) / 2
+        if score > (best.score if best else 0.0):
+            best = Scored(candidate.text, candidate.source, score)
+    return best
