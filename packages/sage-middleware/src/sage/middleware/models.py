@@ -112,6 +112,35 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+_SUBJECTS = (
+    "The engine",
+    "A request",
+    "Each tenant",
+    "This queue",
+    "One gateway",
+    "The scheduler",
+    "The index",
+)
+_VERBS = ("serves", "measures", "answers", "places", "streams", "embeds", "retrieves", "reads", "explains")
+_OBJECTS = (
+    *(
+        "the next token",
+        "a batch of texts",
+        "every answer",
+        "its deadline",
+        "the shortest prompt",
+        "a vector",
+    ),
+    *(
+        "the pipeline",
+        "its own memory",
+        "a list of numbers 0123456789",
+        '"a quoted word"',
+        "{'key': [1, 2.5]}",
+    ),
+)
+_ENDINGS = ("before the others.", "when it is free!", "on this machine;", "again, and again?", "in order:\n")
+
 
 def random_model(cache: Path) -> Path:
     """A folder with a tiny Llama of random weights, made once under `cache`; safe when two processes race.
@@ -203,24 +232,7 @@ def _write_tokenizer(folder: Path) -> list[int]:
 
 def _sentences() -> list[str]:
     """Text to learn merges from; written here so that every machine gets the same tokenizer."""
-    subjects = (
-        "The engine|A request|Each tenant|This queue|One gateway|The scheduler|A document|The index".split(
-            "|"
-        )
-    )
-    verbs = "serves|measures|answers|places|streams|embeds|retrieves|supervises|reads|explains".split("|")
-    objects = (
-        "the next token|a batch of texts|every answer|its deadline|the shortest prompt|a vector|the sources"
-        "|the pipeline|its own memory|a list of numbers 0123456789|\"a quoted word\"|{'key': [1, 2.5]}"
-    ).split("|")
-    endings = (
-        "before the others.",
-        "when it is free!",
-        "on this machine;",
-        "again, and again?",
-        "in order:\n",
-    )
-    return [f"{s} {v} {o} {e}" for s in subjects for v in verbs for o in objects for e in endings]
+    return [f"{s} {v} {o} {e}" for s in _SUBJECTS for v in _VERBS for o in _OBJECTS for e in _ENDINGS]
 
 
 def _write_weights(folder: Path, readable: list[int]) -> None:
