@@ -1,6 +1,6 @@
 """A typed client of the admin API, for everything on this machine that looks after a running stack.
 
-Synchronous and on the standard library alone: a command that asks one question should not import an event loop.
+Synchronous and on the standard library: a command that asks one question needs no event loop.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AdminClient:
         return self._call("GET", "/policy", PolicyStatus)
 
     def set_policy(self, name: str) -> PolicyStatus:
-        """Put another policy in force. Raises BadRequestError or NotFoundError for a name that nobody registered."""
+        """Put another policy in force. Raises BadRequestError or NotFoundError for an unknown name."""
         return self._call("PUT", "/policy", PolicyStatus, {"name": name})
 
     def decisions(self, limit: int = 100) -> DecisionList:
@@ -93,7 +93,7 @@ class AdminClient:
 
     def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         url = urlsplit(self._url)
-        # http.client rather than urllib: it never looks at proxy variables, which loopback must not go through.
+        # Not urllib: it follows proxy variables, and loopback must not go through a proxy.
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=self._timeout)
         headers = {"Authorization": f"Bearer {self._token}"}
         if body is not None:
@@ -104,7 +104,7 @@ class AdminClient:
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as exc:
             raise UnreachableError(
-                f"Nothing answers at {self._url} ({exc or type(exc).__name__}).",
+                f"Nothing answers at {self._url} ({str(exc) or type(exc).__name__}).",
                 hint="`sage doctor` says what is wrong; `sage up` starts a stack.",
             ) from exc
         finally:
