@@ -1,0 +1,90 @@
+"""The admin API: what the stack is doing, and the few things that can be changed while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from pydantic import BaseModel, ConfigDict
+
+from sage.common.api import Decision, DecisionList, EngineList, EngineStatus, PolicyStatus, QueueStatus, StackStatus
+from sage.common.config import SageConfig
+from sage.common.version import VERSION
+from sage.gateway.app import make_app
+from sage.middleware.control_plane.driver import ControlPlane
+from sage.platform.nodes import inventory
+
+__all__ = ["PolicyChange", "admin_app"]
+
+MAX_DECISIONS = 4096
+
+
+class PolicyChange(BaseModel):
+    """The policy to put in force."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
+def admin_app(
+    config: SageConfig,
+    origin: dict[str, str],
+    control_plane: ControlPlane,
+    engines_of: Callable[[], list[EngineStatus]],
+    uptime: Callable[[], float],
+) -> FastAPI:
+    """The application behind the admin listener. `origin` says where each configured value came from."""
+
+    async def status() -> StackStatus:
+        return StackStatus(
+            version=VERSION,
+            uptime_s=uptime(),
+            policy=control_plane.policy.name,
+            engines=engines_of(),
+            queues=control_plane.queues(),
+        )
+
+    async def engines() -> EngineList:
+        return EngineList(engines=engines_of())
+
+    async def policy() -> PolicyStatus:
+        return control_plane.policy
+
+    async def set_policy(change: PolicyChange) -> PolicyStatus:
+        control_plane.set_policy(change.name)
+        return control_plane.policy
+
+    async def queues() -> list[QueueStatus]:
+        return control_plane.queues()
+
+    async def decisions(limit: Annotated[int, Query(ge=1, le=MAX_DECISIONS)] = 100) -> DecisionList:
+        return DecisionList(decisions=control_plane.decisions(limit))
+
+    async def decision(request_id: str) -> Decision:
+        return control_plane.decision(request_id)
+
+    async def config_in_force() -> dict[str, Any]:
+        return {"config": config.model_dump(mode="json"), "origin": origin}
+
+    def nodes() -> dict[str, Any]:
+        # A plain function: FastAPI runs it on a thread, because NVML may take its time.
+        return {"nodes": [dataclasses.asdict(dataclasses.replace(inventory(), labels={}))]}
+
+    return make_app(
+        "SAGE admin",
+        "admin",
+        {
+            "status": status,
+            "engines": engines,
+            "policy": policy,
+            "set_policy": set_policy,
+            "queues": queues,
+            "decisions": decisions,
+            "decision": decision,
+            "config": config_in_force,
+            "nodes": nodes,
+        },
+    )

@@ -1,0 +1,92 @@
+"""The FastAPI side of the data plane: the model list and the index. Also the error answers that both applications share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from sage.common.errors import BadRequestError, NotFoundError, SageError
+from sage.common.version import VERSION
+from sage.gateway.reply import error_headers
+from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
+
+__all__ = ["data_app", "make_app"]
+
+log = logging.getLogger("sage.gateway")
+
+Handlers = dict[str, Callable[..., Any]]
+
+
+def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
+    """An application with exactly the entries of one listener; `handlers` are by entry name."""
+    app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+    for entry in on_listener(listener):
+        app.add_api_route(entry.path, handlers[entry.name], methods=[entry.method], name=entry.name)
+    app.add_exception_handler(SageError, _answer_sage)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_fault)
+    return app
+
+
+def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
+    """What the data plane serves beside the hot routes. `models` gives the OpenAI model objects of now."""
+
+    async def index() -> dict[str, Any]:
+        return {"name": "sage", "version": VERSION, "routes": [_line(e) for e in ROUTES if e.listener == "data"]}
+
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": list(models())}
+
+    async def get_model(model: str) -> dict[str, Any]:
+        known = {entry["id"]: entry for entry in models()}
+        if model not in known:
+            raise NotFoundError(
+                f"There is no model {model!r}; there are: {', '.join(sorted(known)) or 'none yet'}.", param="model"
+            )
+        return known[model]
+
+    return make_app(
+        "SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model}
+    )
+
+
+def _line(entry: Entry) -> str:
+    return f"{entry.method} {entry.path}"
+
+
+def _json(error: SageError, status: int | None = None) -> JSONResponse:
+    return JSONResponse(error.to_openai(), status_code=status or error.status, headers=dict(error_headers(error)))
+
+
+async def _answer_sage(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SageError)
+    return _json(error)
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        valid = "; ".join(_line(entry) for entry in ROUTES)
+        return _json(NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}."))
+    response = _json(BadRequestError(f"{request.method} {request.url.path}: {error.detail}."), error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return _json(BadRequestError(f"{where or 'body'}: {first['msg']}.", param=where or None))
+
+
+async def _answer_fault(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _json(SageError("The gateway failed to serve this request."))

@@ -1,0 +1,251 @@
+"""What the front door checks before a body is read: pure decisions over one request's head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sage.common.errors import (
+    BadRequestError,
+    ForbiddenError,
+    RequestTooLargeError,
+    SageError,
+    UnauthorizedError,
+)
+from sage.common.ids import new_id
+from sage.gateway.keys import KeyRing, Principal, presented
+from sage.gateway.routes import HOT
+from sage.middleware.engines.port import Route
+
+__all__ = [
+    "Admission",
+    "Deadlines",
+    "Edge",
+    "ExpectationError",
+    "HeadLimits",
+    "HeadersTooLargeError",
+    "MediaTypeError",
+    "MethodError",
+    "RequestTimeoutError",
+    "fold_headers",
+    "request_id_of",
+]
+
+SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
+# Two of one of these would let two programs on the way read two different requests.
+SINGLE: Final = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"expect",
+        b"host",
+        b"origin",
+        b"sec-fetch-site",
+        b"x-api-key",
+        b"x-request-id",
+    }
+)
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+COLD_BODY_BYTES: Final = 64 * 1024
+
+
+class MethodError(BadRequestError):
+    """The path exists and takes another method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class RequestTimeoutError(BadRequestError):
+    """The client was too slow to send its request."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class MediaTypeError(BadRequestError):
+    """The body is not JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class ExpectationError(BadRequestError):
+    """An `Expect` other than 100-continue."""
+
+    code = "expectation_failed"
+    status = 417
+
+
+class HeadersTooLargeError(BadRequestError):
+    """Request line or headers over a limit."""
+
+    code = "headers_too_large"
+    status = 431
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Bytes and count of what comes before the body."""
+
+    line: int = 8 * 1024
+    header: int = 8 * 1024
+    total: int = 32 * 1024
+    count: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds. A body may take `body_total` plus one second per `body_rate` bytes."""
+
+    head: float = 10.0
+    body_idle: float = 10.0
+    body_total: float = 60.0
+    body_rate: int = 256 * 1024
+    keep_alive: float = 75.0
+    write_stall: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A head that may go on. `route` is None for what FastAPI serves."""
+
+    principal: Principal
+    route: Route | None
+    max_body: int
+    expect_continue: bool
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's `x-request-id` if it is well-formed, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return new_id("req")
+
+
+def fold_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Headers by lower-case name; repeats are joined, but for those where that is an ambiguity."""
+    folded: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name not in folded:
+            folded[name] = value
+        elif name in SINGLE:
+            raise BadRequestError(
+                f"The header {name.decode('latin-1')!r} was sent twice.", hint="Send it once."
+            )
+        else:
+            folded[name] += b", " + value
+    return folded
+
+
+class Edge:
+    """The guard of one listener: host, key, origin, route, type and length, in this order."""
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        hosts: Iterable[str],
+        bodies: Mapping[Route, int],
+        admin_only: bool = False,
+        hot: Mapping[str, Route] | None = None,
+    ) -> None:
+        self._keys = keys
+        self._hosts = frozenset(host.lower().encode() for host in hosts)
+        self._hot = {path.encode(): route for path, route in (HOT if hot is None else hot).items()}
+        self._bodies = dict(bodies)
+        self._admin_only = admin_only
+
+    def admit(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Admission:
+        """Let a head pass, or raise the SageError that answers it."""
+        self._check_host(headers.get(b"host"))
+        principal = self._authenticate(headers)
+        if method not in SAFE_METHODS:
+            self._check_origin(headers)
+        if not target.startswith(b"/"):
+            raise BadRequestError(
+                "The request target must begin with '/'.", hint="Send `POST /v1/… HTTP/1.1`."
+            )
+        path = target.partition(b"?")[0]
+        route = self._hot.get(path)
+        if route is not None:
+            _check_hot(method, path, headers)
+        limit = COLD_BODY_BYTES if route is None else self._bodies[route]
+        check_length(headers.get(b"content-length"), limit)
+        return Admission(principal, route, limit, _expects_continue(headers.get(b"expect")))
+
+    def _check_host(self, host: bytes | None) -> None:
+        if not host:
+            raise BadRequestError("The Host header is missing.")
+        if hostname(host) not in self._hosts:
+            valid = ", ".join(sorted(name.decode() for name in self._hosts))
+            raise ForbiddenError(
+                f"The host {host[:128].decode('latin-1')!r} is not served here; allowed: {valid}.",
+                hint="Add it under gateway.allowed_hosts in sage.yaml.",
+            )
+
+    def _authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
+        key = presented(headers)
+        if not key:
+            raise UnauthorizedError("No API key.", hint="Send `Authorization: Bearer <key>`.")
+        principal = self._keys.verify(key)
+        if principal is None:
+            raise UnauthorizedError(
+                "This API key is not known here.", hint="`sage up` prints the one to use."
+            )
+        if self._admin_only and not principal.admin:
+            raise ForbiddenError("This key may not manage the stack.", hint="Use the admin token.")
+        return principal
+
+    @staticmethod
+    def _check_origin(headers: Mapping[bytes, bytes]) -> None:
+        """A page of another site must not act for the user, whatever key the browser would add."""
+        site = headers.get(b"sec-fetch-site")
+        origin = headers.get(b"origin")
+        if site is not None and site not in (b"same-origin", b"none"):
+            raise ForbiddenError("Calls from another site are not allowed.")
+        if origin is not None and origin.lower() != b"http://" + headers[b"host"].lower():
+            raise ForbiddenError("Calls from another origin are not allowed.")
+
+
+def hostname(host: bytes) -> bytes:
+    """The Host header's name without its port, in lower case; brackets of IPv6 stay."""
+    name, colon, port = host.rpartition(b":")
+    return (name if colon and port.isdigit() else host).lower()
+
+
+def check_length(declared: bytes | None, limit: int) -> None:
+    """Raise RequestTooLargeError if the declared length is over the limit."""
+    if declared is not None and int(declared) > limit:
+        raise too_large(limit)
+
+
+def too_large(limit: int) -> SageError:
+    """What answers a body over its limit."""
+    return RequestTooLargeError(
+        f"The body is larger than the limit of {limit} bytes.", hint="Send it in parts."
+    )
+
+
+def _check_hot(method: bytes, path: bytes, headers: Mapping[bytes, bytes]) -> None:
+    if method != b"POST":
+        raise MethodError(f"{path.decode()} takes POST, not {method.decode('latin-1')}.")
+    media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media != b"application/json":
+        found = media.decode("latin-1")[:128] or "none"
+        raise MediaTypeError(f"Content-Type is {found}; it must be application/json.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise MediaTypeError("A compressed body is not accepted.", hint="Send it without Content-Encoding.")
+
+
+def _expects_continue(expect: bytes | None) -> bool:
+    if expect is None:
+        return False
+    if expect.lower() != b"100-continue":
+        raise ExpectationError("Only `Expect: 100-continue` is understood.")
+    return True

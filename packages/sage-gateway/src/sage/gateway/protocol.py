@@ -1,0 +1,452 @@
+"""The HTTP/1.1 protocol of every listener: uvicorn's httptools protocol with our guards and the hot routes.
+
+Each request is collected whole, within limits, and put in line; answers leave in the order of arrival. A
+request on a hot route is given to its handler, which writes to the transport; any other runs in the ASGI
+application through uvicorn's own cycle. Reading is never paused, so a client that leaves is noticed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import secrets
+import socket
+import urllib.parse
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from sage.common.errors import BadRequestError, SageError, UnavailableError
+from sage.gateway.edge import (
+    Admission,
+    Deadlines,
+    Edge,
+    HeadersTooLargeError,
+    HeadLimits,
+    RequestTimeoutError,
+    fold_headers,
+    request_id_of,
+    too_large,
+)
+from sage.gateway.reply import Reply
+
+__all__ = ["Gate", "Handler", "HotRequest", "Settings"]
+
+log = logging.getLogger("sage.gateway")
+
+LINGER_S: Final = 2.0
+MAX_PIPELINED: Final = 32
+_IDLE, _HEAD, _BODY, _DISCARD = range(4)
+
+
+@dataclass(slots=True)
+class HotRequest:
+    """A complete request on a hot route."""
+
+    id: str
+    admission: Admission
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every connection of one listener shares."""
+
+    edge: Edge
+    handler: Handler | None = None
+    head: HeadLimits = field(default_factory=HeadLimits)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    max_connections: int = 8192
+    active: set[str] = field(default_factory=set)  # ids of hot requests under way
+
+
+@dataclass(slots=True)
+class _Item:
+    """One request in line; `refusal` is the answer of one that goes no further."""
+
+    id: str = ""
+    method: bytes = b""
+    target: bytes = b""
+    version: str = "1.1"
+    close: bool = False
+    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    admission: Admission | None = None
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+    refusal: SageError | None = None
+
+
+class Gate(HttpToolsProtocol):
+    """One connection. `Settings` says what is guarded and who serves the hot routes."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        settings: Settings,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._settings = settings
+        self._state = _IDLE
+        self._item = _Item()
+        self._line: deque[_Item] = deque()
+        self._busy = False
+        self._reply: Reply | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ending: SageError | None = None  # why the task was told to end, if not by the client
+        self._last = False  # close once the line is empty
+        self._head_bytes = self._raw_bytes = 0
+        self._deadline = 0.0
+        self._body_began = 0.0
+        self._stalled_since = 0.0
+
+    # ---- connection ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first head."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._deadline = self.loop.time() + self._settings.deadlines.head
+        if len(self.connections) > self._settings.max_connections:
+            self._refuse(UnavailableError("Too many connections.", retry_after=1.0))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: whatever is under way for it ends now."""
+        super().connection_lost(exc)
+        self._state = _DISCARD
+        self._line.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, with the bytes of an unfinished head or chunked body bounded."""
+        state = self._state
+        if state == _DISCARD:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(BadRequestError("Upgrade is not supported.", hint="Speak plain HTTP/1.1."))
+            return
+        except httptools.HttpParserError as error:
+            log.info("unreadable request: %s", error)
+            self._refuse(BadRequestError("This is not a valid HTTP/1.1 request."))
+            return
+        if state == self._state == _HEAD:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._settings.head.total + self._settings.head.line:
+                self._refuse(HeadersTooLargeError("The headers are too large."))
+        elif state == self._state == _BODY:
+            self._count_body(len(data))
+
+    def _count_body(self, received: int) -> None:
+        """Bound what a chunked body may carry beside its content, and push its idle deadline."""
+        self._raw_bytes += received
+        self._deadline = self._body_deadline()
+        assert self._item.admission is not None
+        if self._raw_bytes > 2 * self._item.admission.max_body + self._settings.head.total:
+            self._refuse(too_large(self._item.admission.max_body))
+
+    def _body_deadline(self) -> float:
+        times = self._settings.deadlines
+        total = self._body_began + times.body_total + self._item.size / times.body_rate
+        return min(self.loop.time() + times.body_idle, total)
+
+    # ---- parser callbacks ----------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        if self._state == _DISCARD:
+            return
+        self._state = _HEAD
+        self._item = _Item()
+        self._head_bytes = 0
+        self._deadline = self.loop.time() + self._settings.deadlines.head
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        if self._state != _HEAD:
+            return
+        self._item.target += url
+        if len(self._item.target) > self._settings.head.line:
+            self._refuse(HeadersTooLargeError(f"The request line is over {self._settings.head.line} bytes."))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; after the body it would be a trailer, which nothing here reads."""
+        if self._state != _HEAD:
+            return
+        limits = self._settings.head
+        size = len(name) + len(value) + 4
+        item = self._item
+        item.raw_headers.append((name.lower(), value))
+        item.size += size
+        if size > limits.header:
+            self._refuse(HeadersTooLargeError(f"A header is over {limits.header} bytes."))
+        elif item.size > limits.total:
+            self._refuse(HeadersTooLargeError(f"The headers are over {limits.total} bytes."))
+        elif len(item.raw_headers) > limits.count:
+            self._refuse(HeadersTooLargeError(f"There are more than {limits.count} headers."))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head before any of the body."""
+        if self._state != _HEAD:
+            return
+        item = self._item
+        item.method = self.parser.get_method()
+        item.version = self.parser.get_http_version()
+        item.close = item.version != "1.1" or not self.parser.should_keep_alive()
+        item.id = request_id_of(item.raw_headers)
+        try:
+            item.headers = fold_headers(item.raw_headers)
+            item.admission = self._settings.edge.admit(item.method, item.target, item.headers)
+        except SageError as error:
+            self._turn_away(error)
+            return
+        item.size = 0
+        self._raw_bytes = 0
+        self._state = _BODY
+        self._body_began = self.loop.time()
+        self._deadline = self._body_began + self._settings.deadlines.body_idle
+        if not self._busy:
+            self._invite_body()
+
+    def _invite_body(self) -> None:
+        """Answer `Expect: 100-continue`, once the answers before it are out."""
+        item = self._item
+        if item.admission is not None and item.admission.expect_continue and not item.parts:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _turn_away(self, error: SageError) -> None:
+        """Refuse a head. With a body behind it the connection cannot be kept: its end is not awaited."""
+        headers = self._item.headers
+        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0" or not headers:
+            self._refuse(error)
+            return
+        self._item.refusal = error
+        self._state = _BODY
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        item = self._item
+        if self._state != _BODY or item.admission is None:
+            return
+        item.size += len(body)
+        item.parts.append(body)
+        if item.size > item.admission.max_body:
+            self._refuse(too_large(item.admission.max_body))
+
+    def on_message_complete(self) -> None:
+        """The request is whole: it takes its place in line."""
+        if self._state != _BODY:
+            return
+        self._state = _IDLE
+        if self.parser.should_upgrade():
+            return  # feed_data raises next, and that refuses it
+        self._line.append(self._item)
+        if self._item.close:
+            self._state = _DISCARD
+        waiting = sum(item.size for item in self._line) if self._busy else 0
+        if len(self._line) > MAX_PIPELINED or waiting > self._max_waiting():
+            self._refuse(
+                BadRequestError("Too much is pipelined on this connection.", hint="Await the answers.")
+            )
+        elif not self._busy:
+            self._advance()
+
+    def _max_waiting(self) -> int:
+        return max((item.admission.max_body for item in self._line if item.admission), default=0)
+
+    # ---- the line ------------------------------------------------------------------------------------------
+
+    def _refuse(self, error: SageError) -> None:
+        """Answer the present request with `error` after those before it, then end the connection."""
+        if self._state == _DISCARD and self._last:
+            return
+        item = self._item
+        if not item.id:
+            item.id = request_id_of(item.raw_headers)
+        self._state = _DISCARD
+        self._line.append(_Item(id=item.id, version=item.version, close=True, refusal=error))
+        if not self._busy:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Answer from the head of the line until one takes time."""
+        while self._line and not self._busy and not self._last:
+            item = self._line.popleft()
+            if item.refusal is not None:
+                reply = self._new_reply(item)
+                reply.fail(item.refusal)
+                self._after(reply.closes)
+            elif item.admission is not None and item.admission.route is not None:
+                self._start_hot(item, item.admission)
+            else:
+                self._start_cold(item)
+        if self._busy:
+            return
+        if self._state == _IDLE:
+            self._deadline = self.loop.time() + self._settings.deadlines.keep_alive
+        elif self._state == _BODY:
+            self._invite_body()
+
+    def _new_reply(self, item: _Item) -> Reply:
+        common = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        common += b"x-request-id: %b\r\n" % item.id.encode()
+        return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
+
+    def _start_hot(self, item: _Item, admission: Admission) -> None:
+        assert self._settings.handler is not None
+        body = item.parts[0] if len(item.parts) == 1 else b"".join(item.parts)
+        if item.id in self._settings.active:  # a trace's id on several calls at once: keep ours apart
+            item.id = f"{item.id[:100]}.{secrets.token_hex(4)}"
+        self._settings.active.add(item.id)
+        request = HotRequest(item.id, admission, item.headers, body)
+        self._reply = self._new_reply(item)
+        self._busy = True
+        self._task = self.loop.create_task(self._settings.handler(request, self._reply))
+        self._task.add_done_callback(functools.partial(self._hot_done, item.id))
+
+    def _hot_done(self, request_id: str, task: asyncio.Task[None]) -> None:
+        """Whatever happened, the client has its answer and the line moves on."""
+        self._settings.active.discard(request_id)
+        reply, self._reply, self._task = self._reply, None, None
+        self._busy = False
+        assert reply is not None
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("request failed in the gateway", exc_info=fault)
+        if self.transport.is_closing():
+            return
+        if not reply.done:
+            reply.close_after()
+            reply.fail(self._ending or SageError("The gateway failed to serve this request."))
+        self.server_state.total_requests += 1
+        self._after(reply.closes)
+        self._advance()
+
+    def _after(self, close: bool) -> None:
+        """End the connection after its last answer; what still comes in is read for a moment and dropped.
+
+        Closing at once would reset the connection, and the client would lose the answer.
+        """
+        if not close:
+            return
+        self._last = True
+        self._state = _DISCARD
+        self._line.clear()
+        self._deadline = self.loop.time() + LINGER_S
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _start_cold(self, item: _Item) -> None:
+        """Run the ASGI application through uvicorn's cycle, with a body that is already here."""
+        self._busy = True
+        try:
+            url = httptools.parse_url(item.target)
+        except httptools.HttpParserInvalidURLError:
+            self._busy = False
+            self._line.appendleft(
+                _Item(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
+            )
+            return
+        raw_path: bytes = url.path or b"/"
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": item.version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": "http",
+            "method": item.method.decode("latin-1"),
+            "root_path": "",
+            "path": urllib.parse.unquote(raw_path.decode("latin-1")),
+            "raw_path": raw_path,
+            "query_string": url.query or b"",
+            "headers": item.raw_headers,
+            "state": {},
+        }
+        self.cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=[*self.server_state.default_headers, (b"x-request-id", item.id.encode())],
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=not item.close,
+            on_response=self.on_response_complete,
+        )
+        self.cycle.body += b"".join(item.parts)
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self._start_asgi_task(self.cycle, self.app)
+
+    def on_response_complete(self) -> None:
+        """The ASGI application has answered."""
+        self.server_state.total_requests += 1
+        self._busy = False
+        if not self.transport.is_closing():
+            self._advance()
+
+    # ---- time and the end ----------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Enforce the deadlines; called a few times a second for every connection."""
+        if self.transport.is_closing():
+            return
+        if not self.flow.write_paused:
+            self._stalled_since = now
+        elif now - self._stalled_since > self._settings.deadlines.write_stall:
+            self.transport.abort()
+            return
+        if now < self._deadline:
+            return
+        if self._state == _BODY or (self._state == _HEAD and not self._busy):
+            self._refuse(RequestTimeoutError("The request did not arrive in time."))
+        elif not self._busy:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Take no further request: idle connections close now, busy ones after the last request they took."""
+        self._item.close = True
+        if self._state == _BODY:
+            return  # this request was let in: it is served, and it is the last
+        if self._line:
+            self._line[-1].close = True
+        elif self._reply is not None:
+            self._reply.close_after()
+        elif self._busy:
+            self.cycle.keep_alive = False
+        elif not self._last:
+            self.transport.close()
+        self._state = _DISCARD
+
+    def end_now(self, error: SageError) -> None:
+        """Answer what is under way with `error` and close."""
+        self._ending = error
+        if self._task is not None:
+            self._task.cancel()
+        elif not self._busy and self._state == _BODY:
+            self._refuse(error)
+        elif not self._last:
+            self.transport.close()

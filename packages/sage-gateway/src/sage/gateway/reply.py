@@ -1,0 +1,190 @@
+"""One answer on one connection: bytes go straight to the transport, one write for each chunk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Final, Protocol
+
+import msgspec
+
+from sage.common.errors import SageError
+
+__all__ = ["Flow", "Reply", "error_body", "error_headers"]
+
+_STATUS: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+_JSON: Final = "application/json"
+ExtraHeaders = Callable[[], Sequence[tuple[str, str]]]
+
+
+class Flow(Protocol):
+    """The write side of a connection."""
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the transport's buffer is above its high-water mark."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until it is below its low-water mark."""
+        ...
+
+
+def error_body(error: SageError) -> bytes:
+    """The OpenAI error object as JSON."""
+    return msgspec.json.encode(error.to_openai())
+
+
+def error_headers(error: SageError) -> list[tuple[str, str]]:
+    """Headers that belong to an error: when to come back, what method, how to authenticate."""
+    headers: list[tuple[str, str]] = []
+    if error.retry_after is not None:
+        headers.append(("retry-after", str(max(1, round(error.retry_after)))))
+    if error.status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    if error.status == 405:
+        headers.append(("allow", "POST"))
+    return headers
+
+
+def no_headers() -> Sequence[tuple[str, str]]:
+    """Nothing to add."""
+    return ()
+
+
+class Reply:
+    """The `Sink` of one request, and the writer of its errors.
+
+    A stream's head leaves with its first bytes, in one write; a whole body leaves with its length at the end.
+    So a fault before the first byte can still become a proper error; `started` says whether that is over.
+    """
+
+    __slots__ = (
+        "_close",
+        "_common",
+        "_extra",
+        "_flow",
+        "_head",
+        "_http10",
+        "_parts",
+        "_stream",
+        "_transport",
+        "done",
+        "started",
+    )
+
+    def __init__(
+        self, transport: asyncio.Transport, flow: Flow, *, common: bytes, close: bool, http10: bool = False
+    ) -> None:
+        self._transport = transport
+        self._flow = flow
+        self._common = common
+        self._close = close or http10
+        self._http10 = http10
+        self._stream = False
+        self._extra: ExtraHeaders = no_headers
+        self._head = b""
+        self._parts: list[bytes] = []
+        self.started = False
+        self.done = False
+
+    def configure(self, *, stream: bool) -> None:
+        """Say what kind of answer this will be, before `head`."""
+        self._stream = stream
+
+    def explain(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for more headers when the head is made."""
+        self._extra = extra
+
+    def close_after(self) -> None:
+        """Do not keep the connection for another request."""
+        self._close = True
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection ends with this answer."""
+        return self._close
+
+    # ---- Sink ----------------------------------------------------------------------------------------------
+
+    def head(self, status: int, content_type: str) -> None:
+        """Begin the answer."""
+        self._head = self._line(status, content_type, self._extra())
+
+    def data(self, chunk: bytes) -> None:
+        """Pass on the next bytes."""
+        if not chunk or self.done:
+            return
+        if not self._stream:
+            self._parts.append(chunk)
+            return
+        framed = chunk if self._http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        if self.started:
+            self._transport.write(framed)
+        else:
+            self._start(framed)
+
+    def end(self) -> None:
+        """Finish the answer."""
+        if self.done:
+            return
+        if not self._stream:
+            self._whole(self._head, b"".join(self._parts))
+            return
+        last = b"" if self._http10 else b"0\r\n\r\n"
+        if not self.started:
+            self._start(last)
+        elif last:
+            self._transport.write(last)
+        self.done = True
+
+    @property
+    def full(self) -> bool:
+        """The client is slower than the engine."""
+        return self._flow.write_paused
+
+    async def drain(self) -> None:
+        """Wait until the client has caught up."""
+        await self._flow.drain()
+
+    # ---- errors --------------------------------------------------------------------------------------------
+
+    def fail(self, error: SageError) -> None:
+        """Answer with an error: a whole body while nothing is out, else an SSE event and no `[DONE]`."""
+        if self.done:
+            return
+        body = error_body(error)
+        if self.started:
+            self.data(b"data: " + body + b"\n\n")
+            self.end()
+            return
+        self._whole(self._line(error.status, _JSON, error_headers(error)), body)
+
+    # ---- bytes ---------------------------------------------------------------------------------------------
+
+    def _line(self, status: int, content_type: str, extra: Sequence[tuple[str, str]]) -> bytes:
+        head = (
+            _STATUS.get(status, _STATUS[500])
+            + self._common
+            + b"content-type: "
+            + content_type.encode()
+            + b"\r\n"
+        )
+        if extra:
+            head += "".join(f"{name}: {value}\r\n" for name, value in extra).encode("latin-1", "replace")
+        return head + b"connection: close\r\n" if self._close else head
+
+    def _start(self, framed: bytes) -> None:
+        framing = b"\r\n" if self._http10 else b"transfer-encoding: chunked\r\n\r\n"
+        self._transport.write(
+            self._head + b"cache-control: no-cache\r\nx-accel-buffering: no\r\n" + framing + framed
+        )
+        self.started = True
+
+    def _whole(self, head: bytes, body: bytes) -> None:
+        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        self.started = True
+        self.done = True
