@@ -7,30 +7,44 @@ A key of the schema is written `SAGE_GATEWAY__HOST` in the environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 
 __all__ = ["ControlPlaneConfig", "EngineConfig", "GatewayConfig", "PortsConfig", "SageConfig"]
 
-PortRange = tuple[int, int]
+Port = Annotated[int, Field(ge=0, le=65535)]
+PortRange = tuple[Annotated[int, Field(ge=1, le=65535)], Annotated[int, Field(ge=1, le=65535)]]
+
+
+def _expanded(path: Path | None) -> Path | None:
+    """`~` is a home directory, in files too."""
+    return path.expanduser() if path else None
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PortsConfig(_Section):
     """Ports and inclusive port ranges. 0 = take any free one."""
 
-    gateway: int = 8888
-    health: int = 8887
-    admin: int = 8886
-    studio: int = 8889
+    gateway: Port = 8888
+    health: Port = 8887
+    admin: Port = 8886
+    studio: Port = 8889
     llm: PortRange = (8001, 8089)
     embedding: PortRange = (8090, 8199)
     benchmark: PortRange = (8901, 8999)
-    ray: int = 6380
+    ray: Port = 6380
 
 
 class GatewayConfig(_Section):
@@ -41,7 +55,7 @@ class GatewayConfig(_Section):
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_embedding_body_bytes: PositiveInt = 16 * 1024 * 1024
     max_inputs: PositiveInt = 2048
-    drain_s: float = 30.0
+    drain_s: NonNegativeFloat = 30.0
 
 
 class ControlPlaneConfig(_Section):
@@ -50,7 +64,7 @@ class ControlPlaneConfig(_Section):
     policy: str = "least_load"
     queue_max_requests: PositiveInt = 1024
     queue_max_bytes: PositiveInt = 256 * 1024 * 1024
-    queue_max_wait_s: float = 30.0
+    queue_max_wait_s: PositiveFloat = 30.0
     bulk_texts: PositiveInt = Field(8, description="more texts than this make an embedding request bulk")
     bulk_tokens: PositiveInt = Field(4000, description="so do more tokens than this")
     decision_history: PositiveInt = 4096
@@ -70,14 +84,14 @@ class EngineConfig(_Section):
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")
     max_running: PositiveInt = 32
     random_weights: bool = False
-    start_timeout_s: float = 300.0
+    start_timeout_s: PositiveFloat = 300.0
     args: tuple[str, ...] = Field((), description="extra arguments, appended to the engine's command line")
 
 
 class SageConfig(_Section):
     """All of it. `state_dir` empty = the platform's own place."""
 
-    state_dir: Path | None = None
+    state_dir: Annotated[Path | None, AfterValidator(_expanded)] = None
     ports: PortsConfig = PortsConfig()
     gateway: GatewayConfig = GatewayConfig()
     control_plane: ControlPlaneConfig = ControlPlaneConfig()

@@ -24,7 +24,7 @@ def explain(error: OSError, path: Path) -> SageError:
     """A failed write as one clear sentence."""
     if error.errno in _FULL:
         return SageError(
-            f"No space left to write {path} ({error.strerror}).", hint="Free some and try again."
+            f"No space left to write {path} ({error.strerror}).", hint="Make room and try again."
         )
     return SageError(f"Cannot write {path}: {error.strerror}.")
 

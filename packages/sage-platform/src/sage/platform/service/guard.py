@@ -96,7 +96,7 @@ def _signal_group(leader: int, number: int) -> None:
 
 
 def _reap(service: int) -> tuple[int | None, bool]:
-    """Collect all children that ended: the service's exit code if among them, and whether any child is left."""
+    """Collect all children that ended: the service's exit code if it did, and whether any child is left."""
     code: int | None = None
     while True:
         try:

@@ -145,9 +145,9 @@ class Supervisor:
         *,
         pid: int | None = None,
         detail: str = "",
-        again: int = 0,
+        more: int = 0,
     ) -> None:
-        restarts = service.status.restarts + again
+        restarts = service.status.restarts + more
         service.status = replace(service.status, state=state, pid=pid, detail=detail, restarts=restarts)
         if state == "starting":
             service.settled.clear()
@@ -173,7 +173,7 @@ class Supervisor:
                 tail = f"; gave up after {service.status.restarts} restarts" if was_ready else ""
                 self._set(service, "failed", detail=reason + tail)
                 return
-            self._set(service, "starting", detail=f"{reason}; starts again in {delay:g} s", again=1)
+            self._set(service, "starting", detail=f"{reason}; starts again in {delay:g} s", more=1)
             await asyncio.sleep(delay)
             service.process = await self._spawn_again(service)
 
