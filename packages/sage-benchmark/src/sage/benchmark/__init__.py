@@ -1,1 +1,1 @@
-"""Layer 6: benchmarks of a running stack."""
+"""Open-loop benchmarks of a SAGE stack: load, definitions, statistics with intervals, reports."""
