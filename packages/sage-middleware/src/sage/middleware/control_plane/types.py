@@ -15,7 +15,9 @@ __all__ = [
     "Arrived",
     "Cancelled",
     "Dispatch",
+    "EngineAdded",
     "EngineDown",
+    "EngineRemoved",
     "EngineUp",
     "Event",
     "Failed",
@@ -73,12 +75,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An attempt failed. `retryable`: no byte reached the client and the fault was the engine's."""
+    """An attempt failed, or the driver gave the request up.
+
+    `retryable`: no byte reached the client. `fault`: the engine is to blame, not the request and not us.
+    """
 
     at: float
     id: str
     reason: str
     retryable: bool
+    fault: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,16 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineAdded:
+    """An engine is known and still starting: its model exists, and cannot be served yet."""
+
+    at: float
+    spec: EngineSpec
+
+
+@dataclass(frozen=True, slots=True)
 class EngineUp:
-    """An engine may be sent work."""
+    """An engine may be sent work; it need not have been added before."""
 
     at: float
     spec: EngineSpec
@@ -107,13 +121,32 @@ class EngineDown:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineRemoved:
+    """An engine gets no more work and is forgotten when its last request has ended."""
+
+    at: float
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed; bounds on age are checked."""
 
     at: float
 
 
-Event = Arrived | FirstByte | Finished | Failed | Cancelled | EngineUp | EngineDown | Tick
+Event = (
+    Arrived
+    | FirstByte
+    | Finished
+    | Failed
+    | Cancelled
+    | EngineAdded
+    | EngineUp
+    | EngineDown
+    | EngineRemoved
+    | Tick
+)
 
 # ---- actions -----------------------------------------------------------------------------------------------
 
