@@ -9,7 +9,15 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query
 from pydantic import BaseModel, ConfigDict
 
-from sage.common.api import Decision, DecisionList, EngineList, EngineStatus, PolicyStatus, QueueStatus, StackStatus
+from sage.common.api import (
+    Decision,
+    DecisionList,
+    EngineList,
+    EngineStatus,
+    PolicyStatus,
+    QueueStatus,
+    StackStatus,
+)
 from sage.common.config import SageConfig
 from sage.common.version import VERSION
 from sage.gateway.app import make_app

@@ -39,7 +39,11 @@ def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
     """What the data plane serves beside the hot routes. `models` gives the OpenAI model objects of now."""
 
     async def index() -> dict[str, Any]:
-        return {"name": "sage", "version": VERSION, "routes": [_line(e) for e in ROUTES if e.listener == "data"]}
+        return {
+            "name": "sage",
+            "version": VERSION,
+            "routes": [_line(e) for e in ROUTES if e.listener == "data"],
+        }
 
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": list(models())}
@@ -48,13 +52,12 @@ def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
         known = {entry["id"]: entry for entry in models()}
         if model not in known:
             raise NotFoundError(
-                f"There is no model {model!r}; there are: {', '.join(sorted(known)) or 'none yet'}.", param="model"
+                f"There is no model {model!r}; there are: {', '.join(sorted(known)) or 'none yet'}.",
+                param="model",
             )
         return known[model]
 
-    return make_app(
-        "SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model}
-    )
+    return make_app("SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model})
 
 
 def _line(entry: Entry) -> str:
@@ -62,7 +65,9 @@ def _line(entry: Entry) -> str:
 
 
 def _json(error: SageError, status: int | None = None) -> JSONResponse:
-    return JSONResponse(error.to_openai(), status_code=status or error.status, headers=dict(error_headers(error)))
+    return JSONResponse(
+        error.to_openai(), status_code=status or error.status, headers=dict(error_headers(error))
+    )
 
 
 async def _answer_sage(_: Request, error: Exception) -> JSONResponse:
@@ -74,8 +79,12 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         valid = "; ".join(_line(entry) for entry in ROUTES)
-        return _json(NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}."))
-    response = _json(BadRequestError(f"{request.method} {request.url.path}: {error.detail}."), error.status_code)
+        return _json(
+            NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}.")
+        )
+    response = _json(
+        BadRequestError(f"{request.method} {request.url.path}: {error.detail}."), error.status_code
+    )
     response.headers.update(error.headers or {})
     return response
 

@@ -94,7 +94,8 @@ class Health:
                 status, body = self._respond(head)
                 writer.write(
                     b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                    b"cache-control: no-store\r\nconnection: close\r\n\r\n" % (status, HTTPStatus(status).phrase.encode(), len(body))
+                    b"cache-control: no-store\r\nconnection: close\r\n\r\n"
+                    % (status, HTTPStatus(status).phrase.encode(), len(body))
                 )
                 writer.write(body)
                 await writer.drain()

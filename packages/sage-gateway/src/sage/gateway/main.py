@@ -140,7 +140,9 @@ class Gateway:
     def _missing(self) -> tuple[str, ...]:
         if self._stopping:
             return ("the gateway is shutting down",)
-        return tuple(_why(engine) for engine in self._pool.statuses() if engine.state not in ("ready", "degraded"))
+        return tuple(
+            _why(engine) for engine in self._pool.statuses() if engine.state not in ("ready", "degraded")
+        )
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -280,7 +282,8 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
         "control_plane": {"policy": options.policy},
     }
     sections = {
-        name: {key: value for key, value in section.items() if value is not None} for name, section in given.items()
+        name: {key: value for key, value in section.items() if value is not None}
+        for name, section in given.items()
     }
     flags: dict[str, Any] = {name: section for name, section in sections.items() if section}
     return flags if options.state_dir is None else {**flags, "state_dir": options.state_dir}

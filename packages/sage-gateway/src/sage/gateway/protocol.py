@@ -114,6 +114,7 @@ class Gate(HttpToolsProtocol):
         self._deadline = 0.0
         self._body_began = 0.0
         self._stalled_since = 0.0
+        self._unsent = 0
 
     # ---- connection ----------------------------------------------------------------------------------------
 
@@ -414,7 +415,9 @@ class Gate(HttpToolsProtocol):
         """Enforce the deadlines; called a few times a second for every connection."""
         if self.transport.is_closing():
             return
-        if not self.flow.write_paused:
+        unsent = self.transport.get_write_buffer_size()
+        if not self.flow.write_paused or unsent != self._unsent:
+            self._unsent = unsent
             self._stalled_since = now
         elif now - self._stalled_since > self._settings.deadlines.write_stall:
             self.transport.abort()

@@ -49,9 +49,7 @@ class Listener(uvicorn.Server):
     signal; so both are replaced. `on_beat` is called about twenty times a second.
     """
 
-    def __init__(
-        self, app: Any, settings: Settings, *, on_beat: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, app: Any, settings: Settings, *, on_beat: Callable[[], None] | None = None) -> None:
         protocol = functools.partial(Gate, settings=settings)
         config = uvicorn.Config(
             app,

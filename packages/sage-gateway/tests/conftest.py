@@ -1,0 +1,247 @@
+"""A front door on a real socket with a handler that tests steer, and a raw HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from sage.common.errors import OverloadedError
+from sage.gateway.app import data_app
+from sage.gateway.edge import Edge
+from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
+from sage.gateway.protocol import HotRequest, Settings
+from sage.gateway.reply import Reply
+from sage.gateway.serve import Listener, bind
+from sage.middleware.engines.port import Route
+
+BODY_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Keys:
+    default: str
+    admin: str
+
+    @property
+    def ring(self) -> KeyRing:
+        return KeyRing(keys=(self.default,), admin_token=self.admin)
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    chunks: list[bytes] = field(default_factory=list)
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json["error"]  # type: ignore[no-any-return]
+
+
+@dataclass
+class Wire:
+    """One raw connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        pairs = (line.split(": ", 1) for line in lines[1:] if line)
+        return int(lines[0].split(" ")[1]), {name.lower(): value for name, value in pairs}
+
+    async def chunk(self) -> bytes:
+        size = int((await self.reader.readline()).strip(), 16)
+        data = await self.reader.readexactly(size)
+        assert await self.reader.readexactly(2) == b"\r\n"
+        return data
+
+    async def answer(self) -> Answer:
+        async with asyncio.timeout(20):
+            status, headers = await self.head()
+            if "content-length" in headers:
+                return Answer(status, headers, await self.reader.readexactly(int(headers["content-length"])))
+            if headers.get("transfer-encoding") != "chunked":
+                return Answer(status, headers, await self.reader.read())
+            chunks: list[bytes] = []
+            while piece := await self.chunk():
+                chunks.append(piece)
+            return Answer(status, headers, b"".join(chunks), chunks)
+
+    async def closed(self) -> bool:
+        """Whether the other side ends the connection, with nothing more to read."""
+        async with asyncio.timeout(20):
+            try:
+                return await self.reader.read() == b""
+            except ConnectionResetError:
+                return True
+
+    def abort(self) -> None:
+        self.writer.transport.abort()
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+@dataclass
+class Steered:
+    """A handler that does what the body's `do` says, and waits on events."""
+
+    requests: list[HotRequest] = field(default_factory=list)
+    cancelled: int = 0
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    written: int = 0
+
+    async def __call__(self, request: HotRequest, reply: Reply) -> None:
+        self.requests.append(request)
+        await self._notify()
+        asked = msgspec.json.decode(request.body) if request.body.startswith(b"{") else {}
+        try:
+            await self._do(asked.get("do", "echo"), request, reply)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            await self._notify()
+
+    async def _do(self, what: str, request: HotRequest, reply: Reply) -> None:
+        if what == "boom":
+            raise ValueError("a fault of ours")
+        if what == "overloaded":
+            reply.fail(OverloadedError("Too busy.", retry_after=2.4))
+            return
+        if what == "nothing":
+            return
+        if what == "wait":
+            await self.release.wait()
+        reply.configure(stream=what in ("stream", "flood", "stall"))
+        if what in ("stream", "stall"):
+            reply.head(200, "text/event-stream")
+            reply.data(b"data: 1\n\n")
+            if what == "stall":
+                await self.release.wait()
+            reply.data(b"data: [DONE]\n\n")
+        elif what == "flood":
+            await self._flood(reply)
+        else:
+            reply.head(200, "application/json")
+            reply.data(request.body[:10])
+            reply.data(request.body[10:])
+        reply.end()
+
+    async def _flood(self, reply: Reply) -> None:
+        reply.head(200, "text/event-stream")
+        for _ in range(512):
+            if reply.full:
+                await self._notify()
+                await reply.drain()
+            reply.data(b"x" * 65536)
+            self.written += 65536
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(condition)
+
+
+@dataclass
+class Front:
+    """A running front door."""
+
+    keys: Keys
+    handler: Steered
+    listener: Listener
+    port: int
+    task: asyncio.Task[None]
+    wires: list[Wire] = field(default_factory=list)
+
+    async def connect(self) -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.wires.append(wire)
+        return wire
+
+    def post(self, body: bytes = b"{}", path: str = "/v1/chat/completions", **headers: str | None) -> bytes:
+        return self.request("POST", path, body, **headers)
+
+    def request(self, method: str, path: str, body: bytes = b"", **headers: str | None) -> bytes:
+        """A request with the usual headers; a header set to None is left out."""
+        fields: dict[str, str | None] = {
+            "host": f"127.0.0.1:{self.port}",
+            "authorization": f"Bearer {self.keys.default}",
+        }
+        if body or method != "GET":
+            fields |= {"content-type": "application/json", "content-length": str(len(body))}
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        lines = [f"{name}: {value}\r\n" for name, value in fields.items() if value is not None]
+        return f"{method} {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + body
+
+    async def ask(self, data: bytes) -> Answer:
+        wire = await self.connect()
+        await wire.send(data)
+        return await wire.answer()
+
+    async def stop(self) -> None:
+        for wire in self.wires:
+            wire.abort()
+        self.listener.begin_drain(0.0)
+        await self.task
+
+
+MakeFront = Callable[..., Awaitable[Front]]
+
+
+@pytest.fixture(scope="session")
+def keys() -> Keys:
+    return Keys(new_default_key(), new_admin_token())
+
+
+@pytest.fixture
+async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
+    """Makes front doors; keyword arguments are those of `Settings`."""
+    fronts: list[Front] = []
+
+    async def make(**settings: Any) -> Front:
+        sock = bind("127.0.0.1", 0, "ports.gateway")
+        handler = Steered()
+        edge = Edge(
+            keys.ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT)
+        )
+        app = data_app(lambda: [{"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}])
+        listener = Listener(app, Settings(edge, handler, **settings))
+        port = sock.getsockname()[1]
+        front = Front(keys, handler, listener, port, asyncio.create_task(listener.serve([sock])))
+        while not listener.started:
+            await asyncio.sleep(0)
+        fronts.append(front)
+        return front
+
+    yield make
+    for front in fronts:
+        await front.stop()
+
+
+@pytest.fixture
+async def front(make_front: MakeFront) -> Front:
+    return await make_front()
