@@ -1,0 +1,21 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CPP = Path(__file__).parents[2] / "cpp"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++ with its sanitizer runtimes")
+def test_the_core_is_clean_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    program = tmp_path / "check_topk"
+    flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    subprocess.run(
+        ["g++", *flags, "-fno-sanitize-recover", f"-I{CPP}", str(CPP / "check_topk.cpp"), "-o", str(program)],
+        check=True,
+    )
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cases agree" in done.stdout
