@@ -1,0 +1,152 @@
+"""From a plan to stages: check, resolve, fuse, assign. Pure, apart from calling the factories of named operators.
+
+A stage is one optional head (what needs a queue of its own: a source, an async call, a batch, a `Sink`) followed by
+a run of sync operators that are fused into one list-to-list kernel. A stage ends where its output has
+several readers, or one reader that must begin a stage.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sage.kernel.options import Use
+from sage.kernel.plan import Fold, Node, Plan, PlanError
+from sage.kernel.registry import Registry, role_of
+
+__all__ = ["Compiled", "Mode", "Op", "Stage", "compile_plan"]
+
+Mode = Literal["sync", "async", "parts"]
+HEADS = ("source", "requests", "map_batch", "merge")
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """A node with its code resolved; `mode` says how the code is called."""
+
+    index: int
+    node: Node
+    fn: Any
+    mode: Mode
+    owner: Any = None
+    """The object whose `setup`, `commit` and `close` belong to the run."""
+
+    @property
+    def heads(self) -> bool:
+        """Whether it must begin a stage."""
+        return self.node.verb in HEADS or self.mode != "sync"
+
+
+@dataclass(slots=True)
+class Stage:
+    """One unit of the runtime; `outs` and `diverted` name stages by their position."""
+
+    head: Op | None
+    fused: list[Op] = field(default_factory=list)
+    outs: list[int] = field(default_factory=list)
+    diverted: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def ops(self) -> list[Op]:
+        """Every operator of the stage."""
+        return [self.head, *self.fused] if self.head else self.fused
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a runtime runs."""
+
+    name: str
+    ops: tuple[Op, ...]
+    stages: tuple[Stage, ...]
+
+
+def compile_plan(plan: Plan, registry: Registry) -> Compiled:
+    """Check the plan, make its named operators, fuse and assign; raises one `PlanError` for all problems."""
+    problems = [*plan.problems(), *registry.problems(plan)]
+    if not problems:
+        ops = [resolve(i, node, registry) for i, node in enumerate(plan.nodes)]
+        problems = [text for op in ops for text in _misuse(op)]
+    if problems:
+        raise PlanError(plan.name, problems)
+    return Compiled(plan.name, tuple(ops), tuple(_assign(plan, ops)))
+
+
+def resolve(index: int, node: Node, registry: Registry) -> Op:
+    """Make what a node names and see how it is to be called."""
+    role = role_of(node.verb)
+    if isinstance(node.fn, Fold):
+        parts = [
+            registry.make(f, role) if isinstance(f, Use) else f
+            for f in (node.fn.key, node.fn.init, node.fn.step)
+        ]
+        return Op(index, node, Fold(*parts), "sync")
+    made = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
+    if node.verb in ("source", "requests", "merge", "reply"):
+        return Op(index, node, made, "sync", owner=made)
+    if isinstance(made, type) and (node.verb == "map_batch" or role == "sink") and _instances_do(made, role):
+        made = made()
+    if node.verb == "sink" and hasattr(made, "write"):
+        return Op(index, node, made, "async", owner=made)
+    return Op(index, node, made, mode_of(made), owner=made)
+
+
+def mode_of(fn: Callable[..., Any]) -> Mode:
+    """Whether calling `fn` gives a value, an awaitable or an async iterator."""
+    for target in (fn, getattr(type(fn), "__call__", None), getattr(fn, "func", None)):
+        if inspect.iscoroutinefunction(target):
+            return "async"
+        if inspect.isasyncgenfunction(target):
+            return "parts"
+    return "sync"
+
+
+def _instances_do(kind: type, role: str) -> bool:
+    """Whether the work is done by instances: `map_batch(Model)`, not `map_batch(list)`."""
+    wanted = ("write", "__call__") if role == "sink" else ("__call__",)
+    return any(name in vars(base) for base in kind.__mro__ for name in wanted)
+
+
+def _misuse(op: Op) -> list[str]:
+    node, call, problems = op.node, op.node.call, []
+    given = {
+        "concurrency": call.concurrency,
+        "order": call.order,
+        "timeout": call.timeout,
+        "retry": call.retry,
+    }
+    extra = [name for name, value in given.items() if value is not None]
+    if op.mode == "sync" and extra:
+        problems.append(
+            f"{node.name!r} calls a sync function, so {', '.join(extra)} would do nothing: make it async"
+        )
+    if op.mode != "sync" and node.verb in ("flatmap", "filter"):
+        problems.append(
+            f"{node.name!r}: {node.verb} takes a sync function; do the waiting in a map before it"
+        )
+    if op.mode == "parts" and node.verb != "map":
+        problems.append(f"{node.name!r}: only map takes an async generator")
+    return problems
+
+
+def _assign(plan: Plan, ops: list[Op]) -> list[Stage]:
+    stages: list[Stage] = []
+    place: dict[int, int] = {}
+    for op in ops:
+        ports = op.node.inputs
+        alone = len(ports) == 1 and ports[0].output == "out" and len(plan.readers(ports[0].node)) == 1
+        if alone and not op.heads:
+            place[op.index] = place[ports[0].node]
+            stages[place[op.index]].fused.append(op)
+            continue
+        place[op.index] = len(stages)
+        # A merge is nothing but a queue with several writers, which any stage without a head is.
+        queue_only = op.node.verb in ("merge", "requests")
+        stages.append(Stage(op) if op.heads and not queue_only else Stage(None, [] if queue_only else [op]))
+        for port in ports:
+            stage = stages[place[port.node]]
+            outs = stage.outs if port.output == "out" else stage.diverted.setdefault(port.node, [])
+            outs.append(place[op.index])
+    return stages

@@ -1,0 +1,242 @@
+"""Building a plan: `Flow`, `Stream` and `Keyed`. Building never runs anything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from sage.kernel.options import Batch, Call, Failure, OnError, Order, Part, Retry
+from sage.kernel.plan import Fold, Node, Plan, PlanError, Port, Verb, label
+from sage.kernel.ports import Model, Sink, SinkFn, Source
+
+if TYPE_CHECKING:
+    from sage.kernel.registry import Registry
+
+__all__ = ["Flow", "Keyed", "Stream"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+K = TypeVar("K")
+S = TypeVar("S")
+
+
+class Flow:
+    """A dataflow under construction; `plan` is what it has built so far, and never changes afterwards.
+
+    >>> flow = Flow("double")
+    >>> flow.source([1, 2, 3]).map(lambda x: 2 * x).sink(print)
+    >>> flow.check()
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[Node] = []
+
+    @property
+    def plan(self) -> Plan:
+        """The immutable plan."""
+        return Plan(self.name, tuple(self._nodes))
+
+    def source(self, source: Source[T], *, name: str = "") -> Stream[T]:
+        """Read records from an iterable, an async iterable, or a function that makes one for each run."""
+        return Stream(self, Port(self._add("source", (), source, name)))
+
+    def requests(self, kind: type[T], *, name: str = "") -> Stream[T]:
+        """Receive one `kind` per request: the flow becomes a service, see `LocalEnvironment.submit`."""
+        return Stream(self, Port(self._add("requests", (), kind, name)))
+
+    def reply(self, stream: Stream[Any], *, name: str = "") -> None:
+        """Answer each request with what arrives here."""
+        self._add("reply", (self._own(stream),), None, name)
+
+    def check(self, registry: Registry | None = None) -> None:
+        """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
+        from sage.kernel.registry import default_registry
+
+        plan = self.plan
+        problems = [*plan.problems(), *(registry or default_registry()).problems(plan)]
+        if problems:
+            raise PlanError(self.name, problems)
+
+    def explain(self) -> str:
+        """The plan as a Mermaid flowchart."""
+        shapes = {
+            "source": ("([", "])"),
+            "requests": ("([", "])"),
+            "sink": ("[(", ")]"),
+            "reply": ("[(", ")]"),
+        }
+        lines = ["flowchart LR"]
+        for i, node in enumerate(self._nodes):
+            left, right = shapes.get(node.verb, ("[", "]"))
+            text = node.name if node.name.startswith(node.verb) else f"{node.verb} {node.name}"
+            lines.append(f'  n{i}{left}"{text.replace(chr(34), chr(39))}"{right}')
+        for i, node in enumerate(self._nodes):
+            for port in node.inputs:
+                arrow = "-->" if port.output == "out" else "-. diverted .->"
+                lines.append(f"  n{port.node} {arrow} n{i}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data; raises `PlanError` naming every operator that cannot travel."""
+        from sage.kernel.serial import to_dict
+
+        return to_dict(self.plan)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, allow: Iterable[str] = ()) -> Flow:
+        """Build a flow from plain data, the form `to_dict` and YAML pipelines have.
+
+        Code named `module:qualname` is imported only if `allow` holds that name, or `module:*`.
+        """
+        from sage.kernel.serial import from_dict
+
+        return from_dict(data, allow=tuple(allow))
+
+    def _add(
+        self,
+        verb: Verb,
+        inputs: tuple[Port, ...],
+        fn: Any,
+        name: str,
+        call: Call | None = None,
+        batch: Batch | None = None,
+    ) -> int:
+        name = name or self._free_name(verb, fn)
+        self._nodes.append(Node(name, verb, inputs, fn, call or Call(), batch))
+        return len(self._nodes) - 1
+
+    def _free_name(self, verb: Verb, fn: Any) -> str:
+        base = (label(fn) if verb not in ("source", "requests", "merge", "reply") else "") or verb
+        taken = {node.name for node in self._nodes}
+        name, n = base, 1
+        while name in taken:
+            n += 1
+            name = f"{base}-{n}"
+        return name
+
+    def _own(self, stream: Stream[Any]) -> Port:
+        if stream.flow is not self:
+            other = stream.flow.name
+            raise PlanError(
+                self.name, [f"a stream of flow {other!r} is used here: a stream stays in its flow"]
+            )
+        return stream.port
+
+
+class Stream(Generic[T]):
+    """The records that leave one operator."""
+
+    def __init__(self, flow: Flow, port: Port) -> None:
+        self.flow = flow
+        self.port = port
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[T], AsyncIterator[U | Part[Any]]],
+        *,
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[U]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[[T], Awaitable[U]],
+        *,
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[U]: ...
+    @overload
+    def map(self, fn: Callable[[T], U], *, on_error: OnError = "fail", name: str = "") -> Stream[U]: ...
+    def map(
+        self,
+        fn: Callable[[T], Any],
+        *,
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[Any]:
+        """One result per record.
+
+        The other options are for async functions: `concurrency` calls in flight (64), `order` "any" or
+        "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result.
+        """
+        return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error))
+
+    def flatmap(
+        self, fn: Callable[[T], Iterable[U]], *, on_error: OnError = "fail", name: str = ""
+    ) -> Stream[U]:
+        """Any number of results per record; a record whose results fail half way gives none."""
+        return self._then("flatmap", fn, name, Call(on_error=on_error))
+
+    def filter(self, fn: Callable[[T], object], *, on_error: OnError = "fail", name: str = "") -> Stream[T]:
+        """Keep the records for which `fn` is true."""
+        return self._then("filter", fn, name, Call(on_error=on_error))
+
+    def map_batch(
+        self,
+        fn: Callable[[Sequence[T]], Sequence[U] | Awaitable[Sequence[U]]] | type[Model[T, U]],
+        batch: Batch = Batch(),  # noqa: B008 - frozen
+        *,
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[U]:
+        """One result per record, many records per call; a class is made, set up and closed once per run.
+
+        A call that fails counts for each record of its batch. Options are those of `map`, with
+        `concurrency` counting calls (8).
+        """
+        call = Call(concurrency, order, timeout, retry, on_error)
+        return Stream(self.flow, Port(self.flow._add("map_batch", (self.port,), fn, name, call, batch)))
+
+    def merge(self, *others: Stream[T], name: str = "") -> Stream[T]:
+        """The records of all these streams, as they come; it ends when all have ended."""
+        ports = (self.port, *(self.flow._own(other) for other in others))
+        return Stream(self.flow, Port(self.flow._add("merge", ports, None, name)))
+
+    def keyby(self, key: Callable[[T], K]) -> Keyed[K, T]:
+        """Group the records by a hashable key, for an operator with state."""
+        return Keyed(self, key)
+
+    @property
+    def diverted(self) -> Stream[Failure[Any]]:
+        """What the operator gave up on, where its `on_error` is "divert"."""
+        return Stream(self.flow, Port(self.port.node, "diverted"))
+
+    def sink(self, to: Sink[T] | SinkFn[T], *, name: str = "") -> None:
+        """End here: a function called with each record, or a `Sink` that takes batches."""
+        self.flow._add("sink", (self.port,), to, name)
+
+    def _then(self, verb: Verb, fn: Any, name: str, call: Call | None = None) -> Stream[Any]:
+        return Stream(self.flow, Port(self.flow._add(verb, (self.port,), fn, name, call)))
+
+
+class Keyed(Generic[K, T]):
+    """Records grouped by key; records with equal keys keep their order."""
+
+    def __init__(self, stream: Stream[T], key: Callable[[T], K]) -> None:
+        self._stream = stream
+        self._key = key
+
+    def scan(
+        self, init: Callable[[], S], step: Callable[[S, T], tuple[S, U]], *, name: str = ""
+    ) -> Stream[U]:
+        """Fold each key's records: `step(state, record)` gives the next state and one result."""
+        fold = Fold(self._key, init, step)
+        return cast("Stream[U]", self._stream._then("scan", fold, name))

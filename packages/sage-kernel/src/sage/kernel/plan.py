@@ -1,0 +1,171 @@
+"""The immutable plan that a flow builds up, and every rule that a plan must keep."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sage.common.errors import BadRequestError
+from sage.kernel.options import Batch, Call, Use
+
+__all__ = ["Fold", "Node", "Plan", "PlanError", "Port", "Verb", "label"]
+
+Verb = Literal[
+    "source", "requests", "map", "flatmap", "filter", "map_batch", "scan", "merge", "sink", "reply"
+]
+STARTS = ("source", "requests")
+ENDS = ("sink", "reply")
+
+
+class PlanError(BadRequestError):
+    """A plan that cannot run; `problems` holds every reason, one sentence each."""
+
+    code = "invalid_plan"
+
+    def __init__(self, flow: str, problems: list[str]) -> None:
+        lines = "".join(f"\n  - {p}" for p in problems)
+        super().__init__(f"flow {flow!r} has {len(problems)} problem(s):{lines}")
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (BadRequestError, (self.message,))
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One output of the node at index `node` of the plan."""
+
+    node: int
+    output: Literal["out", "diverted"] = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A keyed fold: `step(state, item)` gives the key's next state and one output."""
+
+    key: Any
+    init: Any
+    step: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operator of a plan."""
+
+    name: str
+    verb: Verb
+    inputs: tuple[Port, ...] = ()
+    fn: Any = None
+    call: Call = field(default_factory=Call)
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Nodes in an order in which each one follows its inputs."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+    def readers(self, index: int, output: str = "out") -> list[int]:
+        """The nodes that read an output, once per edge."""
+        return [
+            i
+            for i, node in enumerate(self.nodes)
+            for port in node.inputs
+            if port.node == index and port.output == output
+        ]
+
+    def above(self, index: int) -> set[int]:
+        """Every node that feeds the one at `index`."""
+        found: set[int] = set()
+        todo = [index]
+        while todo:
+            for port in self.nodes[todo.pop()].inputs:
+                if port.node not in found:
+                    found.add(port.node)
+                    todo.append(port.node)
+        return found
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with the wiring and the options, without running anything."""
+        return [*_shape(self), *_names(self), *_edges(self), *_options(self), *_requests(self)]
+
+
+def label(fn: Any) -> str:
+    """A short name for what an operator calls."""
+    if isinstance(fn, Use):
+        return fn.name
+    if isinstance(fn, Fold):
+        return label(fn.step)
+    name: str = getattr(fn, "__name__", "") or type(fn).__name__
+    return "" if name == "<lambda>" else name
+
+
+def _shape(plan: Plan) -> Iterator[str]:
+    verbs = Counter(node.verb for node in plan.nodes)
+    if not plan.name.strip():
+        yield "it has no name"
+    if not verbs["source"] and not verbs["requests"]:
+        yield "it has no source: begin with flow.source(...) or flow.requests(...)"
+    if not verbs["sink"] and not verbs["reply"]:
+        yield "it has no sink and no reply: end a stream with .sink(...) or flow.reply(...)"
+
+
+def _names(plan: Plan) -> Iterator[str]:
+    for name, times in Counter(node.name for node in plan.nodes).items():
+        if times > 1:
+            yield f"{times} operators are named {name!r}: names are unique"
+
+
+def _edges(plan: Plan) -> Iterator[str]:
+    ends = [i for i, node in enumerate(plan.nodes) if node.verb in ENDS]
+    used = set(ends).union(*(plan.above(i) for i in ends))
+    for i, node in enumerate(plan.nodes):
+        if ends and i not in used:
+            yield f"what {node.name!r} makes reaches no sink and no reply"
+        if node.call.on_error == "divert" and not plan.readers(i, "diverted"):
+            yield f"{node.name!r} diverts and nothing reads its .diverted: give it a sink, or use on_error='skip'"
+        if node.call.on_error != "divert" and plan.readers(i, "diverted"):
+            yield f"the .diverted of {node.name!r} is read, and it does not divert: set on_error='divert'"
+
+
+def _options(plan: Plan) -> Iterator[str]:
+    for node in plan.nodes:
+        call = node.call
+        if node.verb == "source" and isinstance(node.fn, str | bytes):
+            yield f"{node.name!r} would read a string letter by letter: give it a list"
+        elif node.verb not in ("merge", "requests", "reply", "scan", "source") and not _usable(node):
+            yield f"{node.name!r} needs something to call, not {node.fn!r}"
+        if call.concurrency is not None and call.concurrency < 1:
+            yield f"{node.name!r} has concurrency={call.concurrency}: it is at least 1"
+        if call.timeout is not None and call.timeout <= 0:
+            yield f"{node.name!r} has timeout={call.timeout:g}: it is more than 0 seconds"
+        if call.order not in (None, "input", "any"):
+            yield f"{node.name!r} has order={call.order!r}: it is 'input' or 'any'"
+        if call.on_error not in ("fail", "skip", "divert"):
+            yield f"{node.name!r} has on_error={call.on_error!r}: it is 'fail', 'skip' or 'divert'"
+
+
+def _usable(node: Node) -> bool:
+    fn: Callable[..., Any] | Any = node.fn
+    return isinstance(fn, Use) or callable(fn) or (node.verb == "sink" and hasattr(fn, "write"))
+
+
+def _requests(plan: Plan) -> Iterator[str]:
+    where = {verb: [i for i, n in enumerate(plan.nodes) if n.verb == verb] for verb in (*STARTS, *ENDS)}
+    requests, replies = where["requests"], where["reply"]
+    if replies and not requests:
+        yield "it replies to nothing: flow.reply(...) needs flow.requests(...)"
+    if requests and not replies:
+        yield "its requests get no reply: end with flow.reply(stream)"
+    if requests and where["source"]:
+        yield "it has requests and a source: make the source a flow of its own"
+    for verb, found in (("requests", requests), ("reply", replies)):
+        if len(found) > 1:
+            yield f"it has {len(found)} {verb}: there is one per flow"
+    for i in {j for reply in replies for j in plan.above(reply)}:
+        if plan.nodes[i].verb == "flatmap":
+            yield f"{plan.nodes[i].name!r} is a flatmap on the way to the reply: a request has exactly one reply"

@@ -1,0 +1,1 @@
+"""Running plans: on one event loop of this process."""

@@ -1,0 +1,167 @@
+"""Running flows on one event loop of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from sage.common.errors import UsageError
+from sage.kernel.compile import Compiled, Op, Stage, compile_plan
+from sage.kernel.flow import Flow
+from sage.kernel.options import Batch
+from sage.kernel.plan import PlanError
+from sage.kernel.registry import Registry, default_registry
+from sage.kernel.runtime.calls import AsyncStage
+from sage.kernel.runtime.channel import Channel
+from sage.kernel.runtime.job import Job
+from sage.kernel.runtime.kernels import Faults, Kernel, call_of, fuse, kernel_of
+from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
+from sage.kernel.runtime.resources import commit, opened
+from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, write
+
+__all__ = ["LocalEnvironment", "Progress"]
+
+Progress: TypeAlias = Callable[[tuple[OperatorReport, ...]], None]
+PROGRESS_EVERY = 0.1
+
+
+class LocalEnvironment:
+    """Runs flows in this process.
+
+    `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
+    `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: int = 64,
+        capacity: int = 1024,
+        on_progress: Progress | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        if batch < 1 or capacity < 1:
+            raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
+        self._batch = batch
+        self._capacity = capacity
+        self._on_progress = on_progress
+        self._registry = registry or default_registry()
+
+    async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
+        """Run a finite flow to its end, or to its first error, which names operator, item and position.
+
+        Once `stop` is set, sources are read no further and what was read drains; the report says so.
+        """
+        plan = compile_plan(flow.plan, self._registry)
+        if any(op.node.verb == "requests" for op in plan.ops):
+            raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
+        return await _Run(plan, self._batch, self._capacity, self._on_progress).go(stop)
+
+    def run_sync(self, flow: Flow) -> RunReport:
+        """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
+
+        async def main() -> RunReport:
+            stop = asyncio.Event()
+            if threading.current_thread() is threading.main_thread():
+                loop = asyncio.get_running_loop()
+
+                def interrupt() -> None:
+                    stop.set()
+                    loop.remove_signal_handler(signal.SIGINT)
+
+                loop.add_signal_handler(signal.SIGINT, interrupt)
+            return await self.run(flow, stop=stop)
+
+        return asyncio.run(main())
+
+    async def submit(self, flow: Flow, *, limit: int = 1024) -> Job:
+        """Start a flow of requests; at most `limit` are in flight, more are refused with `OverloadedError`."""
+        plan = compile_plan(flow.plan, self._registry)
+        if not any(op.node.verb == "requests" for op in plan.ops):
+            raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
+        return await Job.start(plan, limit)
+
+
+class _Run:
+    """One run of a compiled finite flow."""
+
+    def __init__(self, plan: Compiled, batch: int, capacity: int, on_progress: Progress | None) -> None:
+        self._plan = plan
+        self._batch = Batch(batch)
+        self._on_progress = on_progress
+        self._stop = Stop()
+        shown = [op for op in plan.ops if op.node.verb != "merge"]
+        self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
+        self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
+        writers = [0] * len(plan.stages)
+        for stage in plan.stages:
+            for reader in (*stage.outs, *(r for readers in stage.diverted.values() for r in readers)):
+                writers[reader] += 1
+        self._inboxes = [Channel(capacity, n) for n in writers]
+
+    async def go(self, stop: asyncio.Event | None) -> RunReport:
+        """Set up, run every stage, commit, close."""
+        start = time.perf_counter()
+        try:
+            async with opened(self._plan.ops):
+                await self._run_stages(stop)
+                await commit(self._plan.ops)
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from error.__cause__
+        seconds = time.perf_counter() - start
+        if self._on_progress:
+            self._on_progress(reports(self._counters.values()))
+        return RunReport(self._plan.name, seconds, self._stop.asked, reports(self._counters.values()))
+
+    async def _run_stages(self, stop: asyncio.Event | None) -> None:
+        async with asyncio.TaskGroup() as helpers:
+            helping = []
+            if self._on_progress:
+                helping.append(helpers.create_task(self._show(self._on_progress)))
+            if stop:
+                helping.append(helpers.create_task(self._watch(stop)))
+            async with asyncio.TaskGroup() as group:
+                for stage, inbox in zip(self._plan.stages, self._inboxes, strict=True):
+                    self._start(group, stage, inbox)
+            for helper in helping:
+                helper.cancel()
+
+    def _start(self, group: asyncio.TaskGroup, stage: Stage, inbox: Channel) -> None:
+        head, lead = stage.head, self._counters[stage.ops[0].index] if stage.ops else Counters("", "merge")
+        diverted = [
+            (self._faults[op], [self._inboxes[r] for r in readers]) for op, readers in stage.diverted.items()
+        ]
+        outputs = Outputs([self._inboxes[r] for r in stage.outs], diverted, lead)
+        if head is None:
+            group.create_task(pump(inbox, self._batch, self._fuse(stage.fused), outputs, lead))
+        elif head.node.verb == "source":
+            kernel = self._fuse(stage.fused)
+            group.create_task(feed(head, lead, self._stop, self._batch.size, kernel, outputs))
+        elif head.node.verb == "sink":
+            group.create_task(write(head, inbox, self._batch, lead))
+        elif head.mode == "sync":
+            batch = head.node.batch or self._batch
+            group.create_task(pump(inbox, batch, self._fuse(stage.ops), outputs, lead))
+        else:
+            call, faults = call_of(head, lead), self._faults[head.index]
+            calls = AsyncStage(head, call, faults, inbox, self._fuse(stage.fused), outputs)
+            group.create_task(calls.run(group))
+
+    def _fuse(self, ops: list[Op]) -> Kernel:
+        return fuse([(kernel_of(op, self._faults[op.index]), self._counters[op.index]) for op in ops])
+
+    async def _show(self, on_progress: Progress) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY)
+            on_progress(reports(self._counters.values()))
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stop.ask()

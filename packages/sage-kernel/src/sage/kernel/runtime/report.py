@@ -1,0 +1,118 @@
+"""What a run counts, and the error it stops with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sage.common.errors import NotFoundError, SageError
+
+__all__ = ["Counters", "OperatorError", "OperatorReport", "RunReport", "operator_error", "spell"]
+
+
+class OperatorError(SageError):
+    """An operator failed; the message names it, the item and its position, the cause is the operator's own error."""
+
+    code = "operator_failed"
+
+
+@dataclass(slots=True)
+class Counters:
+    """Live counts of one operator; times in nanoseconds."""
+
+    name: str
+    verb: str
+    items_in: int = 0
+    items_out: int = 0
+    diverted: int = 0
+    skipped: int = 0
+    retries: int = 0
+    in_flight: int = 0
+    busy: int = 0
+    wait: int = 0
+
+    def report(self) -> OperatorReport:
+        """The counts so far."""
+        return OperatorReport(
+            self.name,
+            self.verb,
+            self.items_in,
+            self.items_out,
+            self.diverted,
+            self.skipped,
+            self.retries,
+            self.in_flight,
+            self.busy / 1e9,
+            self.wait / 1e9,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorReport:
+    """Counts of one operator.
+
+    `busy` is seconds inside its code, summed over calls in flight; `wait` is seconds its stage waited for
+    input or for room downstream (0 for an operator that is fused behind another).
+    """
+
+    name: str
+    verb: str
+    items_in: int
+    items_out: int
+    diverted: int
+    skipped: int
+    retries: int
+    in_flight: int
+    busy: float
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """How a run went, operator by operator in the order of the plan; `report["split"]` is one of them."""
+
+    flow: str
+    seconds: float
+    interrupted: bool
+    operators: tuple[OperatorReport, ...]
+
+    def __getitem__(self, name: str) -> OperatorReport:
+        for found in self.operators:
+            if found.name == name:
+                return found
+        known = ", ".join(o.name for o in self.operators)
+        raise NotFoundError(f"flow {self.flow!r} has no operator {name!r}; there are: {known}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def reports(counters: Iterable[Counters]) -> tuple[OperatorReport, ...]:
+    """A snapshot of all counters."""
+    return tuple(c.report() for c in counters)
+
+
+def spell(value: Any, limit: int = 200) -> str:
+    """A short `repr` that never raises."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr fails: {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def operator_error(where: str, error: BaseException) -> SageError:
+    """The error to raise for `error` at `where`; a `SageError` keeps its class, so its status and exit code."""
+    if isinstance(error, SageError):
+        try:
+            same = copy.copy(error)
+        except TypeError:
+            pass
+        else:
+            same.message = f"{where}: {error.message}"
+            same.args = (same.message,)
+            return same
+    return OperatorError(f"{where}: {type(error).__name__}: {error}")
