@@ -59,6 +59,8 @@ def semantic_problems(config: SageConfig) -> list[Problem]:
 def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return f"unknown key; {_suggest(tuple(detail['loc']))}"
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], int):
+        return "the list ends too early; it needs a value here"
     if detail["type"] == "missing":
         return "this key is required and missing"
     valid = _VALID.get(detail["type"])

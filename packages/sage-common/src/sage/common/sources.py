@@ -75,6 +75,8 @@ def from_file(file: Path) -> Source:
         root = YAML(typ="safe", pure=True).compose(text)
     except YAMLError as error:
         raise ConfigError(f"{_place(file, error)}: {_words(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested deeper than {_MAX_DEPTH} levels.") from error
     if values is None:
         return Source({}, {})
     if not isinstance(values, dict):
@@ -166,6 +168,8 @@ def _paths(value: object, prefix: KeyPath) -> Iterator[KeyPath]:
 
 def _lines(node: Node, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
     """Path and line (from 1) of every node of a composed document; the line of a key is the key's own."""
+    if len(prefix) > _MAX_DEPTH:  # an alias may hold itself; `_plain` refuses that
+        return
     if isinstance(node, MappingNode):
         for key, child in node.value:
             if isinstance(key, ScalarNode):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,11 @@ def read_secret(path: Path) -> str:
         raise NotFoundError(f"There is no secret at {path}.") from error
     except OSError as error:
         raise ForbiddenError(f"Cannot read the secret {path}: {error.strerror}.") from error
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise ForbiddenError(f"The secret {path} is not a plain file.")
     with os.fdopen(fd, encoding="utf-8") as file:
-        found = os.fstat(fd)
         if found.st_uid != os.geteuid():
             raise ForbiddenError(f"The secret {path} belongs to user {found.st_uid}, not to {os.geteuid()}.")
         if found.st_mode & 0o077:
