@@ -1,45 +1,19 @@
-"""A typed client of the admin API, for everything on this machine that looks after a running stack.
-
-Synchronous and on the standard library: a command that asks one question needs no event loop.
-"""
+"""A typed client of the admin API, for everything on this machine that looks after a running stack."""
 
 from __future__ import annotations
 
-import http.client
-import json
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
 from sage.common.api import Decision, DecisionList, EngineList, PolicyStatus, RunInfo, StackStatus
-from sage.common.errors import (
-    BadRequestError,
-    ConflictError,
-    ForbiddenError,
-    NotFoundError,
-    SageError,
-    UnauthorizedError,
-    UnavailableError,
-    UnreachableError,
-)
+from sage.common.errors import SageError
+from sage.middleware.rest import Rest
 
 __all__ = ["AdminClient"]
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
-
-_PREFIX = "/admin/v1"
-_BY_STATUS: dict[int, type[SageError]] = {
-    cls.status: cls
-    for cls in (
-        BadRequestError,
-        UnauthorizedError,
-        ForbiddenError,
-        NotFoundError,
-        ConflictError,
-        UnavailableError,
-    )
-}
 
 
 class AdminClient:
@@ -50,9 +24,7 @@ class AdminClient:
     """
 
     def __init__(self, run: RunInfo, token: str, *, timeout: float = 10.0) -> None:
-        self._url = run.admin_url
-        self._token = token
-        self._timeout = timeout
+        self._rest = Rest(run.admin_url.rstrip("/").removesuffix("/admin/v1"), token, timeout=timeout)
 
     def status(self) -> StackStatus:
         """Version, uptime, policy, engines and queues."""
@@ -78,42 +50,15 @@ class AdminClient:
         """What was decided for one request. Raises NotFoundError for an id that is unknown or too old."""
         return self._call("GET", f"/decisions/{quote(request_id, safe='')}", Decision)
 
-    def _call(self, method: str, path: str, answer: type[_Answer], body: Any = None) -> _Answer:
-        status, raw = self._send(method, path, None if body is None else json.dumps(body).encode())
-        if status != http.HTTPStatus.OK:
-            raise _error(status, raw)
+    def _call(
+        self, method: str, path: str, answer: type[_Answer], body: dict[str, Any] | None = None
+    ) -> _Answer:
+        raw = self._rest.call(method, "/admin/v1" + path, body)
         try:
             return answer.model_validate_json(raw)
         except ValidationError as exc:
             raise SageError(
-                f"The stack at {self._url} answered {path} in a form this version does not know"
+                f"The stack at {self._rest.url} answered {path} in a form that this version does not know"
                 f" ({exc.error_count()} problems).",
                 hint="Its packages are probably of another version: `sage down`, then `sage up`.",
             ) from exc
-
-    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        url = urlsplit(self._url)
-        # Not urllib: it follows proxy variables, and loopback must not go through a proxy.
-        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=self._timeout)
-        headers = {"Authorization": f"Bearer {self._token}"}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        try:
-            connection.request(method, _PREFIX + path, body=body, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException) as exc:
-            raise UnreachableError(
-                f"Nothing answers at {self._url} ({str(exc) or type(exc).__name__}).",
-                hint="`sage doctor` says what is wrong; `sage up` starts a stack.",
-            ) from exc
-        finally:
-            connection.close()
-
-
-def _error(status: int, raw: bytes) -> SageError:
-    try:
-        message = str(json.loads(raw)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"The admin API answered {status}: {raw[:200].decode(errors='replace')}"
-    return _BY_STATUS.get(status, SageError)(message)

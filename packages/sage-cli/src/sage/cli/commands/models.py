@@ -1,0 +1,126 @@
+"""`sage chat` and `sage embed`: one call to the running stack. Text comes by a pipe too, NDJSON goes out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sage.cli.commands.stack import Json, paths
+from sage.cli.output import Talk, columns, emit_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sage.common.api import EngineStatus
+    from sage.middleware.rest import Rest
+
+__all__ = ["chat", "embed"]
+
+_TIMEOUT_S = 600.0
+_LABEL = "RANDOM-WEIGHTS: the text of this model means nothing"
+
+
+def chat(
+    ctx: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to say; without it, or for `-`, standard input.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Its id; by default the first LLM.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="At most this many tokens.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model; the answer streams to stdout."""
+    talk: Talk = ctx.obj
+    text = "\n".join(_texts([prompt] if prompt else []))
+    rest, engine = _find(model, embeds=False)
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {
+        "model": model or engine.model,
+        "messages": [*messages, {"role": "user", "content": text}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    if engine.random_weights:
+        talk.say(_LABEL)
+    for event in rest.events("/chat/completions", body):
+        _show(event, engine, as_json)
+    if not as_json:
+        print()
+
+
+def _show(event: dict[str, Any], engine: EngineStatus, as_json: bool) -> None:
+    """One event of the stream: its text, and with JSON the usage of the last one."""
+    texts = [choice.get("delta", {}).get("content") or "" for choice in event.get("choices", [])]
+    text = "".join(texts)
+    if not as_json:
+        print(text, end="", flush=True)
+        return
+    if text:
+        emit_line({"text": text, "random_weights": engine.random_weights})
+    if event.get("usage"):
+        emit_line({"usage": event["usage"], "id": event.get("id"), "model": event.get("model")})
+
+
+def embed(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; without any, or for `-`, the lines of standard input.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Its id; by default the first embedding model.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed texts; --json prints one line with a vector for each."""
+    lines = [line for line in _texts(texts or []) if line.strip()]
+    rest, engine = _find(model, embeds=True)
+    raw = rest.call("POST", "/embeddings", {"model": model or engine.model, "input": lines})
+    vectors = [item["embedding"] for item in json.loads(raw)["data"]]
+    if as_json:
+        for text, vector in zip(lines, vectors, strict=True):
+            emit_line({"text": text, "embedding": vector})
+        return
+    rows = [
+        (text if len(text) <= 40 else f"{text[:39]}…", len(vector), " ".join(f"{x:+.4f}" for x in vector[:4]))
+        for text, vector in zip(lines, vectors, strict=True)
+    ]
+    print(columns(("TEXT", "DIMENSIONS", "FIRST FOUR"), rows))
+
+
+def _texts(given: list[str]) -> list[str]:
+    """The arguments, or standard input where there are none or `-`. Raises UsageError if both are empty."""
+    from sage.common.errors import UsageError
+
+    if given and given != ["-"]:
+        return given
+    if not given and sys.stdin.isatty():
+        raise UsageError("There is no text.", hint="Give it as an argument, or pipe it in.")
+    lines = list(_lines())
+    if not any(line.strip() for line in lines):
+        raise UsageError("Standard input is empty.", hint="Give the text as an argument, or pipe it in.")
+    return lines
+
+
+def _lines() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.rstrip("\n")
+
+
+def _find(model: str | None, *, embeds: bool) -> tuple[Rest, EngineStatus]:
+    """The data plane, and the engine that `model` names: the first one of its sort when it is None."""
+    from sage.common.errors import NotFoundError
+    from sage.middleware.rest import Rest
+    from sage.middleware.stack import admin_client, client_key, read_run
+
+    where = paths()
+    run = read_run(where)
+    engines = admin_client(where).engines().engines
+    for engine in engines:
+        if engine.model == model or (model is None and (engine.kind == "embedding") == embeds):
+            return Rest(run.base_url, client_key(where), timeout=_TIMEOUT_S), engine
+    served = ", ".join(engine.model for engine in engines) or "none"
+    wanted = repr(model) if model else f"to {'embed' if embeds else 'chat'} with by default"
+    raise NotFoundError(f"There is no model {wanted}; served are: {served}.", hint="Name one by --model.")

@@ -1,0 +1,175 @@
+"""`sage up`, `status`, `explain`, `policy` and `down`: the stack of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sage.cli.output import Talk, columns, emit
+
+if TYPE_CHECKING:
+    from sage.common.api import Decision, EngineStatus, RunInfo, StackStatus
+    from sage.common.config import SageConfig
+    from sage.common.paths import SagePaths
+
+__all__ = ["Json", "down", "explain", "paths", "policy", "status", "up"]
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+policy = typer.Typer(help="The scheduling policy in force.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def paths() -> SagePaths:
+    """Where this user's stack lives: the configuration's `state_dir`, else the platform's place."""
+    from sage.common.settings import load
+
+    return _place(load().config)
+
+
+def _place(settings: SageConfig) -> SagePaths:
+    from dataclasses import replace
+
+    from sage.common.paths import SagePaths
+
+    here = SagePaths.default()
+    return replace(here, state=settings.state_dir) if settings.state_dir else here
+
+
+def up(
+    ctx: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="A configuration file.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub name or folder of the LLM.")] = None,
+    engine: Annotated[str, typer.Option(help="What runs it: transformers or vllm.")] = "transformers",
+    as_json: Json = False,
+) -> None:
+    """Start engines and gateway; print what an OpenAI client needs."""
+    from sage.middleware import stack
+
+    talk: Talk = ctx.obj
+    settings, where = _settings(config, model, engine)
+    run = stack.start(settings, where, on_progress=talk.say)
+    _print_run(run, stack.client_key(where), as_json)
+    talk.say(f"ready (pid {run.pid}); stop it with `sage down`")
+
+
+def _settings(config: Path | None, model: str | None, engine: str) -> tuple[SageConfig, SagePaths]:
+    """The configuration as given; without engines, or with a `model` to run, the quick one."""
+    from sage.common.settings import load
+    from sage.middleware.stack import quick_config
+
+    settings = load(file=config).config
+    where = _place(settings)
+    if model is not None or not settings.engines:
+        settings = quick_config(model, engine, where, base=settings)
+    return settings, where
+
+
+def _print_run(run: RunInfo, key: str, as_json: bool) -> None:
+    if as_json:
+        emit({**run.model_dump(mode="json"), "api_key": key})
+        return
+    print(f"OPENAI_BASE_URL={run.base_url}")
+    print(f"OPENAI_API_KEY={key}")
+
+
+def status(as_json: Json = False) -> None:
+    """Engines, queues and policy of the running stack."""
+    from sage.middleware.stack import admin_client
+
+    found = admin_client(paths()).status()
+    if as_json:
+        emit(found)
+        return
+    print(_status_text(found))
+
+
+def _status_text(found: StackStatus) -> str:
+    engines = columns(
+        ("ENGINE", "KIND", "MODEL", "STATE", "RUNNING", "SERVED", "FAILED", "RESTARTS", "NOTE"),
+        [
+            (e.name, e.kind, e.model, e.state, _load(e), e.served, e.failed, e.restarts, _note(e))
+            for e in found.engines
+        ],
+    )
+    queues = columns(
+        ("QUEUE", "WAITING", "OLDEST S", "SHED", "COMPLETED", "FAILED"),
+        [
+            (q.request_class, q.waiting, f"{q.oldest_s:.2f}", q.shed, q.completed, q.failed)
+            for q in found.queues
+        ],
+    )
+    head = f"sage {found.version}, up {found.uptime_s:.0f} s, policy {found.policy}"
+    return "\n\n".join((head, engines, queues))
+
+
+def _load(engine: EngineStatus) -> str:
+    return f"{engine.running}/{engine.max_running}"
+
+
+def _note(engine: EngineStatus) -> str:
+    return ", ".join(filter(None, ("RANDOM-WEIGHTS" if engine.random_weights else "", engine.detail)))
+
+
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The x-request-id of an answer.")], as_json: Json = False
+) -> None:
+    """Why a request was served where it was, and how long it took."""
+    from sage.middleware.stack import admin_client
+
+    decision = admin_client(paths()).decision(request_id)
+    if as_json:
+        emit(decision)
+        return
+    print(_decision_text(decision))
+
+
+def _decision_text(d: Decision) -> str:
+    rows = (
+        ("request", f"{d.request_id} ({d.request_class}, tenant {d.tenant}, {d.route})"),
+        ("model", d.model),
+        ("engine", d.engine or "never placed"),
+        ("why", f"{d.reason} (policy {d.policy})"),
+        ("outcome", f"{d.outcome}, attempt {d.attempts}" if d.attempts > 1 else d.outcome),
+        ("queued", _ms(d.queue_s)),
+        ("first byte", _ms(d.ttft_s)),
+        ("latency", _ms(d.latency_s)),
+        ("tokens", f"{_count(d.prompt_tokens)} in, {_count(d.completion_tokens)} out"),
+    )
+    return "\n".join(f"{name:<11}{value}" for name, value in rows)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+
+
+def _count(tokens: int | None) -> str:
+    return "-" if tokens is None else str(tokens)
+
+
+@policy.command("show")
+def policy_show(as_json: Json = False) -> None:
+    """The policy in force and the others there are."""
+    from sage.middleware.stack import admin_client
+
+    found = admin_client(paths()).policy()
+    if as_json:
+        emit(found)
+        return
+    print("\n".join(f"{'*' if name == found.name else ' '} {name}" for name in found.available))
+
+
+@policy.command("set")
+def policy_set(ctx: typer.Context, name: Annotated[str, typer.Argument(help="See `policy show`.")]) -> None:
+    """Put another policy in force, at once and until the stack stops."""
+    from sage.middleware.stack import admin_client
+
+    ctx.obj.say(f"policy in force: {admin_client(paths()).set_policy(name).name}")
+
+
+def down(ctx: typer.Context) -> None:
+    """Let streams finish, then stop the stack."""
+    from sage.middleware.stack import stop
+
+    where = paths()
+    ctx.obj.say("stopped" if stop(where) else f"nothing was running for {where.state}")
