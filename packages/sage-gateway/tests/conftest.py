@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+import pytest_asyncio
 
+from sage.common.api import RunInfo
 from sage.common.errors import OverloadedError
 from sage.gateway.app import data_app
 from sage.gateway.edge import Edge
@@ -95,10 +104,8 @@ class Wire:
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 @dataclass
@@ -232,8 +239,7 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         listener = Listener(app, Settings(edge, handler, **settings))
         port = sock.getsockname()[1]
         front = Front(keys, handler, listener, port, asyncio.create_task(listener.serve([sock])))
-        while not listener.started:
-            await asyncio.sleep(0)
+        await listener.ready.wait()
         fronts.append(front)
         return front
 
@@ -245,3 +251,131 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
 @pytest.fixture
 async def front(make_front: MakeFront) -> Front:
     return await make_front()
+
+
+@pytest.fixture(scope="session")
+def encodings() -> Path:
+    """The folder of encodings that litellm carries; found without importing litellm."""
+    spec = importlib.util.find_spec("litellm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "litellm_core_utils" / "tokenizers"
+
+
+# ---- the real process --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """A running `python -m sage.gateway`."""
+
+    process: asyncio.subprocess.Process
+    state: Path
+    run: RunInfo
+
+    @property
+    def keys(self) -> Keys:
+        read = (self.state / name for name in ("default.key", "admin.token"))
+        return Keys(*(file.read_text().strip() for file in read))
+
+    async def http(self, method: str, url: str, *, key: str = "", body: Any = None) -> Answer:
+        """One request on a connection of its own."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        wire = Wire(reader, writer)
+        raw = b"" if body is None else msgspec.json.encode(body)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        lines = [f"{method} {target} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
+        lines += [f"authorization: Bearer {key}"] if key else []
+        lines += ["content-type: application/json", f"content-length: {len(raw)}"] if body is not None else []
+        await wire.send("\r\n".join([*lines, "", ""]).encode() + raw)
+        answer = await wire.answer()
+        await wire.close()
+        return answer
+
+    async def admin(self, method: str, path: str, body: Any = None) -> Answer:
+        return await self.http(method, f"{self.run.admin_url}/admin/v1{path}", key=self.keys.admin, body=body)
+
+    async def until_ready(self) -> None:
+        async with asyncio.timeout(100):
+            while (await self.http("GET", f"{self.run.health_url}/readyz")).status != 200:
+                await asyncio.sleep(0.02)
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(60):
+            return await self.process.wait()
+
+
+@dataclass
+class Spawner:
+    """Starts gateways below one folder and stops what is left of them."""
+
+    folder: Path
+    environment: dict[str, str]
+    started: list[asyncio.subprocess.Process] = field(default_factory=list)
+
+    async def launch(self, config: dict[str, Any], *arguments: str) -> asyncio.subprocess.Process:
+        file = self.folder / f"sage-{len(self.started)}.yaml"
+        file.write_bytes(msgspec.json.encode({"ports": {"gateway": 0, "admin": 0, "health": 0}, **config}))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "sage.gateway", "--config", str(file), "--state-dir", str(self.state), *arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self.started.append(process)
+        return process
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    async def start(self, config: dict[str, Any]) -> Process:
+        process = await self.launch(config)
+        run_file = self.state / "run.json"
+        async with asyncio.timeout(60):
+            while not (run_file.exists() and f'"pid": {process.pid}' in run_file.read_text()):
+                if process.returncode is not None:
+                    assert process.stderr is not None
+                    pytest.fail((await process.stderr.read()).decode())
+                await asyncio.sleep(0.02)
+        return Process(process, self.state, RunInfo.model_validate_json(run_file.read_bytes()))
+
+    async def refused(self, config: dict[str, Any], *arguments: str) -> tuple[int, str]:
+        """Exit code and words of a gateway that does not start."""
+        process = await self.launch(config, *arguments)
+        async with asyncio.timeout(60):
+            _, words = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, words.decode()
+
+    async def stop(self) -> None:
+        for process in self.started:
+            if process.returncode is None:
+                process.kill()
+            # communicate also ends the pipe's transport, which would warn when it is collected
+            await process.communicate()
+
+
+def _spawner(folder: Path, encodings: Path) -> Spawner:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGE_")}
+    own = {"SAGE_HOME": str(folder / "home"), "TIKTOKEN_CACHE_DIR": str(encodings), "HF_HUB_OFFLINE": "1"}
+    return Spawner(folder, kept | own)
+
+
+@pytest.fixture
+async def spawner(tmp_path: Path, encodings: Path) -> AsyncIterator[Spawner]:
+    spawner = _spawner(tmp_path, encodings)
+    yield spawner
+    await spawner.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_spawner(tmp_path_factory: pytest.TempPathFactory, encodings: Path) -> AsyncIterator[Spawner]:
+    spawner = _spawner(tmp_path_factory.mktemp("gateway"), encodings)
+    yield spawner
+    await spawner.stop()

@@ -19,9 +19,11 @@ from sage.common.api import (
     StackStatus,
 )
 from sage.common.config import SageConfig
+from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
 from sage.gateway.app import make_app
 from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.policy import available_policies
 from sage.platform.nodes import inventory
 
 __all__ = ["PolicyChange", "admin_app"]
@@ -50,7 +52,7 @@ def admin_app(
         return StackStatus(
             version=VERSION,
             uptime_s=uptime(),
-            policy=control_plane.policy.name,
+            policy=control_plane.policy,
             engines=engines_of(),
             queues=control_plane.queues(),
         )
@@ -59,11 +61,16 @@ def admin_app(
         return EngineList(engines=engines_of())
 
     async def policy() -> PolicyStatus:
-        return control_plane.policy
+        return PolicyStatus(name=control_plane.policy, available=available_policies())
 
     async def set_policy(change: PolicyChange) -> PolicyStatus:
+        known = available_policies()
+        if change.name not in known:
+            raise BadRequestError(
+                f"There is no policy named {change.name!r}; there are {', '.join(known)}.", param="name"
+            )
         control_plane.set_policy(change.name)
-        return control_plane.policy
+        return await policy()
 
     async def queues() -> list[QueueStatus]:
         return control_plane.queues()
@@ -72,7 +79,10 @@ def admin_app(
         return DecisionList(decisions=control_plane.decisions(limit))
 
     async def decision(request_id: str) -> Decision:
-        return control_plane.decision(request_id)
+        found = control_plane.decision(request_id)
+        if found is None:
+            raise NotFoundError(f"No decision about {request_id!r} is remembered: never seen, or too old.")
+        return found
 
     async def config_in_force() -> dict[str, Any]:
         return {"config": config.model_dump(mode="json"), "origin": origin}

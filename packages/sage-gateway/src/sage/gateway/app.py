@@ -1,4 +1,4 @@
-"""The FastAPI side of the data plane: the model list and the index. Also the error answers that both applications share."""
+"""The FastAPI side of the data plane: models and index; and the error answers of both applications."""
 
 from __future__ import annotations
 

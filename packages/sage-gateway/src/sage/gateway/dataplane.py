@@ -37,7 +37,7 @@ class Submitter(Protocol):
         """Serve one request into `sink`."""
         ...
 
-    def decision(self, request_id: str) -> Decision:
+    def decision(self, ident: str) -> Decision | None:
         """What was decided for a request."""
         ...
 
@@ -90,6 +90,8 @@ class DataPlane:
 
     def _explain(self, request_id: str) -> Sequence[tuple[str, str]]:
         decision = self._control_plane.decision(request_id)
+        if decision is None:
+            return ()
         queue_ms = f"{(decision.queue_s or 0.0) * 1000:.1f}"
         reason = " ".join(decision.reason.split())[:_MAX_REASON]
         return (HEADER_ENGINE, decision.engine or ""), (HEADER_QUEUE_MS, queue_ms), (HEADER_REASON, reason)

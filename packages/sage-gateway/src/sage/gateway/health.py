@@ -1,7 +1,7 @@
 """`/healthz` and `/readyz`, on a thread and an event loop of their own.
 
-The serving loop publishes a snapshot a few times a second; here it is only read, so that the answers stay fast
-whatever the load, and a serving loop that hangs shows as a snapshot that is old.
+The serving loop publishes a snapshot a few times a second; here it is only read, so that the answers stay
+fast whatever the load, and a serving loop that hangs shows as a snapshot that is old.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_HEAD: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the serving loop knew at monotonic time `at`; `missing` says why it is not ready, engine by engine."""
+    """What the serving loop knew at monotonic time `at`; `missing` says why it is not ready."""
 
     at: float
     missing: tuple[str, ...]
@@ -44,6 +44,11 @@ class Health:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="sage-health", daemon=True)
         self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._sock.getsockname()[1])
 
     def start(self) -> None:
         """Begin to answer."""

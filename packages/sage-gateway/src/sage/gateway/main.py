@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ class Gateway:
         self._started = self._clock.wall()
         self._stopping = False
         self._signal = asyncio.Event()
-        self._control_plane = ControlPlane(config, self._clock)
+        self._control_plane = ControlPlane(config.control_plane, self._clock)
         self._pool = EnginePool(config, state, Supervisor(), self._control_plane)
         self._health = Health(sockets.health)
         keys = KeyRing(
@@ -274,19 +274,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _flags(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were given, in the shape of the configuration."""
-    given: Mapping[str, Mapping[str, Any]] = {
-        "gateway": {"host": options.host},
-        "ports": {"gateway": options.port, "admin": options.admin_port, "health": options.health_port},
-        "control_plane": {"policy": options.policy},
+def _flags(options: argparse.Namespace) -> dict[str, object]:
+    """The flags by the dotted keys of the configuration; None = not given."""
+    state = options.state_dir
+    return {
+        "state_dir": None if state is None else str(state.expanduser().resolve()),
+        "gateway.host": options.host,
+        "ports.gateway": options.port,
+        "ports.admin": options.admin_port,
+        "ports.health": options.health_port,
+        "control_plane.policy": options.policy,
     }
-    sections = {
-        name: {key: value for key, value in section.items() if value is not None}
-        for name, section in given.items()
-    }
-    flags: dict[str, Any] = {name: section for name, section in sections.items() if section}
-    return flags if options.state_dir is None else {**flags, "state_dir": options.state_dir}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,8 +45,8 @@ def bind(host: str, port: int, key: str) -> socket.socket:
 class Listener(uvicorn.Server):
     """One guarded listener. Signals are the composition root's affair; `drain` ends it.
 
-    uvicorn's own shutdown would close a connection whose request runs in our protocol, and it ignores a second
-    signal; so both are replaced. `on_beat` is called about twenty times a second.
+    uvicorn's own shutdown would close a connection whose request runs in our protocol, and it ignores a
+    second signal; so both are replaced. `on_beat` is called about twenty times a second.
     """
 
     def __init__(self, app: Any, settings: Settings, *, on_beat: Callable[[], None] | None = None) -> None:
@@ -64,6 +64,7 @@ class Listener(uvicorn.Server):
         super().__init__(config)
         self._on_beat = on_beat
         self._drain_s = 0.0
+        self.ready = asyncio.Event()  # set once it accepts
 
     @property
     def gates(self) -> list[Gate]:
@@ -88,6 +89,7 @@ class Listener(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Beat until told to exit."""
+        self.ready.set()
         counter = 0
         while not self.should_exit:
             if counter % 20 == 0:

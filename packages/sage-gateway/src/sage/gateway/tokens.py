@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sage.common.errors import UnavailableError
@@ -24,7 +25,9 @@ def holds_token_ids(body: bytes) -> bool:
 class TokenDecoder:
     """Decodes `cl100k_base`, and loads its tables when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Callable[[str], Encoding] | None = None) -> None:
+        """`source` gives an encoding by name; tiktoken's own by default."""
+        self._source = source
         self._encoding: Encoding | None = None
 
     @property
@@ -33,15 +36,13 @@ class TokenDecoder:
         return self._encoding is not None
 
     def load(self) -> Encoding:
-        """Load the tables (about a second, off the event loop). Raises UnavailableError when they are not there."""
+        """Load the tables: about a second, so not on the event loop. Raises UnavailableError without them."""
         if self._encoding is None:
-            import tiktoken
-
             try:
-                self._encoding = tiktoken.get_encoding(ENCODING)
+                self._encoding = (self._source or _tiktoken())(ENCODING)
             except Exception as error:  # a client library's network error of any kind
                 raise UnavailableError(
-                    f"Token ids cannot be decoded: the table {ENCODING} is not on this machine and could not be loaded.",
+                    f"Token ids cannot be decoded: the table {ENCODING} is not on this machine.",
                     hint="Send strings, or set TIKTOKEN_CACHE_DIR to a folder that holds it and restart.",
                     param="input",
                 ) from error
@@ -54,6 +55,12 @@ class TokenDecoder:
             if not 0 <= token < encoding.n_vocab:
                 raise ValueError(f"{token} is outside {ENCODING} (0 to {encoding.n_vocab - 1})")
         try:
-            return encoding.decode(tokens)
+            return str(encoding.decode(tokens))
         except KeyError as error:
             raise ValueError(f"{error} is not a token of {ENCODING}") from error
+
+
+def _tiktoken() -> Callable[[str], Encoding]:
+    import tiktoken  # its import takes longer than the start of the gateway should
+
+    return tiktoken.get_encoding

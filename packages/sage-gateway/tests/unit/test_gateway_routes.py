@@ -1,0 +1,28 @@
+"""The table of routes is what the applications serve."""
+
+from __future__ import annotations
+
+from fastapi.routing import APIRoute
+
+from sage.gateway.app import data_app
+from sage.gateway.routes import HOT, ROUTES, on_listener
+from sage.middleware.engines.port import Route
+
+
+def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
+    routes = [route for route in data_app(list).routes if isinstance(route, APIRoute)]
+    served = {(method, route.path) for route in routes for method in route.methods}
+    assert served == {(entry.method, entry.path) for entry in on_listener("data")}
+    assert len(data_app(list).routes) == len(routes)
+
+
+def test_every_engine_route_is_hot() -> None:
+    assert set(HOT.values()) == set(Route)
+    assert all(entry.method == "POST" for entry in ROUTES if entry.hot is not None)
+
+
+def test_no_entry_is_there_twice() -> None:
+    keys = [(entry.listener, entry.method, entry.path) for entry in ROUTES]
+    assert len(keys) == len(set(keys))
+    names = [(entry.listener, entry.name) for entry in ROUTES]
+    assert len(names) == len(set(names))
