@@ -1,1 +1,1 @@
-"""Layer 6: the web studio."""
+"""The web studio: a status page of the running stack, on loopback, behind a one-time login link."""
