@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.config import EngineConfig, PortsConfig, SageConfig
-from sage.common.errors import ConflictError, SageError, UnauthorizedError, UnreachableError
+from sage.common.errors import ConflictError, ForbiddenError, SageError, UnauthorizedError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.common.ports import is_free
 from sage.middleware.admin import AdminClient
@@ -58,19 +58,21 @@ def start(
     *,
     on_progress: Callable[[str], None],
     command: Sequence[str] = GATEWAY,
+    gateway_timeout: float = 30.0,
 ) -> RunInfo:
     """Start the stack in the background and return once every engine is ready.
 
     `on_progress` gets one line per change. `command` is the serving program, called with `--config FILE
-    --state-dir DIR`. Raises ConflictError when a stack already runs here, and SageError with the reason from
-    the log when this one does not come up; then nothing of it is left running.
+    --state-dir DIR`; it has `gateway_timeout` seconds beside what its slowest engine may take. Raises
+    ConflictError when a stack already runs here, and SageError with the reason from the log when this one
+    does not come up; then nothing of it is left running.
     """
-    _refuse_second(paths)
     try:
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         paths.logs.mkdir(exist_ok=True, mode=0o700)
     except OSError as exc:
         raise explain(exc, paths.state) from exc
+    _refuse_second(paths)
     file = paths.state / "effective.yaml"
     write_atomic(file, json.dumps(config.model_dump(mode="json"), indent=2).encode())  # JSON is YAML
     log = paths.logs / "gateway.log"
@@ -78,9 +80,9 @@ def start(
     argv = (*command, "--config", str(file), "--state-dir", str(paths.state))
     pid = spawn(argv, log)
     on_progress(f"gateway: starting (pid {pid}, log {log})")
-    deadline = time.monotonic() + 30 + max((e.start_timeout_s for e in config.engines), default=0.0)
+    patience = gateway_timeout + max((e.start_timeout_s for e in config.engines), default=0.0)
     try:
-        return _wait_ready(pid, paths, deadline, on_progress)
+        return _wait_ready(pid, paths, time.monotonic() + patience, on_progress)
     except BaseException as exc:
         terminate(pid, _KILL_AFTER_S)
         paths.run_file.unlink(missing_ok=True)
@@ -133,8 +135,10 @@ def client_key(paths: SagePaths) -> str:
 def _read(paths: SagePaths) -> RunInfo | None:
     try:
         return RunInfo.model_validate_json(paths.run_file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as exc:
+        raise ForbiddenError(f"Cannot read {paths.run_file}: {exc.strerror}.") from exc
     except ValidationError as exc:
         raise SageError(
             f"{paths.run_file} is not what a stack of this version writes ({exc.error_count()} problems).",
