@@ -39,7 +39,7 @@ from sage.middleware.control_plane.types import (
     Reject,
     Tick,
 )
-from sage.middleware.engines.port import Call, Engine, Sink
+from sage.middleware.engines.port import Call, Engine, EngineSpec, Sink
 
 __all__ = ["ControlPlane"]
 
@@ -80,8 +80,12 @@ class ControlPlane:
 
     # ---- engines -------------------------------------------------------------------------------------
 
-    def add_engine(self, engine: Engine, *, ready: bool = True) -> None:
-        """Make an engine known. One that is not ready yet is announced: its model exists and answers 503.
+    def announce(self, spec: EngineSpec) -> None:
+        """An engine is on its way: its model exists, and is answered with 503 until `add_engine`."""
+        self._handle(EngineAdded(self._clock.now(), spec))
+
+    def add_engine(self, engine: Engine) -> None:
+        """An engine can serve: for the first time, or again after `engine_down`.
 
         Raises ConflictError when another engine has that name.
         """
@@ -91,12 +95,7 @@ class ControlPlane:
                 f"There is an engine named {spec.name!r} already.", hint="Give each a name of its own."
             )
         self._engines[spec.name] = engine
-        now = self._clock.now()
-        self._handle(EngineUp(now, spec) if ready else EngineAdded(now, spec))
-
-    def engine_up(self, name: str) -> None:
-        """A known engine may be sent work."""
-        self._handle(EngineUp(self._clock.now(), self._engines[name].spec))
+        self._handle(EngineUp(self._clock.now(), spec))
 
     def engine_down(self, name: str, reason: str) -> None:
         """A known engine may not be sent work; what runs there goes on until it ends or breaks."""
@@ -115,8 +114,8 @@ class ControlPlane:
         `deadline`: seconds from now by which the answer must be complete. Cancelling the awaiting task means
         that the client has gone: the engine's work is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
-        EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without `[DONE]`, and the
-        decision's outcome is `failed`.
+        EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
+        `[DONE]`, and the decision's outcome is `failed`.
         """
         if self._closing:
             raise UnavailableError("The server is shutting down.", retry_after=5.0)

@@ -1,0 +1,200 @@
+"""An engine and a sink without sockets or processes: for tests of everything that sits on the engine port.
+
+They wait on events, never on time, so that a test decides when each byte comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sage.middleware.engines.port import Call, Capability, EngineSpec, Route, Sink, Usage
+
+__all__ = ["Behaviour", "MemoryEngine", "MemorySink"]
+
+DIMENSIONS = 8
+WORDS = ("one ", "two ", "three")
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How one call goes: wait for `gate` and raise `fault`, each after so many chunks."""
+
+    gate: asyncio.Event | None = None
+    gate_after: int = 0
+    fault: Exception | None = None
+    fault_after: int = 0
+
+
+class MemoryEngine:
+    """Answers in OpenAI's shape from this process. Fits `Engine`.
+
+    `behaviour` is in force for every call, unless `next_behaviours` holds one for the next.
+    """
+
+    def __init__(
+        self,
+        name: str = "memory-0",
+        model: str = "memory",
+        *,
+        max_running: int = 4,
+        capabilities: frozenset[Capability] = frozenset(Capability),
+    ) -> None:
+        self._spec = EngineSpec(name, "memory", model, capabilities, max_running)
+        self.behaviour = Behaviour()
+        self.next_behaviours: deque[Behaviour] = deque()
+        self.calls: list[Call] = []
+        self.running = 0
+        self.most_running = 0
+        self.served = 0
+        self.cancelled = 0
+        self.healthy = True
+        self._changed = asyncio.Event()
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is."""
+        return self._spec
+
+    async def ready(self) -> bool:
+        """Whether `healthy` is set."""
+        return self.healthy
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def until_running(self, count: int) -> None:
+        """Wait until exactly `count` calls are in progress."""
+        while self.running != count:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def send(self, call: Call, sink: Sink) -> Usage:
+        """Serve one call as the behaviour says."""
+        behaviour = self.next_behaviours.popleft() if self.next_behaviours else self.behaviour
+        self.calls.append(call)
+        self._count(1)
+        try:
+            usage = await self._answer(call, sink, behaviour)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self._count(-1)
+        self.served += 1
+        return usage
+
+    def _count(self, change: int) -> None:
+        self.running += change
+        self.most_running = max(self.most_running, self.running)
+        self._changed.set()
+
+    async def _answer(self, call: Call, sink: Sink, behaviour: Behaviour) -> Usage:
+        request = msgspec.json.decode(call.body)
+        usage = Usage(len(str(request).split()), 0 if call.route is Route.EMBEDDINGS else len(WORDS))
+        chunks = [*_chunks(call, request, usage)]
+        for index in range(len(chunks) + 1):
+            if behaviour.gate is not None and index == behaviour.gate_after:
+                await behaviour.gate.wait()
+            if behaviour.fault is not None and index == behaviour.fault_after:
+                raise behaviour.fault
+            if index == len(chunks):
+                break
+            if index == 0:
+                sink.head(200, "text/event-stream" if call.stream else "application/json")
+            sink.data(chunks[index])
+            if sink.full:
+                await sink.drain()
+        sink.end()
+        return usage
+
+
+class MemorySink:
+    """Keeps an answer, and checks that it comes in order. Fits `Sink`."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.content_type = ""
+        self.chunks: list[bytes] = []
+        self.ended = False
+        self._changed = asyncio.Event()
+
+    @property
+    def body(self) -> bytes:
+        """All bytes so far."""
+        return b"".join(self.chunks)
+
+    def head(self, status: int, content_type: str) -> None:
+        """Keep status and type; only once."""
+        assert self.status is None, "head was called twice"
+        self.status, self.content_type = status, content_type
+
+    def data(self, chunk: bytes) -> None:
+        """Keep the bytes; only between head and end."""
+        assert self.status is not None, "data before head"
+        assert not self.ended, "data after end"
+        self.chunks.append(chunk)
+        self._changed.set()
+
+    def end(self) -> None:
+        """Note the end; only once."""
+        assert self.status is not None, "end before head"
+        assert not self.ended, "end was called twice"
+        self.ended = True
+
+    async def until_chunks(self, count: int) -> None:
+        """Wait until `count` chunks have come."""
+        while len(self.chunks) < count:
+            self._changed.clear()
+            await self._changed.wait()
+
+    @property
+    def full(self) -> bool:
+        """Never: memory reads at once."""
+        return False
+
+    async def drain(self) -> None:
+        """Nothing to wait for."""
+
+
+def _chunks(call: Call, request: dict[str, Any], usage: Usage) -> Iterator[bytes]:
+    tokens = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if call.route is Route.EMBEDDINGS:
+        texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+        base64_wanted = request.get("encoding_format") == "base64"
+        data = [{"index": at, "embedding": _vector(text, base64_wanted)} for at, text in enumerate(texts)]
+        yield msgspec.json.encode(
+            {"object": "list", "data": data, "model": request["model"], "usage": tokens}
+        )
+    elif not call.stream:
+        message = {"role": "assistant", "content": "".join(WORDS)}
+        choice = {"index": 0, "message": message, "text": "".join(WORDS), "finish_reason": "stop"}
+        yield msgspec.json.encode({"choices": [choice], "model": request["model"], "usage": tokens})
+    else:
+        for word in WORDS:
+            yield _event({"choices": [{"index": 0, "delta": {"content": word}, "text": word}]})
+        if call.include_usage:
+            yield _event({"choices": [], "usage": tokens})
+        yield b"data: [DONE]\n\n"
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _vector(text: str, base64_wanted: bool) -> str | list[float]:
+    """A vector that depends on the text alone."""
+    values = [byte / 255 for byte in hashlib.shake_256(text.encode()).digest(DIMENSIONS)]
+    return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *values)).decode() if base64_wanted else values
