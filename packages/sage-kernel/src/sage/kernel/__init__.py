@@ -8,6 +8,7 @@ from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
 from sage.kernel.runtime.local import LocalEnvironment
 from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+from sage.kernel.serial import flow_schema, load_yaml, parse_yaml
 
 __all__ = [
     "Batch",
@@ -32,6 +33,9 @@ __all__ = [
     "Stream",
     "Use",
     "default_registry",
+    "flow_schema",
+    "load_yaml",
     "operator",
+    "parse_yaml",
     "use",
 ]

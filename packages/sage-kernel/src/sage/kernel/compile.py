@@ -1,8 +1,9 @@
-"""From a plan to stages: check, resolve, fuse, assign. Pure, apart from calling the factories of named operators.
+"""From a plan to stages: check, resolve, fuse, assign.
 
-A stage is one optional head (what needs a queue of its own: a source, an async call, a batch, a `Sink`) followed by
-a run of sync operators that are fused into one list-to-list kernel. A stage ends where its output has
-several readers, or one reader that must begin a stage.
+A stage is one optional head (what needs a queue of its own: a source, an async call, a batch, a `Sink`)
+followed by a run of sync operators that are fused into one list-to-list kernel. A stage ends where its
+output has several readers, or one reader that must begin a stage. Nothing runs here but the factories of
+named operators.
 """
 
 from __future__ import annotations
@@ -78,11 +79,9 @@ def resolve(index: int, node: Node, registry: Registry) -> Op:
     """Make what a node names and see how it is to be called."""
     role = role_of(node.verb)
     if isinstance(node.fn, Fold):
-        parts = [
-            registry.make(f, role) if isinstance(f, Use) else f
-            for f in (node.fn.key, node.fn.init, node.fn.step)
-        ]
-        return Op(index, node, Fold(*parts), "sync")
+        parts = (node.fn.key, node.fn.init, node.fn.step)
+        bound = [registry.make(part, role) if isinstance(part, Use) else part for part in parts]
+        return Op(index, node, Fold(*bound), "sync")
     made = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
     if node.verb in ("source", "requests", "merge", "reply"):
         return Op(index, node, made, "sync", owner=made)
@@ -95,12 +94,16 @@ def resolve(index: int, node: Node, registry: Registry) -> Op:
 
 def mode_of(fn: Callable[..., Any]) -> Mode:
     """Whether calling `fn` gives a value, an awaitable or an async iterator."""
-    for target in (fn, getattr(type(fn), "__call__", None), getattr(fn, "func", None)):
+    for target in (fn, getattr(fn, "func", None), _dunder_call(fn)):
         if inspect.iscoroutinefunction(target):
             return "async"
         if inspect.isasyncgenfunction(target):
             return "parts"
     return "sync"
+
+
+def _dunder_call(fn: Any) -> Any:
+    return None if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
 
 
 def _instances_do(kind: type, role: str) -> bool:
@@ -110,23 +113,13 @@ def _instances_do(kind: type, role: str) -> bool:
 
 
 def _misuse(op: Op) -> list[str]:
-    node, call, problems = op.node, op.node.call, []
-    given = {
-        "concurrency": call.concurrency,
-        "order": call.order,
-        "timeout": call.timeout,
-        "retry": call.retry,
-    }
-    extra = [name for name, value in given.items() if value is not None]
+    node, problems = op.node, []
+    extra = [n for n in ("concurrency", "order", "timeout", "retry") if getattr(node.call, n) is not None]
     if op.mode == "sync" and extra:
-        problems.append(
-            f"{node.name!r} calls a sync function, so {', '.join(extra)} would do nothing: make it async"
-        )
+        problems.append(f"{node.name!r} calls a sync function, for which {', '.join(extra)} would do nothing")
     if op.mode != "sync" and node.verb in ("flatmap", "filter"):
-        problems.append(
-            f"{node.name!r}: {node.verb} takes a sync function; do the waiting in a map before it"
-        )
-    if op.mode == "parts" and node.verb != "map":
+        problems.append(f"{node.name!r}: {node.verb} takes a sync function; wait in a map before it")
+    elif op.mode == "parts" and node.verb != "map":
         problems.append(f"{node.name!r}: only map takes an async generator")
     return problems
 

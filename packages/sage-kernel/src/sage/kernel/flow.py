@@ -60,12 +60,8 @@ class Flow:
 
     def explain(self) -> str:
         """The plan as a Mermaid flowchart."""
-        shapes = {
-            "source": ("([", "])"),
-            "requests": ("([", "])"),
-            "sink": ("[(", ")]"),
-            "reply": ("[(", ")]"),
-        }
+        start, end = ("([", "])"), ("[(", ")]")
+        shapes = {"source": start, "requests": start, "sink": end, "reply": end}
         lines = ["flowchart LR"]
         for i, node in enumerate(self._nodes):
             left, right = shapes.get(node.verb, ("[", "]"))
@@ -117,10 +113,7 @@ class Flow:
 
     def _own(self, stream: Stream[Any]) -> Port:
         if stream.flow is not self:
-            other = stream.flow.name
-            raise PlanError(
-                self.name, [f"a stream of flow {other!r} is used here: a stream stays in its flow"]
-            )
+            raise PlanError(self.name, [f"a stream of flow {stream.flow.name!r} is used here"])
         return stream.port
 
 
@@ -171,7 +164,8 @@ class Stream(Generic[T]):
         """One result per record.
 
         The other options are for async functions: `concurrency` calls in flight (64), `order` "any" or
-        "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result.
+        "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields
+        `Part`s, then the result.
         """
         return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error))
 

@@ -45,9 +45,8 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.attempts < 1 or self.backoff < 0:
-            raise UsageError(
-                f"Retry(attempts={self.attempts}, backoff={self.backoff:g}) needs attempts >= 1 and backoff >= 0."
-            )
+            given = f"Retry(attempts={self.attempts}, backoff={self.backoff:g})"
+            raise UsageError(f"{given} needs attempts >= 1 and backoff >= 0.")
 
     def ceiling(self, failed: int) -> float:
         """The longest pause after `failed` failed calls, in seconds."""

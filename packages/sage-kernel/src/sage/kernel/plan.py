@@ -127,7 +127,7 @@ def _edges(plan: Plan) -> Iterator[str]:
         if ends and i not in used:
             yield f"what {node.name!r} makes reaches no sink and no reply"
         if node.call.on_error == "divert" and not plan.readers(i, "diverted"):
-            yield f"{node.name!r} diverts and nothing reads its .diverted: give it a sink, or use on_error='skip'"
+            yield f"{node.name!r} diverts and nothing reads its .diverted: give it a sink, or skip"
         if node.call.on_error != "divert" and plan.readers(i, "diverted"):
             yield f"the .diverted of {node.name!r} is read, and it does not divert: set on_error='divert'"
 
@@ -168,4 +168,4 @@ def _requests(plan: Plan) -> Iterator[str]:
             yield f"it has {len(found)} {verb}: there is one per flow"
     for i in {j for reply in replies for j in plan.above(reply)}:
         if plan.nodes[i].verb == "flatmap":
-            yield f"{plan.nodes[i].name!r} is a flatmap on the way to the reply: a request has exactly one reply"
+            yield f"{plan.nodes[i].name!r} is a flatmap before the reply: a request has exactly one"

@@ -74,7 +74,7 @@ class Operator:
         return self.factory(**self.bind(params))
 
     def _hints(self) -> dict[str, Any]:
-        target = self.factory.__init__ if isinstance(self.factory, type) else self.factory
+        target = vars(self.factory).get("__init__") if isinstance(self.factory, type) else self.factory
         try:
             return get_type_hints(target)
         except (NameError, TypeError):
@@ -132,9 +132,8 @@ class Registry:
             other: Role = "source" if role == "sink" else "sink"
             wrong = f"; {name!r} is a {other}" if (other, name) in BUILT_IN else ""
             known = self.names(role)
-            raise NotFoundError(
-                f"no {role} operator is named {name!r}{nearest(name, known)}{wrong}; there are: {', '.join(known)}."
-            )
+            there = f"; there are: {', '.join(known)}." if known else "."
+            raise NotFoundError(f"no {role} operator is named {name!r}{nearest(name, known)}{wrong}{there}")
         loaded: Factory = point.load()
         return loaded
 

@@ -87,6 +87,7 @@ class Job:
         self._idle = asyncio.Event()
         self._idle.set()
         self._state = "running"
+        self._cut = False
         self._stack = AsyncExitStack()
         self._started = perf_counter()
 
@@ -125,9 +126,7 @@ class Job:
             if not self._live:
                 self._idle.set()
         if walk.reply is _NOTHING:
-            raise ReplyError(
-                f"flow {self._plan.name!r} has no reply: the request was filtered, skipped or diverted."
-            )
+            raise ReplyError(f"flow {self._plan.name!r} gave no reply: filtered, skipped or diverted.")
         return walk.reply
 
     def stream(self, item: Any) -> ReplyStream:
@@ -137,9 +136,7 @@ class Job:
     def report(self) -> RunReport:
         """The counts since the start."""
         counters = reports(self._wired.counters.values())
-        return RunReport(
-            self._plan.name, perf_counter() - self._started, self._state == "cancelled", counters
-        )
+        return RunReport(self._plan.name, perf_counter() - self._started, self._cut, counters)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Take no more requests, wait for those in flight (or cancel them), commit the sinks, close."""
@@ -147,6 +144,7 @@ class Job:
             return
         self._state = "stopping"
         if not drain:
+            self._cut = bool(self._live)
             for walk in self._live:
                 walk.killed = True
                 if walk.task:
@@ -257,9 +255,7 @@ async def _call(station: _Station, item: Any) -> list[Any]:
 def _answer(counters: Counters, items: list[Any], walk: _Walk) -> None:
     for item in items:
         if walk.reply is not _NOTHING:
-            raise ReplyError(
-                "two replies came out for one request: only one of its branches may reach the reply."
-            )
+            raise ReplyError("two replies came out for one request: one of its branches may reply.")
         walk.reply = item
         counters.items_in += 1
 

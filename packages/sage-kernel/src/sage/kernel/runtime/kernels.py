@@ -50,7 +50,7 @@ class Faults:
         """Count and keep the failure, or raise what stops the run."""
         attempts = 1
         if isinstance(error, GaveUpError):
-            error, attempts = error.error, error.attempts
+            attempts, error = error.attempts, error.error
         if self._on_error == "skip":
             self.counters.skipped += 1
         elif self._on_error == "divert":
@@ -212,13 +212,13 @@ def check_length(results: Sequence[Any], items: Sequence[Any]) -> list[Any]:
 
 
 def call_of(op: Op, counters: Counters) -> AsyncCall:
-    """The call of an async operator: with its parts, timeout and retries, and none of what it does not ask for."""
-    call = _last_of(op.fn) if op.mode == "parts" else op.fn
+    """The call of an async operator, wrapped in as much as it asks for."""
+    call: AsyncCall = _last_of(op.fn) if op.mode == "parts" else op.fn
     if op.node.verb == "map_batch":
         call = _whole(call)
     options = op.node.call
     if options.timeout is None and options.retry is None:
-        return call  # type: ignore[no-any-return] # what a user gave; its mode was seen to be async
+        return call
     return _guarded(call, options, counters)
 
 

@@ -79,7 +79,7 @@ class LocalEnvironment:
         return asyncio.run(main())
 
     async def submit(self, flow: Flow, *, limit: int = 1024) -> Job:
-        """Start a flow of requests; at most `limit` are in flight, more are refused with `OverloadedError`."""
+        """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`."""
         plan = compile_plan(flow.plan, self._registry)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])

@@ -13,7 +13,7 @@ __all__ = ["Counters", "OperatorError", "OperatorReport", "RunReport", "operator
 
 
 class OperatorError(SageError):
-    """An operator failed; the message names it, the item and its position, the cause is the operator's own error."""
+    """An operator failed; the message names it, the item and its position; the cause is its own error."""
 
     code = "operator_failed"
 
@@ -105,7 +105,7 @@ def spell(value: Any, limit: int = 200) -> str:
 
 
 def operator_error(where: str, error: BaseException) -> SageError:
-    """The error to raise for `error` at `where`; a `SageError` keeps its class, so its status and exit code."""
+    """What to raise for `error` at `where`; a `SageError` keeps its class, so its status and exit code."""
     if isinstance(error, SageError):
         try:
             same = copy.copy(error)

@@ -40,7 +40,7 @@ async def commit(ops: Iterable[Op]) -> None:
 
 
 def _closes(op: Op) -> bool:
-    # A list or an open file that was given as a source is the caller's own; a generator is used up by the run.
+    # An open file that was given as a source is the caller's own; a generator is used up by the run.
     own = op.node.verb != "source" or inspect.isgenerator(op.owner) or hasattr(op.owner, "setup")
     return own and hasattr(op.owner, "close")
 

@@ -26,11 +26,13 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
         self._reading: set[asyncio.Task[Any]] = set()
+        self._woken: set[asyncio.Task[Any]] = set()
 
     def ask(self) -> None:
         """Stop reading; a source that waits for its next record is woken."""
         self.asked = True
-        for task in self._reading:
+        self._woken = set(self._reading)
+        for task in self._woken:
             task.cancel()
 
     async def next_of(self, source: AsyncIterator[Any]) -> Any:
@@ -42,7 +44,8 @@ class Stop:
         try:
             return await anext(source)
         except asyncio.CancelledError:
-            if self.asked and task.uncancel() == 0:
+            # Our own cancellation is the end of the source; one from outside goes on.
+            if task in self._woken and task.uncancel() == 0:
                 raise StopAsyncIteration from None
             raise
         finally:
@@ -91,10 +94,8 @@ async def feed(op: Op, counters: Counters, stop: Stop, size: int, kernel: Kernel
     elif hasattr(source, "__iter__"):
         batches = _sync_batches(op, iter(source), counters, stop, size)
     else:
-        raise operator_error(
-            f"source {op.node.name!r}",
-            TypeError(f"{spell(source)} cannot be iterated; a list or a generator can"),
-        )
+        error = TypeError(f"{spell(source)} cannot be iterated; a list or a generator can")
+        raise operator_error(f"source {op.node.name!r}", error)
     async for items in batches:
         await outputs.send(kernel(items))
     outputs.close()
@@ -135,9 +136,8 @@ async def _async_batches(
         except StopAsyncIteration:
             return
         except Exception as error:
-            raise operator_error(
-                f"source {op.node.name!r} failed after {counters.items_out} items", error
-            ) from error
+            where = f"source {op.node.name!r} failed after {counters.items_out} items"
+            raise operator_error(where, error) from error
         counters.wait += perf_counter_ns() - start
         counters.items_out += 1
         yield [item]

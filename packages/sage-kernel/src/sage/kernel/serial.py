@@ -1,0 +1,380 @@
+"""Plans as plain data: `to_dict`, `from_dict`, YAML pipelines, and the JSON Schema of both.
+
+    name: words
+    steps:
+      - source: {use: files, with: {folder: docs, glob: "**/*.md"}}
+        id: docs
+      - flatmap: {use: sage.split, with: {size: 500}, on_error: divert}
+        id: pieces
+      - sink: {use: jsonl, with: {path: pieces.jsonl}}
+      - sink: stdout
+        from: pieces.diverted
+
+A step reads the one before it unless `from` names another; `merge` lists those it joins.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+from sage.common.errors import BadRequestError, NotFoundError
+from sage.kernel.flow import Flow
+from sage.kernel.options import Batch, Call, Retry, Use
+from sage.kernel.plan import Fold, Node, Plan, PlanError, Port, Verb
+from sage.kernel.registry import nearest
+
+__all__ = ["flow_schema", "from_dict", "load_yaml", "parse_yaml", "to_dict"]
+
+VERBS: tuple[Verb, ...] = get_args(Verb)
+CALL = ("concurrency", "order", "timeout", "retry", "on_error")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "source": ("use", "with"),
+    "requests": ("type",),
+    "map": ("use", "with", *CALL),
+    "flatmap": ("use", "with", "on_error"),
+    "filter": ("use", "with", "on_error"),
+    "map_batch": ("use", "with", "batch", *CALL),
+    "scan": ("key", "init", "step"),
+    "sink": ("use", "with"),
+    "reply": (),
+}
+PLAIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, object)}
+ERRORS = "sage.common.errors"
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data; raises one `PlanError` naming every operator that is code without a name."""
+    problems: list[str] = []
+    steps = [_step(plan, node, problems) for node in plan.nodes]
+    if problems:
+        raise PlanError(plan.name, problems)
+    return {"name": plan.name, "steps": steps}
+
+
+def from_dict(data: Any, *, allow: tuple[str, ...] = (), where: str = "") -> Flow:
+    """A flow from plain data; raises one `PlanError` listing every step that cannot be read."""
+    problems: list[str] = []
+    name = data.get("name") if isinstance(data, Mapping) else None
+    title = where or (name if isinstance(name, str) else "unnamed")
+    if not isinstance(data, Mapping) or not isinstance(name, str) or not isinstance(data.get("steps"), list):
+        raise PlanError(title, ["a flow is {name: a string, steps: a list of steps}"])
+    problems += [
+        f"unknown key {key!r}{nearest(str(key), ('name', 'steps'))}"
+        for key in data.keys() - {"name", "steps"}
+    ]
+    flow = Flow(name)
+    reader = _Reader(flow, allow, problems)
+    for i, step in enumerate(data["steps"]):
+        reader.read(f"steps[{i}]", step)
+    if problems:
+        raise PlanError(title, problems)
+    return flow
+
+
+def load_yaml(path: Path | str, *, allow: tuple[str, ...] = ()) -> Flow:
+    """The flow that a YAML file declares; relative paths in it start at the working directory."""
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"pipeline file {str(path)!r} does not exist.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequestError(f"pipeline file {str(path)!r} is not UTF-8 text.") from error
+    return parse_yaml(text, allow=allow, where=str(path))
+
+
+def parse_yaml(text: str, *, allow: tuple[str, ...] = (), where: str = "pipeline") -> Flow:
+    """The flow that a YAML text declares; `where` names it in errors."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        data = YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise BadRequestError(f"{where}{at}: not YAML: {error.problem}.") from error
+    except YAMLError as error:
+        raise BadRequestError(f"{where}: not YAML: {error}.") from error
+    return from_dict(data, allow=allow, where=where)
+
+
+def flow_schema() -> dict[str, Any]:
+    """The JSON Schema of the plain-data form."""
+    count = {"type": "integer", "minimum": 1}
+    seconds = {"type": "number", "minimum": 0}
+    reference = {
+        "type": "object",
+        "properties": {"use": {"type": "string"}, "with": {"type": "object"}},
+        "required": ["use"],
+        "additionalProperties": False,
+    }
+    named = {"anyOf": [{"type": "string"}, reference]}
+    retry = {"attempts": count, "backoff": seconds, "on": {"type": "array", "items": {"type": "string"}}}
+    properties: dict[str, Any] = {
+        **reference["properties"],  # type: ignore[dict-item] # a literal of this very dict
+        "type": {"type": "string"},
+        "concurrency": count,
+        "order": {"enum": ["input", "any"]},
+        "timeout": {"type": "number", "exclusiveMinimum": 0},
+        "retry": {"type": "object", "properties": retry, "additionalProperties": False},
+        "on_error": {"enum": ["fail", "skip", "divert"]},
+        "batch": {
+            "type": "object",
+            "properties": {"size": count, "wait": seconds},
+            "additionalProperties": False,
+        },
+        **dict.fromkeys(("key", "init", "step"), named),
+    }
+    steps = [_step_schema(verb, options, properties) for verb, options in OPTIONS.items()]
+    merge = {"merge": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "id": {"type": "string"}}
+    steps.append(
+        {"type": "object", "properties": merge, "required": ["merge"], "additionalProperties": False}
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "SAGE pipeline",
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "steps": {"type": "array", "items": {"oneOf": steps}}},
+        "required": ["name", "steps"],
+        "additionalProperties": False,
+    }
+
+
+def _step_schema(verb: str, options: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:
+    required = ["use"] if "use" in options else list(options) if verb == "scan" else []
+    body: dict[str, Any] = {
+        "type": ["object", "null"] if not required else "object",
+        "properties": {name: properties[name] for name in options},
+        "required": required,
+        "additionalProperties": False,
+    }
+    whole = {"anyOf": [{"type": "string"}, body]} if "use" in options else body
+    keys = {verb: whole, "id": {"type": "string"}}
+    if verb not in ("source", "requests"):
+        keys["from"] = {"type": "string"}
+    return {"type": "object", "properties": keys, "required": [verb], "additionalProperties": False}
+
+
+def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
+    origins = [f"{plan.nodes[p.node].name}{'.diverted' * (p.output == 'diverted')}" for p in node.inputs]
+    if node.verb == "merge":
+        return {"merge": origins, "id": node.name}
+    body: dict[str, Any] = {}
+    if node.verb == "requests":
+        body["type"] = node.fn.__name__ if node.fn in PLAIN_TYPES.values() else _code(node, node.fn, problems)
+    elif isinstance(node.fn, Fold):
+        parts = {"key": node.fn.key, "init": node.fn.init, "step": node.fn.step}
+        body |= {name: _reference(node, fn, problems) for name, fn in parts.items()}
+    elif node.verb != "reply":
+        body |= _reference(node, node.fn, problems)
+    body |= {name: value for name, value in _call_data(node.call).items() if value is not None}
+    if node.batch:
+        body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
+    return {node.verb: body, "id": node.name, **({"from": origins[0]} if origins else {})}
+
+
+def _call_data(call: Call) -> dict[str, Any]:
+    retry = None
+    if call.retry:
+        on = [
+            e.__name__ if e.__module__ == "builtins" else f"{e.__module__}:{e.__name__}"
+            for e in call.retry.on
+        ]
+        retry = {"attempts": call.retry.attempts, "backoff": call.retry.backoff, "on": on}
+    on_error = None if call.on_error == "fail" else call.on_error
+    return {
+        "concurrency": call.concurrency,
+        "order": call.order,
+        "timeout": call.timeout,
+        "retry": retry,
+        "on_error": on_error,
+    }
+
+
+def _reference(node: Node, fn: Any, problems: list[str]) -> dict[str, Any]:
+    if isinstance(fn, Use):
+        return {"use": fn.name, **({"with": dict(fn.params)} if fn.params else {})}
+    if node.verb == "source" and isinstance(fn, list | tuple | range):
+        return {"use": "items", "with": {"values": list(fn)}}
+    return {"use": _code(node, fn, problems)}
+
+
+def _code(node: Node, fn: Any, problems: list[str]) -> str:
+    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
+    try:
+        found = _attribute(import_module(module), name) if module and name else None
+    except (ImportError, AttributeError):
+        found = None
+    if found is None or found is not fn:
+        problems.append(
+            f"{node.name!r} calls {fn!r}, which has no name to find it by: move it to the top level of a "
+            "module, or register a factory and refer to it with use(...)"
+        )
+    return f"{module}:{name}"
+
+
+def _attribute(target: Any, name: str) -> Any:
+    for part in name.split("."):
+        target = getattr(target, part)
+    return target
+
+
+def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(body, Mapping):
+        raise BadRequestError(f"{name} is {body!r}, not a mapping of {', '.join(keys)}")
+    for key in body:
+        if key not in keys:
+            raise BadRequestError(f"{name}: unknown key {key!r}{nearest(str(key), keys)}")
+    return dict(body)
+
+
+class _Reader:
+    """Adds the steps of a document to a flow, noting whatever it cannot read."""
+
+    def __init__(self, flow: Flow, allow: tuple[str, ...], problems: list[str]) -> None:
+        self._flow = flow
+        self._allow = allow
+        self._problems = problems
+        self._names: dict[str, int] = {}
+        self._last: int | None = None
+
+    def read(self, at: str, step: Any) -> None:
+        """Add one step."""
+        verb = self._verb(at, step)
+        if verb is None:
+            return
+        before = len(self._problems)
+        inputs = self._inputs(at, verb, step)
+        node = self._node(f"{at}.{verb}", verb, step[verb], str(step.get("id", "")), inputs)
+        if len(self._problems) > before:
+            # A stand-in keeps the names right, so that one mistake is reported once.
+            node = Node(str(step.get("id", "")), verb, inputs)
+        index = self._flow._add(verb, node.inputs, node.fn, node.name, node.call, node.batch)
+        self._names[self._flow._nodes[index].name] = index
+        self._last = None if verb in ("sink", "reply") else index
+
+    def _verb(self, at: str, step: Any) -> Verb | None:
+        if not isinstance(step, Mapping):
+            self._problems.append(f"{at} is {step!r}: a step is a mapping such as {{map: NAME}}")
+            return None
+        verbs = [verb for verb in VERBS if verb in step]
+        extra = [str(key) for key in step if key not in (*VERBS, "id", "from")]
+        if len(verbs) == 1 and not extra:
+            return verbs[0]
+        if extra:
+            self._problems.extend(
+                f"{at}: unknown key {key!r}{nearest(key, (*VERBS, 'id', 'from'))}" for key in extra
+            )
+        else:
+            self._problems.append(
+                f"{at} has {len(verbs)} verbs ({', '.join(verbs)}): one of {', '.join(VERBS)}"
+            )
+        return None
+
+    def _inputs(self, at: str, verb: Verb, step: Mapping[str, Any]) -> tuple[Port, ...]:
+        if verb in ("source", "requests"):
+            if "from" in step:
+                self._problems.append(f"{at}: a {verb} reads from nothing")
+            return ()
+        wanted = step["merge"] if verb == "merge" else [step["from"]] if "from" in step else None
+        if wanted is not None and not isinstance(wanted, list):
+            self._problems.append(f"{at}.merge lists the steps to join, it is not {wanted!r}")
+            return ()
+        if wanted is None:
+            if self._last is None:
+                self._problems.append(f"{at}: no step before it has an output: say which one with 'from'")
+                return ()
+            return (Port(self._last),)
+        return tuple(port for name in wanted if (port := self._port(at, str(name))))
+
+    def _port(self, at: str, name: str) -> Port | None:
+        if name in self._names:
+            return Port(self._names[name])
+        bare = name.removesuffix(".diverted")
+        if bare in self._names:
+            return Port(self._names[bare], "diverted")
+        self._problems.append(f"{at}: no step above has the id {bare!r}{nearest(bare, self._names)}")
+        return None
+
+    def _node(self, at: str, verb: Verb, body: Any, name: str, inputs: tuple[Port, ...]) -> Node:
+        if verb == "merge":
+            return Node(name, verb, inputs)
+        if isinstance(body, str) and "use" in OPTIONS[verb]:
+            body = {"use": body}
+        if not isinstance(body, Mapping | None):
+            self._problems.append(f"{at} is {body!r}: it is a mapping, or the name of an operator")
+            return Node(name, verb, inputs)
+        body = body or {}
+        for key in body:
+            if key not in OPTIONS[verb]:
+                self._problems.append(f"{at}: unknown option {key!r}{nearest(str(key), OPTIONS[verb])}")
+        try:
+            fn = self._fn(at, verb, body)
+            batch = (
+                Batch(**_known("batch", body.get("batch", {}), ("size", "wait")))
+                if verb == "map_batch"
+                else None
+            )
+            return Node(name, verb, inputs, fn, self._call(body), batch)
+        except (BadRequestError, TypeError) as error:
+            self._problems.append(f"{at}: {error}")
+            return Node(name, verb, inputs)
+
+    def _call(self, body: Mapping[str, Any]) -> Call:
+        given = {name: body[name] for name in CALL if name in body}
+        for name, kinds in (("concurrency", (int,)), ("timeout", (int, float))):
+            if name in given and (not isinstance(given[name], kinds) or isinstance(given[name], bool)):
+                raise BadRequestError(f"{name} is {given[name]!r}, not a number")
+        if "retry" in given:
+            retry = _known("retry", given["retry"], ("attempts", "backoff", "on"))
+            if "on" in retry:
+                retry["on"] = tuple(self._error(str(text)) for text in retry["on"])
+            given["retry"] = Retry(**retry)
+        return Call(**given)
+
+    def _fn(self, at: str, verb: Verb, body: Mapping[str, Any]) -> Any:
+        if verb == "requests":
+            kind = str(body.get("type", "object"))
+            return PLAIN_TYPES.get(kind) or self._import(kind)
+        if verb == "reply":
+            return None
+        if verb == "scan":
+            return Fold(*(self._referred(f"{at}.{part}", body.get(part)) for part in ("key", "init", "step")))
+        return self._referred(at, body)
+
+    def _referred(self, at: str, body: Any) -> Any:
+        body = {"use": body} if isinstance(body, str) else body
+        if not isinstance(body, Mapping) or not isinstance(body.get("use"), str):
+            raise BadRequestError(f"{at} names no operator: say use: NAME")
+        name, params = body["use"], body.get("with", {})
+        if not isinstance(params, Mapping):
+            raise BadRequestError(f"'with' is {params!r}: it is a mapping of parameters")
+        if ":" not in name:
+            return Use(name, dict(params))
+        if params:
+            raise BadRequestError(f"{name!r} is code, which takes no 'with'; a registered factory does")
+        return self._import(name)
+
+    def _import(self, name: str) -> Any:
+        module, _, qualname = name.partition(":")
+        if name not in self._allow and f"{module}:*" not in self._allow:
+            allowed = ", ".join(self._allow) or "nothing"
+            raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
+        try:
+            return _attribute(import_module(module), qualname)
+        except (ImportError, AttributeError) as error:
+            raise BadRequestError(f"{name!r} cannot be imported: {error}") from error
+
+    def _error(self, name: str) -> type[Exception]:
+        module, _, qualname = name.rpartition(":")
+        found = getattr(builtins if not module else import_module(ERRORS), qualname, None)
+        if module not in ("", ERRORS):
+            found = self._import(name)
+        if not (isinstance(found, type) and issubclass(found, Exception)):
+            raise BadRequestError(f"retry.on has {name!r}, which is no exception")
+        return found
