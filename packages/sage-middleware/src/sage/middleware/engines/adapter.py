@@ -1,0 +1,324 @@
+"""What the adapters share: one sender over HTTP, and the dialect of engines that speak OpenAI's as it is."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from sage.common.errors import BadRequestError, EngineError, SageError
+from sage.middleware.engines.aggregate import Aggregator
+from sage.middleware.engines.http import HttpPool
+from sage.middleware.engines.port import Call, EngineSpec, Route, Sink, Usage
+from sage.middleware.engines.sse import Splitter, data_of, usage_of
+
+__all__ = ["Dialect", "HttpEngine", "PassThrough", "PassThroughDialect", "Translator", "splice"]
+
+_log = logging.getLogger("sage.engines")
+_MAX_ERROR_BYTES = 64 * 1024
+_REFUSALS = frozenset({400, 413, 415, 422})  # the request's own fault; anything else is the engine's
+
+
+class Translator(Protocol):
+    """Turns an engine's stream into OpenAI's, bytes to bytes."""
+
+    usage: Usage
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Translate the next bytes; may hold back part of an event. Raises EngineError for an error event."""
+        ...
+
+    def close(self) -> bytes:
+        """The rest, with `[DONE]`, when the engine has ended. Raises EngineError if it is not whole."""
+        ...
+
+
+class Dialect(Protocol):
+    """How one kind of engine differs from OpenAI."""
+
+    async def encode(self, call: Call) -> bytes:
+        """The body to send. Raises BadRequestError for what this engine cannot do."""
+        ...
+
+    def streams(self, call: Call) -> bool:
+        """Whether the engine is asked for a stream, whatever the client asked for."""
+        ...
+
+    def translator(self, call: Call) -> Translator:
+        """A fresh translator for the stream of one call."""
+        ...
+
+
+class HttpEngine:
+    """An engine behind HTTP. `headers` go with every call (a remote engine's key)."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        dialect: Dialect,
+        pool: HttpPool,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ready_path: str = "/health",
+    ) -> None:
+        self._spec = spec
+        self._dialect = dialect
+        self._pool = pool
+        self._headers = dict(headers or {})
+        self._ready_path = ready_path
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it is."""
+        return self._spec
+
+    async def send(self, call: Call, sink: Sink) -> Usage:
+        """Serve one call; see the port."""
+        body = await self._dialect.encode(call)
+        receiver: _Answer
+        if call.stream:
+            receiver = _Stream(sink, self._dialect.translator(call))
+        elif self._dialect.streams(call):
+            receiver = _Aggregated(sink, self._dialect.translator(call))
+        else:
+            receiver = _Whole(sink)
+        await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=self._headers)
+        if receiver.status // 100 != 2:
+            raise _refusal(self._spec.name, receiver.status, receiver.joined())
+        return receiver.finish()
+
+    async def ready(self) -> bool:
+        """Whether its health page answers 200."""
+        answer = _Answer()
+        try:
+            await self._pool.request("GET", self._ready_path, answer, headers=self._headers)
+        except SageError:
+            return False
+        return answer.status == 200
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        self._pool.close()
+
+
+# ---- receivers ---------------------------------------------------------------------------------------------
+
+
+class _Answer:
+    """Collects an answer; an error's text is cut off at 64 KiB."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def head(self, status: int, _content_type: str) -> None:
+        self.status = status
+
+    def data(self, chunk: bytes) -> None:
+        if self.status == 200:
+            self.accept(chunk)
+        elif self._size < _MAX_ERROR_BYTES:
+            self._size += len(chunk)
+            self._parts.append(chunk)
+
+    def accept(self, chunk: bytes) -> None:
+        self._parts.append(chunk)
+
+    def joined(self) -> bytes:
+        return b"".join(self._parts)
+
+    def finish(self) -> Usage:
+        return Usage()
+
+    @property
+    def full(self) -> bool:
+        return False
+
+    async def drain(self) -> None:
+        return
+
+
+class _Whole(_Answer):
+    """A JSON body: nothing reaches the sink until it is whole, so that a broken one can be retried."""
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def finish(self) -> Usage:
+        body = self.joined()
+        return self._emit(body, usage_of(body) or Usage())
+
+    def _emit(self, body: bytes, usage: Usage) -> Usage:
+        self._sink.head(200, "application/json")
+        self._sink.data(body)
+        self._sink.end()
+        return usage
+
+
+class _Aggregated(_Whole):
+    """A stream that the client wants as one body."""
+
+    def __init__(self, sink: Sink, translator: Translator) -> None:
+        super().__init__(sink)
+        self._translator = translator
+        self._aggregator = Aggregator()
+
+    def accept(self, chunk: bytes) -> None:
+        self._aggregator.feed(self._translator.feed(chunk))
+
+    def finish(self) -> Usage:
+        self._aggregator.feed(self._translator.close())
+        return self._emit(self._aggregator.result(), self._translator.usage)
+
+
+class _Stream(_Answer):
+    """A stream passed on as it comes. The head waits for the first bytes: until then a retry is possible."""
+
+    def __init__(self, sink: Sink, translator: Translator) -> None:
+        super().__init__()
+        self._sink = sink
+        self._translator = translator
+        self._begun = False
+
+    def accept(self, chunk: bytes) -> None:
+        self._emit(self._translator.feed(chunk))
+
+    def _emit(self, out: bytes) -> None:
+        if not out:
+            return
+        if not self._begun:
+            self._begun = True
+            self._sink.head(200, "text/event-stream; charset=utf-8")
+        self._sink.data(out)
+
+    @property
+    def full(self) -> bool:
+        return self._sink.full
+
+    async def drain(self) -> None:
+        await self._sink.drain()
+
+    def finish(self) -> Usage:
+        self._emit(self._translator.close())
+        self._sink.end()
+        return self._translator.usage
+
+
+def _refusal(engine: str, status: int, body: bytes) -> SageError:
+    """An engine's error in our words; its own text goes to the client only where the client is at fault."""
+    text, param = _error_text(body)
+    _log.warning("engine %s answered %d: %s", engine, status, text)
+    if status in _REFUSALS:
+        return BadRequestError(f"The engine refused the request: {text}", param=param)
+    return EngineError(f"The engine {engine} answered {status}.")
+
+
+def _error_text(body: bytes) -> tuple[str, str | None]:
+    """The message and field of an error body; OpenAI's form, a bare string, or FastAPI's `detail`."""
+    found: Any = None
+    param = None
+    try:
+        answer = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        answer = None
+    if isinstance(answer, dict):
+        found = answer.get("error", answer.get("detail", answer.get("message")))
+        if isinstance(found, dict):
+            param = found.get("param") if isinstance(found.get("param"), str) else None
+            found = found.get("message")
+    text = found if isinstance(found, str) else msgspec.json.encode(found).decode() if found else ""
+    text = " ".join(text.split()) or "no reason given"
+    return text[:300], param
+
+
+# ---- OpenAI's own dialect ----------------------------------------------------------------------------------
+
+
+def splice(body: bytes, **fields: Any) -> bytes:
+    """Replace or add top-level fields of a JSON object; the other values keep their very bytes."""
+    try:
+        top = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.DecodeError as error:
+        raise BadRequestError(f"The body is not a JSON object: {error}.") from error
+    return msgspec.json.encode({**top, **fields})
+
+
+class PassThroughDialect:
+    """Bodies go through unchanged but for `model` and, in a stream, `stream_options`."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    async def encode(self, call: Call) -> bytes:
+        """Name the engine's own model and ask for usage."""
+        if not call.stream or call.route is Route.EMBEDDINGS:
+            return splice(call.body, model=self._model)
+        options = msgspec.json.decode(call.body, type=dict[str, Any]).get("stream_options") or {}
+        return splice(call.body, model=self._model, stream_options={**options, "include_usage": True})
+
+    def streams(self, call: Call) -> bool:
+        """As the client asked."""
+        return call.stream
+
+    def translator(self, call: Call) -> PassThrough:
+        """Hide the usage chunk unless the client asked for it."""
+        return PassThrough(hide_usage=not call.include_usage)
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[msgspec.Raw] = []
+    error: msgspec.Raw | None = None
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+# In a JSON string every quote is escaped, so that generated text cannot look like the first two.
+_SPECIAL = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:\s*[^n\s]|\[DONE\]')
+
+
+class PassThrough:
+    """Bytes in, the same bytes out, but for the usage chunk. Only that one, errors and the end are parsed."""
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self.usage = Usage()
+        self._hide_usage = hide_usage
+        self._splitter = Splitter()
+        self._done = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Pass on; whole events without anything to look at are not even copied."""
+        if not self._splitter.pending and chunk.endswith(b"\n\n") and _SPECIAL.search(chunk) is None:
+            return chunk
+        return b"".join(map(self._event, self._splitter.feed(chunk)))
+
+    def close(self) -> bytes:
+        """Raises EngineError unless `[DONE]` has come."""
+        rest = b"".join(map(self._event, self._splitter.close()))
+        if not self._done:
+            raise EngineError("The engine's stream ended before `[DONE]`.")
+        return rest
+
+    def _event(self, event: bytes) -> bytes:
+        if self._done:
+            return b""  # nothing may follow the end
+        if _SPECIAL.search(event) is None:
+            return event
+        data = data_of(event)
+        if data == b"[DONE]":
+            self._done = True
+            return event
+        try:
+            chunk = _CHUNK.decode(data)
+        except msgspec.DecodeError as error:
+            raise EngineError(f"The engine's stream cannot be read: {error}.") from error
+        if chunk.error is not None:
+            raise EngineError(f"The engine failed in the middle of its answer: {_error_text(data)[0]}")
+        usage = usage_of(data)
+        if usage is None:
+            return event
+        self.usage = usage
+        return b"" if self._hide_usage and not chunk.choices else event

@@ -1,0 +1,72 @@
+"""Which texts to compute together: pure decisions of the embedding server."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+__all__ = ["Work", "plan", "take"]
+
+MAX_TEXTS = 64
+PADDING = 1024  # characters of padding that cost about as much as one more batch
+
+
+@dataclass(eq=False)
+class Work:
+    """The texts of one request that are not taken yet, the longest first; `cancelled` drops the rest."""
+
+    texts: list[str]
+    done: Callable[[list[object], int], object]  # vectors in input order, tokens
+    failed: Callable[[Exception], object]
+    cancelled: bool = False
+    tokens: int = 0
+    order: deque[int] = field(init=False)
+    vectors: list[object] = field(init=False)
+    missing: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = deque(sorted(range(len(self.texts)), key=lambda i: -len(self.texts[i])))
+        self.vectors = [None] * len(self.texts)
+        self.missing = len(self.texts)
+
+
+Item = tuple[Work, int]
+
+
+def take(queue: deque[Work], limit: int = MAX_TEXTS) -> list[Item]:
+    """The next texts, one from each request in turn, so that a short request rides the next batch.
+
+    Requests that have nothing left, or that were cancelled, leave the queue.
+    """
+    items: list[Item] = []
+    while queue and len(items) < limit:
+        work = queue.popleft()
+        if work.cancelled or not work.order:
+            continue
+        items.append((work, work.order.popleft()))
+        queue.append(work)
+    for work in [work for work in queue if not work.order or work.cancelled]:
+        queue.remove(work)
+    return items
+
+
+def plan(items: Iterable[Item], padding: int = PADDING) -> list[list[Item]]:
+    """Cut `items` into batches of similar length, the shortest first.
+
+    A batch is padded to its longest text; a new one begins where the padding saved outweighs its fixed cost.
+    """
+    rest = sorted(items, key=lambda item: -len(item[0].texts[item[1]]))
+    lengths = [len(work.texts[index]) for work, index in rest]
+    batches: list[list[Item]] = []
+    start = 0
+    tail = sum(lengths)  # characters of what follows
+    for at, length in enumerate(lengths):
+        saved = (lengths[start] - length) * (len(lengths) - at)
+        if at > start and saved > padding and tail:
+            batches.append(rest[start:at])
+            start = at
+        tail -= length
+    if rest[start:]:
+        batches.append(rest[start:])
+    return batches[::-1]

