@@ -289,17 +289,25 @@ class Process:
         lines = [f"{method} {target} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
         lines += [f"authorization: Bearer {key}"] if key else []
         lines += ["content-type: application/json", f"content-length: {len(raw)}"] if body is not None else []
-        await wire.send("\r\n".join([*lines, "", ""]).encode() + raw)
-        answer = await wire.answer()
-        await wire.close()
-        return answer
+        try:
+            await wire.send("\r\n".join([*lines, "", ""]).encode() + raw)
+            return await wire.answer()
+        finally:
+            wire.abort()
 
     async def admin(self, method: str, path: str, body: Any = None) -> Answer:
         return await self.http(method, f"{self.run.admin_url}/admin/v1{path}", key=self.keys.admin, body=body)
 
     async def until_ready(self) -> None:
+        await self.until_health(200)
+
+    async def until_health(self, status: int) -> Answer:
+        """Poll another process: there is no event to wait on."""
         async with asyncio.timeout(100):
-            while (await self.http("GET", f"{self.run.health_url}/readyz")).status != 200:
+            while True:
+                answer = await self.http("GET", f"{self.run.health_url}/readyz")
+                if answer.status == status:
+                    return answer
                 await asyncio.sleep(0.02)
 
     async def stop(self, number: int = signal.SIGTERM) -> int:

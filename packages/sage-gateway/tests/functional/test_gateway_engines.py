@@ -17,14 +17,30 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     models = pytest.importorskip("sage.middleware.models")
     llm = models.random_model(tmp_path_factory.mktemp("cache"))
     return [
-        {"name": "llm-0", "kind": "transformers", "model": str(llm), "served_as": "tiny", "random_weights": True},
-        {"name": "embed-0", "kind": "embedding", "model": str(models.minilm_folder()), "served_as": "minilm", "task": "embed"},
+        {
+            "name": "llm-0",
+            "kind": "transformers",
+            "model": str(llm),
+            "served_as": "tiny",
+            "random_weights": True,
+        },
+        {
+            "name": "embed-0",
+            "kind": "embedding",
+            "model": str(models.minilm_folder()),
+            "served_as": "minilm",
+            "task": "embed",
+        },
     ]
 
 
-async def test_chat_stream_embed_and_no_orphan_after_kill_9(spawner: Any, engines: list[dict[str, Any]]) -> None:
+async def test_chat_stream_embed_and_no_orphan_after_kill_9(
+    spawner: Any, engines: list[dict[str, Any]]
+) -> None:
     span = {"llm": [21001, 21089], "embedding": [21090, 21199]}
-    gateway = await spawner.start({"engines": engines, "ports": {"gateway": 0, "admin": 0, "health": 0, **span}})
+    gateway = await spawner.start(
+        {"engines": engines, "ports": {"gateway": 0, "admin": 0, "health": 0, **span}}
+    )
     await gateway.until_ready()
     async with openai.AsyncOpenAI(base_url=gateway.run.base_url, api_key=gateway.keys.default) as client:
         assert sorted([model.id async for model in client.models.list()]) == ["minilm", "tiny"]

@@ -7,6 +7,7 @@ import base64
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -119,7 +120,9 @@ async def test_embeddings_in_each_form(stack: Stack) -> None:
 async def test_base64_is_little_endian_float32(stack: Stack) -> None:
     body = {"model": "embedder", "input": "a", "encoding_format": "base64"}
     raw = base64.b64decode((await stack.post("embeddings", body)).json["data"][0]["embedding"])
-    floats = (await stack.post("embeddings", {"model": "embedder", "input": "a"})).json["data"][0]["embedding"]
+    floats = (await stack.post("embeddings", {"model": "embedder", "input": "a"})).json["data"][0][
+        "embedding"
+    ]
     assert list(struct.unpack(f"<{len(raw) // 4}f", raw)) == pytest.approx(floats)
 
 
@@ -142,11 +145,10 @@ async def test_an_unknown_model_names_those_there_are(stack: Stack) -> None:
     "body", [b"{", b"", b"[]", b'{"model": "talker"}', b'{"model": "talker", "model": "x", "messages": []}']
 )
 async def test_what_is_no_request_is_a_400(stack: Stack, body: bytes) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(stack.url.split(":")[2].split("/")[0]))
-    writer.write(
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {stack.key}\r\nconnection: close\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(stack.url).port)
+    head = f"host: localhost\r\nx-api-key: {stack.key}\r\ncontent-type: application/json\r\nconnection: close"
+    line = f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(line.encode() + body)
     answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"type":"invalid_request_error"' in answer
@@ -212,7 +214,9 @@ async def test_every_route_and_method_is_closed_without_a_key(stack: Stack) -> N
     run = stack.gateway.run
     bases = {"data": run.base_url.removesuffix("/v1"), "admin": run.admin_url}
     paths = {(e.listener, e.path.replace("{model:path}", "m").replace("{request_id}", "r")) for e in ROUTES}
-    paths |= {(listener, path) for listener in bases for path in ("/nowhere", "/docs", "/openapi.json", "/metrics")}
+    paths |= {
+        (listener, path) for listener in bases for path in ("/nowhere", "/docs", "/openapi.json", "/metrics")
+    }
     for listener, path in sorted(paths):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
             for key in ("", "sk-sage-wrong.key"):
@@ -262,7 +266,9 @@ async def test_admin_reads(stack: Stack) -> None:
 async def test_the_policy_can_be_changed(stack: Stack) -> None:
     before = (await stack.gateway.admin("GET", "/policy")).json
     assert before["name"] in before["available"]
-    assert (await stack.gateway.admin("PUT", "/policy", {"name": "round_robin"})).json["name"] == "round_robin"
+    assert (await stack.gateway.admin("PUT", "/policy", {"name": "round_robin"})).json[
+        "name"
+    ] == "round_robin"
     answer = await stack.post("chat/completions", {"model": "talker", "messages": MESSAGES})
     decision = (await stack.gateway.admin("GET", f"/decisions/{answer.headers['x-request-id']}")).json
     assert decision["policy"] == "round_robin"

@@ -60,19 +60,24 @@ async def test_the_keys_are_in_no_log(spawner: Any) -> None:
 
 
 async def test_not_ready_until_each_engine_is_and_503_meanwhile(spawner: Any) -> None:
-    async with ScriptedEngine(healthy=False) as engine:
-        gateway = await spawner.start(config_for(engine))
-        ready = await gateway.http("GET", f"{gateway.run.health_url}/readyz")
-        assert ready.status == 503
-        assert "engine-0" in ready.json["missing"][0]
-        assert (await gateway.http("GET", f"{gateway.run.health_url}/healthz")).status == 200
-        url = f"{gateway.run.base_url}/chat/completions"
-        answer = await gateway.http("POST", url, key=gateway.keys.default, body=BODY)
-        assert answer.status == 503
-        assert int(answer.headers["retry-after"]) >= 1
-        engine.healthy = True
-        await gateway.until_ready()
-        assert (await gateway.http("POST", url, key=gateway.keys.default, body=BODY)).status == 200
+    """The engine is a process elsewhere that comes up later than the gateway."""
+    engine = ScriptedEngine()
+    with bind("127.0.0.1", 0, "x") as reserved:
+        port = reserved.getsockname()[1]
+    engine.url = f"http://127.0.0.1:{port}"
+    gateway = await spawner.start(config_for(engine))
+    ready = await gateway.http("GET", f"{gateway.run.health_url}/readyz")
+    assert ready.status == 503
+    assert "engine-0" in ready.json["missing"][0]
+    assert (await gateway.http("GET", f"{gateway.run.health_url}/healthz")).status == 200
+    url = f"{gateway.run.base_url}/chat/completions"
+    answer = await gateway.http("POST", url, key=gateway.keys.default, body=BODY)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    await engine.start(port)
+    await gateway.until_ready()
+    assert (await gateway.http("POST", url, key=gateway.keys.default, body=BODY)).status == 200
+    await engine.stop()
 
 
 async def test_sigterm_finishes_streams_and_is_not_ready_at_once(spawner: Any) -> None:
@@ -82,10 +87,7 @@ async def test_sigterm_finishes_streams_and_is_not_ready_at_once(spawner: Any) -
         gate = asyncio.Event()
         asking = await begin_stream(gateway, engine, gate)
         gateway.process.terminate()
-        health = f"{gateway.run.health_url}/readyz"
-        async with asyncio.timeout(5):
-            while (answer := await gateway.http("GET", health)).status == 200:
-                await asyncio.sleep(0.01)
+        answer = await gateway.until_health(503)
         assert answer.json["missing"] == ["the gateway is shutting down"]
         with pytest.raises(ConnectionRefusedError):
             await gateway.http("GET", f"{gateway.run.base_url}/models", key=gateway.keys.default)
@@ -113,8 +115,7 @@ async def test_the_second_signal_ends_it_now(spawner: Any) -> None:
         await gateway.until_ready()
         asking = await begin_stream(gateway, engine, asyncio.Event())
         gateway.process.terminate()
-        while (await gateway.http("GET", f"{gateway.run.health_url}/readyz")).status == 200:
-            await asyncio.sleep(0.01)
+        await gateway.until_health(503)
         gateway.process.terminate()
         assert b'data: {"error":' in (await asking).body
         async with asyncio.timeout(10):

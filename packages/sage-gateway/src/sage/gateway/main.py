@@ -37,7 +37,6 @@ from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.engines.port import Route
 from sage.middleware.pool import EnginePool
-from sage.platform.service import Supervisor
 from sage.platform.state import StateDirectory
 
 __all__ = ["main"]
@@ -95,7 +94,7 @@ class Gateway:
         self._stopping = False
         self._signal = asyncio.Event()
         self._control_plane = ControlPlane(config.control_plane, self._clock)
-        self._pool = EnginePool(config, state, Supervisor(), self._control_plane)
+        self._pool = EnginePool(config, paths.logs, self._control_plane)
         self._health = Health(sockets.health)
         keys = KeyRing(
             keys=(state.secret(paths.default_key_file, new_default_key),),

@@ -63,4 +63,5 @@ class TokenDecoder:
 def _tiktoken() -> Callable[[str], Encoding]:
     import tiktoken  # its import takes longer than the start of the gateway should
 
-    return tiktoken.get_encoding
+    source: Callable[[str], Encoding] = tiktoken.get_encoding
+    return source
