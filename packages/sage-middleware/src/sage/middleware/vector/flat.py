@@ -72,6 +72,10 @@ class FlatIndex:
             for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         ]
 
+    def payloads(self) -> list[Payload]:
+        """Every payload, in the order of adding."""
+        return list(self._payloads)
+
     def save(self, folder: Path) -> None:
         """See `VectorIndex.save`."""
         snapshot.write(folder, snapshot.Snapshot(self._ids, self._vectors[: len(self)], self._payloads))

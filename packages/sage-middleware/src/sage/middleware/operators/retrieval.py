@@ -1,0 +1,115 @@
+"""Embed passages, keep them, find them again, and pick the sentence that answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sage.common.errors import UsageError
+from sage.libs.retrieval import best_sentence, sentences_of
+from sage.middleware.client import ModelClient
+from sage.middleware.operators.connect import Connected
+from sage.middleware.operators.records import Answer, Embedded, Passage, Question, Retrieval
+from sage.middleware.operators.store import PassageStore
+
+__all__ = ["Embed", "Index", "Refine", "Retrieve"]
+
+
+class Embed(Connected):
+    """For `map_batch`: the vectors of passages, one embedding call per batch."""
+
+    def __init__(self, model: str, *, client: ModelClient | None = None) -> None:
+        super().__init__(client)
+        self._model = model
+
+    async def __call__(self, passages: Sequence[Passage]) -> list[Embedded]:
+        """Embed a batch."""
+        vectors = await self.client.embed([p.text for p in passages], model=self._model)
+        return [Embedded(p, v) for p, v in zip(passages, vectors, strict=True)]
+
+
+class Index:
+    """A sink of embedded passages: into `store` as they come, and to `folder` once all are there."""
+
+    def __init__(self, folder: Path | None = None, *, store: PassageStore | None = None) -> None:
+        if folder is None and store is None:
+            raise UsageError("An index goes to a folder, to a store, or both; neither was given.")
+        self._folder = folder
+        self._store = store or PassageStore()
+
+    async def write(self, items: Sequence[Embedded]) -> None:
+        """Add a batch."""
+        self._store.add(items)
+
+    async def commit(self) -> None:
+        """Save, where a folder was given."""
+        if self._folder is not None:
+            await asyncio.to_thread(self._store.save, self._folder)
+
+
+class Retrieve(Connected):
+    """For `map`: the best `k` passages for a question, by vectors and words together."""
+
+    def __init__(
+        self,
+        model: str,
+        folder: Path | None = None,
+        k: int = 4,
+        *,
+        store: PassageStore | None = None,
+        client: ModelClient | None = None,
+    ) -> None:
+        super().__init__(client)
+        if (folder is None) == (store is None):
+            raise UsageError("Retrieval reads from a folder or from a store; give one of them.")
+        if k < 1:
+            raise UsageError(f"k is {k}; it has to be at least 1.")
+        self._model, self._folder, self._k = model, folder, k
+        self._store = store
+
+    async def setup(self) -> None:
+        """Read the index and connect."""
+        if self._folder is not None:
+            self._store = await asyncio.to_thread(PassageStore.load, self._folder)
+        await super().setup()
+
+    async def __call__(self, question: Question | str) -> Retrieval:
+        """Search."""
+        if self._store is None:
+            raise UsageError("Retrieve is used outside of a flow: call setup() first.")
+        asked = Question(question) if isinstance(question, str) else question
+        vectors = await self.client.embed([asked.text], model=self._model)
+        return Retrieval(asked, tuple(self._store.search(asked.text, vectors[0], self._k)))
+
+
+class Refine(Connected):
+    """For `map`: add to an answer the retrieved sentence that fits the question best, with its source.
+
+    With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
+    """
+
+    def __init__(self, model: str = "", *, client: ModelClient | None = None) -> None:
+        super().__init__(client)
+        self._model = model
+
+    async def setup(self) -> None:
+        """Connect, if there is a model to call."""
+        if self._model:
+            await super().setup()
+
+    async def __call__(self, answer: Answer) -> Answer:
+        """Choose the sentence."""
+        found = [(ranked.passage.doc, ranked.passage.text) for ranked in answer.retrieval.found]
+        candidates = sentences_of(found)
+        similarities: list[float] | None = None
+        if self._model and candidates:
+            texts = [answer.question, *(c.text for c in candidates)]
+            vectors = await self.client.embed(texts, model=self._model)
+            lengths = np.linalg.norm(vectors, axis=1)
+            unit = vectors / np.where(lengths == 0, 1, lengths)[:, None]
+            similarities = (unit[1:] @ unit[0]).tolist()
+        return replace(answer, extract=best_sentence(answer.question, candidates, similarities=similarities))
