@@ -50,10 +50,17 @@ def _waking_pipe() -> int:
 
 
 def _start(command: list[str], cores: list[int]) -> int:
-    """Fork and execute the service in a session of its own; returns its pid."""
+    """Fork and execute the service in a session of its own; returns its pid once it executes.
+
+    A stop signal sent any earlier would meet this program's handlers, and be lost.
+    """
     guard = os.getpid()
+    executes, closed_by_exec = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(closed_by_exec)
+        os.read(executes, 1)
+        os.close(executes)
         return pid
     try:
         os.setsid()

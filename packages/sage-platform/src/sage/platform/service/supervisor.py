@@ -38,7 +38,8 @@ class Supervisor:
 
     A service that never became ready is `failed` at its first exit or timeout: that is a wrong command, not
     a crash. One that was ready is restarted with backoff until it crashes in a loop. `on_change` is called in
-    the loop with every new status. If this process dies, even by SIGKILL, every service ends with it.
+    the loop with every new status and must not raise. If this process dies, even by SIGKILL, every service
+    ends with it.
     """
 
     def __init__(
@@ -67,13 +68,17 @@ class Supervisor:
         Raises ConflictError when a service of this name runs or its port is taken, SageError when log or
         process cannot be made.
         """
-        service = self._services.get(spec.name)
-        if service is None:
-            service = _Service(spec, ServiceStatus(spec.name, "stopped"))
+        new = _Service(spec, ServiceStatus(spec.name, "stopped"))
+        service = self._services.setdefault(spec.name, new)
         async with service.lock:
             if service.status.state not in ("stopped", "failed"):
                 raise ConflictError(f"Service {spec.name} is already {service.status.state}.")
-            await self._launch(service, spec)
+            try:
+                await self._launch(service, spec)
+            except BaseException:
+                if service is new:
+                    del self._services[spec.name]
+                raise
 
     async def wait_ready(self, name: str) -> ServiceStatus:
         """Wait while it starts. Raises UnavailableError with the reason if it failed or was stopped."""
@@ -121,7 +126,6 @@ class Supervisor:
         service.process = await GuardedProcess.spawn(spec)
         service.spec = spec
         service.crashes.clear()
-        self._services[spec.name] = service
         service.status = ServiceStatus(spec.name, "stopped")  # forgets the counts of an earlier start
         self._set(service, "starting", pid=service.process.pid)
         service.task = asyncio.create_task(self._supervise(service), name=f"supervise {spec.name}")
@@ -157,7 +161,14 @@ class Supervisor:
             self._on_change(service.status)
 
     async def _supervise(self, service: _Service) -> None:
-        """Lives one after another until it fails for good. Cancelled by stop."""
+        """Watch it until it fails for good. Cancelled by stop."""
+        try:
+            await self._lives(service)
+        except SageError as error:
+            self._set(service, "failed", detail=str(error))
+
+    async def _lives(self, service: _Service) -> None:
+        """One life after another; returns when the last is over."""
         loop = asyncio.get_running_loop()
         was_ready = False
         while service.process is not None:
@@ -175,16 +186,8 @@ class Supervisor:
                 return
             self._set(service, "starting", detail=f"{reason}; starts again in {delay:g} s", more=1)
             await asyncio.sleep(delay)
-            service.process = await self._spawn_again(service)
-
-    async def _spawn_again(self, service: _Service) -> GuardedProcess | None:
-        try:
-            process = await GuardedProcess.spawn(service.spec)
-        except SageError as error:
-            self._set(service, "failed", detail=str(error))
-            return None
-        self._set(service, "starting", pid=process.pid, detail=service.status.detail)
-        return process
+            service.process = await GuardedProcess.spawn(service.spec)
+            self._set(service, "starting", pid=service.process.pid, detail=service.status.detail)
 
     async def _until_ready(self, service: _Service, process: GuardedProcess) -> str:
         """Wait for the first good probe: empty, or why this life is over before it."""
@@ -199,7 +202,7 @@ class Supervisor:
         finally:
             probing.cancel()
         if process.exited.done():
-            return _obituary(process, "before it was ready")
+            return _obituary(process, " before it was ready")
         if probing.done() and not probing.cancelled():
             return ""
         last = process.last_words()
@@ -213,7 +216,7 @@ class Supervisor:
         while True:
             await asyncio.wait({process.exited}, timeout=self._watch_every)
             if process.exited.done():
-                return _obituary(process, "by itself")
+                return _obituary(process)
             if not service.spec.probe_url:
                 continue
             reason = await probe(service.spec.probe_url)
@@ -240,8 +243,8 @@ class _Answers:
             pause = min(_PAUSE, pause * 1.2)
 
 
-def _obituary(process: GuardedProcess, when: str) -> str:
+def _obituary(process: GuardedProcess, when: str = "") -> str:
     code = process.exited.result()
-    how = f"ended by signal {-code}" if code < 0 else f"exited with code {code}"
+    how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
     last = process.last_words()
-    return f"{how} {when}" + (f"; last log line: {last}" if last else "")
+    return f"{how}{when}" + (f"; last log line: {last}" if last else "")

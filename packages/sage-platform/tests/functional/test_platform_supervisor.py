@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sage.common.errors import ConflictError, NotFoundError, SageError, UnavailableError, UsageError
+from sage.common.ports import find_free, is_free
+from sage.platform.service import RestartPolicy, ServiceSpec, Supervisor
+from sage.platform.service.logs import last_line, open_log
+from sage.platform.service.probe import probe
+from sage.platform.service.process import environment
+from sage.platform.testing import scripted_service
+
+
+def _port(spec: Any) -> int:
+    return int(spec.probe_url.split(":")[2].split("/")[0])
+
+
+def _gone(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+
+
+async def test_start_ready_stop(bench: Any) -> None:
+    spec = bench.spec()
+    await bench.supervisor.start(spec)
+    assert bench.supervisor.status("svc").state == "starting"
+    status = await bench.supervisor.wait_ready("svc")
+    assert (status.state, status.restarts) == ("ready", 0)
+    assert psutil.Process(status.pid).cmdline()[-1] == str(_port(spec))
+    await bench.supervisor.stop("svc")
+    await bench.supervisor.stop("svc")
+    assert [seen.state for seen in bench.seen] == ["starting", "ready", "stopped"]
+    assert _gone([status.pid])
+    assert is_free(_port(spec))
+    assert bench.supervisor.statuses() == [bench.seen[-1]]
+    with pytest.raises(UnavailableError, match="Service svc is stopped: stopped on request"):
+        await bench.supervisor.wait_ready("svc")
+
+
+async def test_cores_environment_and_log_reach_the_process(bench: Any) -> None:
+    core = min(os.sched_getaffinity(0))
+    spec = bench.spec(cores=(core,), env={"MKL_NUM_THREADS": "7", "MARK": "ä b"})
+    await bench.supervisor.start(spec)
+    await bench.supervisor.wait_ready("svc")
+    about = await bench.get(spec, "/about")
+    assert about["cores"] == [core]
+    assert about["env"]["OMP_NUM_THREADS"] == "1"
+    assert about["env"]["MKL_NUM_THREADS"] == "7"
+    assert about["env"]["MARK"] == "ä b"
+    assert about["env"]["PATH"] == os.environ["PATH"]
+    assert spec.log.read_text() == "scripted service starts\n"
+    assert spec.log.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_cores_the_thread_counts_are_left_alone(bench: Any) -> None:
+    spec = bench.spec(env={"A": "2"})
+    assert environment(spec, {"A": "1", "OMP_NUM_THREADS": "3"}) == {"A": "2", "OMP_NUM_THREADS": "3"}
+
+
+async def test_exit_before_ready_is_failed_with_the_last_log_line(bench: Any) -> None:
+    await bench.supervisor.start(bench.spec(script={"exit_code": 4}))
+    with pytest.raises(
+        UnavailableError, match="with code 4 before it was ready; last log line: scripted exit"
+    ):
+        await bench.supervisor.wait_ready("svc")
+    status = bench.supervisor.status("svc")
+    assert (status.state, status.pid, status.restarts) == ("failed", None, 0)
+
+
+async def test_a_program_that_does_not_exist(bench: Any) -> None:
+    await bench.supervisor.start(bench.spec(argv=("/no/such/program",)))
+    with pytest.raises(UnavailableError, match="Cannot start /no/such/program: No such file or directory"):
+        await bench.supervisor.wait_ready("svc")
+
+
+async def test_never_ready_is_failed_at_the_timeout_and_killed(bench: Any) -> None:
+    spec = bench.spec(script={"ready": False}, start_timeout=0.6)
+    await bench.supervisor.start(spec)
+    pid = bench.supervisor.status("svc").pid
+    with pytest.raises(UnavailableError, match=r"not ready after 0.6 s: "):
+        await bench.supervisor.wait_ready("svc")
+    assert _gone([pid])
+    assert is_free(_port(spec))
+
+
+async def test_a_crash_is_restarted_and_counted(bench: Any) -> None:
+    spec = bench.spec()
+    await bench.supervisor.start(spec)
+    first = await bench.supervisor.wait_ready("svc")
+    os.kill(first.pid, signal.SIGKILL)
+    again = await bench.until(lambda status: status.state == "ready" and status.restarts == 1)
+    assert again.pid != first.pid
+    (crash,) = [seen for seen in bench.seen if "was ended by signal 9;" in seen.detail and seen.pid is None]
+    assert crash.state == "starting"
+    await bench.get(spec, "/exit/3")
+    await bench.until(lambda status: status.state == "ready" and status.restarts == 2)
+    assert any("exited with code 3; last log line: told to exit" in seen.detail for seen in bench.seen)
+
+
+async def test_a_crash_loop_ends_and_a_restart_by_hand_begins_anew(bench: Any) -> None:
+    spec = bench.spec(max_restarts=1)
+    await bench.supervisor.start(spec)
+    for restarts in (0, 1):
+        status = await bench.until(lambda s, n=restarts: s.state == "ready" and s.restarts == n)
+        os.kill(status.pid, signal.SIGKILL)
+    failed = await bench.until(lambda s: s.state == "failed")
+    assert failed.detail.endswith("gave up after 1 restarts")
+    await bench.supervisor.restart("svc")
+    status = await bench.supervisor.wait_ready("svc")
+    assert (status.state, status.restarts) == ("ready", 0)
+
+
+async def test_a_service_that_stops_answering_is_degraded_until_it_answers(bench: Any) -> None:
+    spec = bench.spec()
+    await bench.supervisor.start(spec)
+    ready = await bench.supervisor.wait_ready("svc")
+    await bench.get(spec, "/hurt")
+    degraded = await bench.until(lambda s: s.state == "degraded")
+    assert degraded.pid == ready.pid
+    assert "503" in degraded.detail
+    await bench.get(spec, "/heal")
+    healed = await bench.until(lambda s: s.state == "ready")
+    assert (healed.pid, healed.detail) == (ready.pid, "")
+
+
+async def test_stop_kills_what_ignores_sigterm_family_included(bench: Any) -> None:
+    spec = bench.spec(script={"ignore_term": True, "family": True}, stop_timeout=0.2)
+    await bench.supervisor.start(spec)
+    await bench.supervisor.wait_ready("svc")
+    pids = (await bench.get(spec, "/about"))["pids"]
+    assert len(pids) == 3
+    await bench.supervisor.stop("svc")
+    assert _gone(pids)
+    assert is_free(_port(spec))
+
+
+async def test_a_crash_takes_the_family_along(bench: Any) -> None:
+    spec = bench.spec(script={"family": True}, max_restarts=0)
+    await bench.supervisor.start(spec)
+    await bench.supervisor.wait_ready("svc")
+    pids = (await bench.get(spec, "/about"))["pids"]
+    os.kill(pids[0], signal.SIGKILL)
+    await bench.until(lambda s: s.state == "failed")
+    assert _gone(pids)
+
+
+async def test_a_killed_guard_takes_the_service_along(bench: Any) -> None:
+    await bench.supervisor.start(bench.spec())
+    first = await bench.supervisor.wait_ready("svc")
+    os.kill(psutil.Process(first.pid).ppid(), signal.SIGKILL)
+    again = await bench.until(lambda s: s.state == "ready" and s.restarts == 1)
+    assert _gone([first.pid])
+    assert again.pid != first.pid
+
+
+async def test_stop_right_after_start_ends_the_wait_and_is_quick(bench: Any) -> None:
+    spec = bench.spec(script={"ready": False})
+    await bench.supervisor.start(spec)
+    pid = bench.supervisor.status("svc").pid
+    waiting = asyncio.create_task(bench.supervisor.wait_ready("svc"))
+    async with asyncio.timeout(spec.stop_timeout / 2):  # SIGTERM was enough
+        await bench.supervisor.stop("svc")
+    with pytest.raises(UnavailableError, match="is stopped"):
+        await waiting
+    assert _gone([pid])
+
+
+async def test_stop_while_it_waits_for_a_restart(bench: Any) -> None:
+    states: list[str] = []
+    patient = Supervisor(lambda s: states.append(s.detail), restarts=RestartPolicy(first=60, cap=60))
+    spec = bench.spec()
+    await patient.start(spec)
+    os.kill((await patient.wait_ready("svc")).pid or 0, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while "starts again in 60 s" not in states[-1]:
+            await asyncio.sleep(0.01)
+        await patient.close()
+    assert patient.status("svc").state == "stopped"
+
+
+async def test_a_name_and_a_port_have_one_holder(bench: Any) -> None:
+    spec = bench.spec()
+    await bench.supervisor.start(spec)
+    with pytest.raises(ConflictError, match="Service svc is already starting"):
+        await bench.supervisor.start(spec)
+    await bench.supervisor.wait_ready("svc")
+    with pytest.raises(ConflictError, match=f"Port {_port(spec)} on 127.0.0.1 is in use, and b needs it"):
+        await bench.supervisor.start(bench.spec("b", argv=spec.argv, probe_url=spec.probe_url))
+    with pytest.raises(NotFoundError, match="There is no service 'b'; there are: svc"):
+        bench.supervisor.status("b")
+    await bench.supervisor.stop("svc")
+    await bench.supervisor.start(spec)
+    await bench.supervisor.wait_ready("svc")
+
+
+async def test_two_starts_at_once_start_one(bench: Any) -> None:
+    specs = [bench.spec(), bench.spec()]
+    done = await asyncio.gather(*(bench.supervisor.start(spec) for spec in specs), return_exceptions=True)
+    assert [type(outcome) for outcome in done] == [type(None), ConflictError]
+    assert (await bench.supervisor.wait_ready("svc")).state == "ready"
+
+
+def test_it_runs_on_the_loop_that_the_gateway_uses(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def lives() -> None:
+        port = find_free((20000, 29999))
+        supervisor = Supervisor()
+        url = f"http://127.0.0.1:{port}/health"
+        await supervisor.start(ServiceSpec("svc", scripted_service(port), url, tmp_path / "svc.log"))
+        assert (await supervisor.wait_ready("svc")).state == "ready"
+        await supervisor.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(lives())
+
+
+async def test_without_a_probe_it_is_ready_when_it_runs(bench: Any) -> None:
+    command = (
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import sys; sys.stdin.read(); import signal; signal.pause()",
+    )
+    await bench.supervisor.start(bench.spec(argv=command, probe_url=""))
+    status = await bench.supervisor.wait_ready("svc")
+    assert psutil.pid_exists(status.pid)
+
+
+async def test_what_cannot_be_started_leaves_nothing_half_started(bench: Any, tmp_path: Path) -> None:
+    (tmp_path / "svc.log").mkdir()
+    with pytest.raises(SageError, match="Cannot write the log"):
+        await bench.supervisor.start(bench.spec())
+    with pytest.raises(UsageError, match="valid is http://HOST:PORT/PATH"):
+        await bench.supervisor.start(bench.spec("b", probe_url="https://127.0.0.1:1/"))
+    assert bench.supervisor.statuses() == []
+
+
+async def test_several_services_stop_together_and_the_guards_are_small(bench: Any) -> None:
+    specs = [bench.spec("a")]
+    await bench.supervisor.start(specs[0])
+    await bench.supervisor.wait_ready("a")
+    specs.append(bench.spec("b"))
+    await bench.supervisor.start(specs[1])
+    await bench.supervisor.wait_ready("b")
+    pids = [status.pid for status in bench.supervisor.statuses()]
+    for pid in pids:
+        guard = psutil.Process(psutil.Process(pid).ppid())
+        assert guard.memory_info().rss < 20e6
+    await bench.supervisor.close()
+    assert _gone(pids)
+    assert [status.state for status in bench.supervisor.statuses()] == ["stopped", "stopped"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", ""),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "answered 'HTTP/1.1 503 Busy'"),
+        (b"HTTP/1.1 2000 Odd\r\n\r\n", "answered 'HTTP/1.1 2000 Odd'"),
+        (b"SSH-2.0-x\r\n", "answered 'SSH-2.0-x'"),
+        (b"x" * 200_000, "(an endless line)"),
+        (b"", "answered ''"),
+        (None, "no answer at"),
+    ],
+)
+async def test_probe_answers(answer: bytes | None, expected: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is None:
+            await reader.read()
+        with contextlib.suppress(ConnectionError):
+            writer.write(answer or b"")
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        said = await probe(
+            f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/x?y=1",
+            timeout=0.2 if answer is None else 20,
+        )
+    assert expected in said
+    assert bool(said) == bool(expected)
+
+
+async def test_probe_of_a_closed_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert await probe(f"http://127.0.0.1:{port}/") != ""
+
+
+def test_logs_rotate_at_start_and_keep_three(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "a.log"
+    for turn in range(6):
+        os.close(open_log(log, max_bytes=5))
+        log.write_text(f"turn {turn}")
+    assert sorted(file.name for file in log.parent.iterdir()) == ["a.log", "a.log.1", "a.log.2", "a.log.3"]
+    assert [log.with_name(f"a.log{end}").read_text() for end in ("", ".1", ".2", ".3")] == [
+        f"turn {turn}" for turn in (5, 4, 3, 2)
+    ]
+
+
+def test_the_last_line_is_of_this_life_only(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    assert last_line(log) == ""
+    log.write_bytes(b"old\n" + b"x" * 50_000 + b"\n  last \xff\n\n")
+    assert last_line(log) == "last \N{REPLACEMENT CHARACTER}"
+    assert last_line(log, log.stat().st_size) == ""
