@@ -20,6 +20,8 @@ _OFFLINE = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 
+_KEPT = ("SAGE_NATIVE", "SAGE_VLLM_PYTHON")  # what a caller of the tests may choose
+
 
 class NetworkUseError(RuntimeError):
     """A test tried to leave this machine."""
@@ -64,7 +66,7 @@ def pytest_configure() -> None:
     encodings = _tiktoken_encodings()
     if encodings is not None:
         os.environ["TIKTOKEN_CACHE_DIR"] = str(encodings)
-    for name in [name for name in os.environ if name.startswith("SAGE_") and name != "SAGE_NATIVE"]:
+    for name in [name for name in os.environ if name.startswith("SAGE_") and name not in _KEPT]:
         del os.environ[name]
     sys.addaudithook(_fuse)
 
