@@ -1,0 +1,71 @@
+"""Question answering over a folder of documents, as two flows: one fills a store, one answers from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sage.kernel.flow import Flow
+from sage.kernel.options import Batch
+from sage.middleware.client import ModelClient
+from sage.middleware.operators.documents import documents, split
+from sage.middleware.operators.generation import Generate, prompt
+from sage.middleware.operators.records import Question
+from sage.middleware.operators.retrieval import Embed, Index, Refine, Retrieve
+from sage.middleware.operators.store import PassageStore
+
+__all__ = ["AnswerOptions", "Models", "answer_flow", "ingest_flow"]
+
+_TEXTS_PER_CALL = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Ids of the models to ask."""
+
+    chat: str
+    embed: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How many passages go into a prompt, their characters together, and the longest answer in tokens."""
+
+    passages: int = 4
+    max_chars: int = 3000
+    max_tokens: int = 256
+
+
+def ingest_flow(
+    docs: Path, store: PassageStore, models: Models, *, client: ModelClient | None = None
+) -> Flow:
+    """Read the documents of a folder, split them, embed the passages, put them into `store`.
+
+    Without a client the running stack is used. Raises NotFoundError for a folder without documents.
+    """
+    flow = Flow("docs-qa.ingest")
+    passages = flow.source(documents(docs), name="documents").flatmap(split(), name="split")
+    embedded = passages.map_batch(
+        Embed(models.embed, client=client), Batch(_TEXTS_PER_CALL), concurrency=2, order="input", name="embed"
+    )
+    embedded.sink(Index(store=store), name="index")
+    return flow
+
+
+def answer_flow(
+    store: PassageStore,
+    models: Models,
+    *,
+    options: AnswerOptions | None = None,
+    client: ModelClient | None = None,
+) -> Flow:
+    """Answer each `Question` with an `Answer`; the parts of its stream are the model's `Delta`s."""
+    options = options or AnswerOptions()
+    flow = Flow("docs-qa.answer")
+    found = flow.requests(Question).map(
+        Retrieve(models.embed, k=options.passages, store=store, client=client), name="retrieve"
+    )
+    asked = found.map(prompt(max_chars=options.max_chars), name="prompt")
+    answered = asked.map(Generate(models.chat, options.max_tokens, client=client), name="generate")
+    flow.reply(answered.map(Refine(models.embed, client=client), name="refine"))
+    return flow
