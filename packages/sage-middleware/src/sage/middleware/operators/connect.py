@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sage.common.errors import UsageError
 from sage.common.paths import SagePaths
 from sage.middleware.client import ModelClient
 
-__all__ = ["Connected", "connect"]
+__all__ = ["Connected", "connect", "stack_paths"]
 
 
 def connect(environ: Mapping[str, str] | None = None, paths: SagePaths | None = None) -> ModelClient:
@@ -26,8 +27,17 @@ def connect(environ: Mapping[str, str] | None = None, paths: SagePaths | None = 
         raise UsageError("SAGE_BASE_URL is set and SAGE_API_KEY is not; a stack answers only with its key.")
     if url and key:
         return HttpClient(url, key)
-    paths = paths or SagePaths.default()
+    paths = paths or stack_paths()
     return HttpClient(read_run(paths).base_url, client_key(paths))
+
+
+def stack_paths() -> SagePaths:
+    """Where this user's stack lives: the configuration's `state_dir`, else the platform's place."""
+    from sage.common.settings import load
+
+    here = SagePaths.default()
+    state = load().config.state_dir
+    return replace(here, state=state) if state else here
 
 
 class Connected:

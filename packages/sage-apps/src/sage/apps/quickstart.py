@@ -1,0 +1,58 @@
+"""`sage quickstart`: the main job on a fresh machine, from nothing to cited answers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+class LlmEngine(StrEnum):
+    """Engines that can generate."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
+def command(
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of documents to ask about; else the project's ./docs.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub name or folder of the LLM; else a small one with random weights.")
+    ] = None,
+    engine: Annotated[LlmEngine, typer.Option(help="What runs the LLM.")] = LlmEngine.transformers,
+    question: Annotated[
+        list[str] | None, typer.Option(help="Ask this instead; may be given several times.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Start engines and gateway, index documents, answer three questions, show who served what, stop.
+
+    Exit code 0 only if every step really worked.
+    """
+    from sage.apps.first_run import FirstRun, Options, as_document, next_steps
+    from sage.apps.own_stack import own_stack
+    from sage.apps.talk import Talk
+    from sage.middleware.operators.documents import find_documents
+
+    talk = Talk(data=not as_json)
+    options = Options(docs, tuple(question or ()), keep, _process_start())
+    find_documents(docs or Path("docs"))  # before a model is made or a stale stack is stopped
+    with own_stack(model, engine.value, keep=keep, on_progress=talk.say) as stack:
+        outcome = FirstRun(stack, options, talk).run()
+    if as_json:
+        print(as_document(outcome))
+    for line in next_steps(keep, outcome.base_url, stack.paths.default_key_file):
+        talk.say(line)
+
+
+def _process_start() -> float:
+    import psutil
+
+    return psutil.Process().create_time()
