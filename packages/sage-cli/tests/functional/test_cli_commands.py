@@ -1,0 +1,232 @@
+"""The commands as a user sees them: arguments in; stdout, stderr and the exit code out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+CHAT = [
+    {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
+    {"choices": [{"delta": {"content": "Hello, "}}]},
+    {"choices": [{"delta": {"content": "wörld"}}]},
+    {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}, "id": "c-1", "model": "tiny"},
+]
+DECISION = {
+    "request_id": "req-1",
+    "at": 1.0,
+    "request_class": "chat",
+    "tenant": "default",
+    "model": "tiny",
+    "route": "chat/completions",
+    "policy": "least_load",
+    "engine": "llm-0",
+    "reason": "fewest running (0 of 4)",
+    "outcome": "done",
+    "queue_s": 0.0012,
+    "ttft_s": 0.02,
+    "latency_s": 0.5,
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "attempts": 1,
+}
+
+
+def status() -> dict[str, Any]:
+    engine = {"name": "llm-0", "kind": "transformers", "model": "tiny", "state": "ready", "url": "http://x"}
+    queue = {"request_class": "chat", "waiting": 1, "waiting_bytes": 9, "oldest_s": 0.25, "shed": 0}
+    return {
+        "version": "26.11.0",
+        "uptime_s": 61.4,
+        "policy": "least_load",
+        "engines": [{**engine, "max_running": 4, "running": 2, "random_weights": True}],
+        "queues": [{**queue, "completed": 7, "failed": 0}],
+    }
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from sage.cli.main import app\n"
+        "try: app(['--help'], prog_name='sage')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'fastapi', 'torch', 'aiohttp', 'pydantic_settings', 'pydantic', 'transformers', 'numpy', 'rich'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("up", "status", "chat", "embed", "run", "down", "doctor", "config", "explain", "policy"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_version(sage: Run) -> None:
+    done = sage("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("sage 26.")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status",), ("chat", "hi"), ("embed", "hi"), ("explain", "req-1"), ("policy", "show")]
+)
+def test_without_a_stack_each_command_exits_3_with_a_hint(sage: Run, arguments: tuple[str, ...]) -> None:
+    done = sage(*arguments)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: No stack is running")
+    assert "hint: Start one with `sage up`." in done.stderr
+
+
+def test_down_without_a_stack_is_no_error(sage: Run) -> None:
+    done = sage("down")
+    assert done.returncode == 0
+    assert "nothing was running" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--nope",), ("chatt",), ("chat", "x", "--max-tokens", "0"), ("explain",)])
+def test_wrong_usage_exits_2(sage: Run, arguments: tuple[str, ...]) -> None:
+    done = sage(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_token_exits_4(running: Run, stack: Any) -> None:
+    stack.answer("GET", "/admin/v1/status", {"error": {"message": "No such token."}}, 401)
+    done = running("status")
+    assert (done.returncode, done.stderr) == (4, "error: No such token.\n")
+
+
+def test_an_unknown_request_exits_5(running: Run) -> None:
+    assert running("explain", "req-2").returncode == 5
+
+
+def test_debug_shows_the_traceback(sage: Any) -> None:
+    sage.env["SAGE_DEBUG"] = "1"
+    assert "Traceback" in sage("status").stderr
+
+
+def test_status_as_text_and_as_json(running: Run, stack: Any) -> None:
+    stack.answer("GET", "/admin/v1/status", status())
+    text = running("status").stdout
+    assert "sage 26.11.0, up 61 s, policy least_load" in text
+    assert [*next(row.split() for row in text.splitlines() if row.startswith("llm-0"))] == [
+        "llm-0", "transformers", "tiny", "ready", "2/4", "0", "0", "0", "RANDOM-WEIGHTS",
+    ]  # fmt: skip
+    found = json.loads(running("status", "--json").stdout)
+    assert found["engines"][0]["running"] == 2
+    assert found["queues"][0]["completed"] == 7
+
+
+def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -> None:
+    stack.stream("/v1/chat/completions", *CHAT)
+    done = running("chat", "Hi", "--system", "Be brief.", "--max-tokens", "8")
+    assert (done.returncode, done.stdout) == (0, "Hello, wörld\n")
+    assert "RANDOM-WEIGHTS" in done.stderr
+    _, _, key, body = stack.asked[-1]
+    assert key == "Bearer sk-sage-key"
+    assert body["model"] == "tiny"
+    assert body["max_tokens"] == 8
+    assert [m["role"] for m in body["messages"]] == ["system", "user"]
+
+
+def test_quiet_leaves_only_data(running: Run, stack: Any) -> None:
+    stack.stream("/v1/chat/completions", *CHAT)
+    assert running("--quiet", "chat", "Hi").stderr == ""
+
+
+def test_chat_reads_a_pipe_and_writes_ndjson(running: Run, stack: Any) -> None:
+    stack.stream("/v1/chat/completions", *CHAT)
+    done = running("chat", "--json", stdin="first\nsecond\n")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["text"] for line in lines[:-1]] == ["Hello, ", "wörld"]
+    assert all(line["random_weights"] for line in lines[:-1])
+    assert lines[-1]["usage"]["completion_tokens"] == 2
+    assert stack.asked[-1][3]["messages"][0]["content"] == "first\nsecond"
+
+
+def test_a_stream_that_breaks_off_is_a_failure(running: Run, stack: Any) -> None:
+    stack.answer("POST", "/v1/chat/completions", b'data: {"choices": [{"delta": {"content": "He"}}]}\n\n')
+    done = running("chat", "Hi")
+    assert done.returncode == 1
+    assert done.stdout.startswith("He")
+    assert "error: The answer broke off before its end." in done.stderr
+
+
+@pytest.mark.parametrize("command", ["chat", "embed"])
+def test_an_empty_pipe_is_wrong_usage(running: Run, command: str) -> None:
+    done = running(command, stdin="\n")
+    assert done.returncode == 2
+    assert "error: Standard input is empty." in done.stderr
+
+
+def test_an_unknown_model_names_those_there_are(running: Run) -> None:
+    done = running("chat", "Hi", "--model", "gpt-9")
+    assert done.returncode == 5
+    assert "'gpt-9'; served are: tiny, minilm." in done.stderr
+
+
+def test_embed_gives_one_line_per_text(running: Run, stack: Any) -> None:
+    vectors = [{"embedding": [0.5, -0.25, 0.0, 1.0, 0.1]}, {"embedding": [0.0] * 5}]
+    stack.answer("POST", "/v1/embeddings", {"data": vectors})
+    lines = running("embed", "--json", stdin="one\n\ntwo\n").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["one", "two"]
+    assert stack.asked[-1][3] == {"model": "minilm", "input": ["one", "two"]}
+    assert "+0.5000 -0.2500 +0.0000 +1.0000" in running("embed", "one", "two").stdout
+
+
+def test_explain_says_where_and_why(running: Run, stack: Any) -> None:
+    stack.answer("GET", "/admin/v1/decisions/req-1", DECISION)
+    text = running("explain", "req-1").stdout
+    assert "llm-0" in text
+    assert "fewest running (0 of 4) (policy least_load)" in text
+    assert "1.2 ms" in text
+    assert json.loads(running("explain", "req-1", "--json").stdout) == DECISION
+
+
+def test_the_policy_is_shown_and_set(running: Run, stack: Any) -> None:
+    policy = {"name": "fifo", "available": ["fifo", "least_load"]}
+    stack.answer("GET", "/admin/v1/policy", policy)
+    stack.answer("PUT", "/admin/v1/policy", policy)
+    assert running("policy", "show").stdout == "* fifo\n  least_load\n"
+    assert running("policy", "show", "--json").stdout == json.dumps(policy, indent=2) + "\n"
+    assert "policy in force: fifo" in running("policy", "set", "fifo").stderr
+    assert stack.asked[-1][3] == {"name": "fifo"}
+
+
+def test_down_ends_the_process_and_forgets_it(running: Any) -> None:
+    pid = json.loads((running.state / "run.json").read_text())["pid"]
+    done = running("down")
+    assert (done.returncode, done.stderr) == (0, "stopped\n"), pid
+    assert not (running.state / "run.json").exists()
+
+
+def test_an_interrupt_exits_130(running: Any, stack: Any) -> None:
+    code = (
+        "import signal, sys; from sage.cli import main, output\n"
+        "from sage.cli.commands import stack\n"
+        "@main.app.command()\n"
+        "def wait(): signal.raise_signal(signal.SIGINT)\n"
+        "main.main(['wait'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert signal.SIGINT.name not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_traceback(running: Any, stack: Any) -> None:
+    stack.answer("GET", "/admin/v1/status", status())
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-c", "from sage.cli.main import main; main()", "status"]
+    env = {**os.environ, "SAGE_HOME": str(running.home)}
+    done = subprocess.run(program, env=env, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert "Traceback" not in done.stderr
