@@ -13,59 +13,36 @@ from sage.kernel.runtime.channel import Channel
 from sage.kernel.runtime.kernels import AsyncCall, Faults, Kernel
 from sage.kernel.runtime.stages import Outputs, collect
 
-__all__ = ["CALLS", "BATCH_CALLS", "AsyncStage"]
+__all__ = ["BATCH_CALLS", "CALLS", "AsyncStage"]
 
 CALLS = 64
 BATCH_CALLS = 8
+AHEAD = 4
 _NOTHING: Any = object()
 
 
-class _AnyOrder:
-    """Results as they come."""
+class _Signal:
+    """Wakes one sleeper; `sleeping` is None while there is none, so that a busy loop can ask for nothing."""
+
+    __slots__ = ("sleeping",)
 
     def __init__(self) -> None:
-        self._done: list[Any] = []
-        self._count = 0
+        self.sleeping: asyncio.Future[None] | None = None
 
-    def add(self, _number: int, result: Any) -> bool:
-        self._count += 1
-        if result is not _NOTHING:
-            self._done.append(result)
-        return True
+    async def wait(self) -> None:
+        self.sleeping = asyncio.get_running_loop().create_future()
+        await self.sleeping
 
-    def take(self) -> tuple[list[Any], int]:
-        done, count = self._done, self._count
-        self._done, self._count = [], 0
-        return done, count
-
-
-class _InputOrder:
-    """Results in the order of their items: one that is early waits for those before it."""
-
-    def __init__(self) -> None:
-        self._early: dict[int, Any] = {}
-        self._next = 0
-
-    def add(self, number: int, result: Any) -> bool:
-        self._early[number] = result
-        return number == self._next
-
-    def take(self) -> tuple[list[Any], int]:
-        early, at = self._early, self._next
-        done: list[Any] = []
-        while at in early:
-            result = early.pop(at)
-            at += 1
-            if result is not _NOTHING:
-                done.append(result)
-        count, self._next = at - self._next, at
-        return done, count
+    def wake(self) -> None:
+        sleeper, self.sleeping = self.sleeping, None
+        if sleeper is not None and not sleeper.done():
+            sleeper.set_result(None)
 
 
 class AsyncStage:
     """Runs an async operator; a unit is an item, or a batch of `map_batch`.
 
-    At most `concurrency` calls are in flight, and at most twice as many units are held between taking
+    At most `concurrency` calls are in flight, and at most `AHEAD` times as many units are held between taking
     them and passing their results on.
     """
 
@@ -80,16 +57,19 @@ class AsyncStage:
         self._kernel = kernel
         self._outputs = outputs
         self._concurrency = op.node.call.concurrency or (BATCH_CALLS if self._batch else CALLS)
-        self._results = _InputOrder() if op.node.call.order == "input" else _AnyOrder()
+        self._ordered = op.node.call.order == "input"
         self._queue: deque[Any] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._workers = 0
-        self._units = 0
         self._started = 0
+        self._offsets: list[int] = []
+        self._done: list[Any] = []
+        self._early: dict[int, Any] = {}
+        self._next = 0
         self._held = 0
         self._closed = False
-        self._room = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._room = _Signal()
+        self._ready = _Signal()
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Work until the inbox ends and every result is passed on."""
@@ -99,7 +79,7 @@ class AsyncStage:
             self._queue.extend(units)
             self._wake(group)
         self._closed = True
-        self._ready.set()
+        self._ready.wake()
         for waiter in self._idle:
             if not waiter.done():
                 waiter.set_result(None)
@@ -107,14 +87,18 @@ class AsyncStage:
         self._outputs.close()
 
     async def _take(self) -> list[Any] | None:
-        while self._held >= 2 * self._concurrency:
-            self._room.clear()
+        while self._held >= AHEAD * self._concurrency:
             await self._room.wait()
-        if self._batch:
-            items = await collect(self._inbox, self._batch, self._counters)
-            return None if items is None else [items]
         # Items wait in the channel, not here, so that its bound is the bound.
-        return await collect(self._inbox, Batch(2 * self._concurrency - self._held), self._counters)
+        batch = self._batch or Batch(AHEAD * self._concurrency - self._held)
+        items = await collect(self._inbox, batch, self._counters)
+        if items is None:
+            return None
+        if self._batch:
+            self._offsets.append(self._counters.items_in)
+        self._counters.items_in += len(items)
+        self._counters.in_flight += len(items)
+        return [items] if self._batch else items
 
     def _wake(self, group: asyncio.TaskGroup) -> None:
         wanted = len(self._queue)
@@ -128,60 +112,76 @@ class AsyncStage:
             group.create_task(self._work())
 
     async def _work(self) -> None:
-        queue, call, results, counters = self._queue, self._call, self._results, self._counters
-        weigh = len if self._batch else _one
-        loop = asyncio.get_running_loop()
-        while True:
+        # What is read for every item is a local name: a lookup here costs as much as the bookkeeping.
+        queue, call, ordered, clock = self._queue, self._call, self._ordered, perf_counter_ns
+        early, finish, ready, counters = self._early, self._done.append, self._ready, self._counters
+        while queue or await self._more():
             if not queue:
-                if self._closed:
-                    return
-                waiter = loop.create_future()
-                self._idle.append(waiter)
-                await waiter
                 continue
             unit = queue.popleft()
-            number, position, weight = self._units, self._started, weigh(unit)
-            self._units += 1
-            self._started += weight
-            counters.in_flight += weight
-            start = perf_counter_ns()
+            number = self._started
+            self._started = number + 1
+            start = clock()
             try:
                 result = await call(unit)
             except Exception as error:
-                result = self._settle(unit, error, position)
+                result = self._settle(unit, error, number)
             except asyncio.CancelledError as error:
-                result = self._settle(unit, self._own(error), position)
-            counters.busy += perf_counter_ns() - start
-            counters.in_flight -= weight
-            counters.items_in += weight
-            # An ordered result that has to wait for earlier ones wakes nobody.
-            if results.add(number, result):
-                self._ready.set()
+                result = self._settle(unit, _own(error), number)
+            counters.busy += clock() - start
+            if not ordered:
+                finish(result)
+            else:
+                early[number] = result
+                if number != self._next:
+                    continue
+            if ready.sleeping is not None:
+                ready.wake()
 
-    def _own(self, error: asyncio.CancelledError) -> Exception:
-        """A cancellation from inside the operator is its failure; one from outside goes on."""
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise error
-        return RuntimeError("it was cancelled from within")
+    async def _more(self) -> bool:
+        if self._closed:
+            return False
+        waiter = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        await waiter
+        return True
 
-    def _settle(self, unit: Any, error: Exception, position: int) -> Any:
+    def _settle(self, unit: Any, error: Exception, number: int) -> Any:
+        first = self._offsets[number] if self._batch else number
         for at, item in enumerate(unit if self._batch else (unit,)):
-            self._faults.settle(item, error, position + at)
+            self._faults.settle(item, error, first + at)
         return _NOTHING
 
     async def _flush(self) -> None:
-        while not (self._closed and not self._held):
-            await self._ready.wait()
-            self._ready.clear()
-            done, count = self._results.take()
+        counters = self._counters
+        while self._held or not self._closed:
+            done = self._finished()
+            if not done:
+                await self._ready.wait()
+                continue
+            results = [result for result in done if result is not _NOTHING]
             if self._batch:
-                done = [result for results in done for result in results]
-            self._counters.items_out += len(done)
-            await self._outputs.send(self._kernel(done) if done else done)
-            self._held -= count
-            self._room.set()
+                results = [result for batch in results for result in batch]
+            counters.items_out += len(results)
+            counters.in_flight = counters.items_in - counters.items_out - counters.skipped - counters.diverted
+            await self._outputs.send(self._kernel(results))
+            self._held -= len(done)
+            self._room.wake()
+
+    def _finished(self) -> list[Any]:
+        if not self._ordered:
+            done = self._done[:]
+            self._done.clear()
+            return done
+        early, first = self._early, self._next
+        while self._next in early:
+            self._next += 1
+        return [early.pop(at) for at in range(first, self._next)]
 
 
-def _one(_unit: Any) -> int:
-    return 1
+def _own(error: asyncio.CancelledError) -> Exception:
+    """A cancellation from inside the operator is its failure; one from outside goes on."""
+    task = asyncio.current_task()
+    if task is None or task.cancelling():
+        raise error
+    return RuntimeError("it was cancelled from within")

@@ -158,15 +158,10 @@ def _filter(fn: Callable[[Any], object], faults: Faults) -> Kernel:
 
 
 def _sink(fn: Callable[[Any], object], faults: Faults) -> Kernel:
-    counters, settle = faults.counters, faults.settle
+    write = _map(fn, faults)
 
     def run(items: list[Any]) -> list[Any]:
-        rest, item = iter(items), None
-        try:
-            for item in rest:
-                fn(item)
-        except Exception as error:
-            settle(item, error, counters.items_in + len(items) - length_hint(rest) - 1)
+        write(items)
         return []
 
     return run

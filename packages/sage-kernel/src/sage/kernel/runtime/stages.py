@@ -61,6 +61,7 @@ class Outputs:
         self._outs = outs
         self._diverted = diverted
         self._counters = counters
+        self.any = bool(outs or diverted)
 
     async def send(self, items: list[Any]) -> None:
         """Put a batch and what was diverted meanwhile; returns once there is room for all."""
@@ -90,20 +91,24 @@ async def feed(op: Op, counters: Counters, stop: Stop, size: int, kernel: Kernel
     """Read a source to its end, through the fused kernel, into the outputs."""
     source = op.fn() if callable(op.fn) and not hasattr(op.fn, "__iter__") else op.fn
     if hasattr(source, "__aiter__"):
-        batches = _async_batches(op, aiter(source), counters, stop)
+        await _feed_async(op.node.name, aiter(source), counters, stop, kernel, outputs)
     elif hasattr(source, "__iter__"):
-        batches = _sync_batches(op, iter(source), counters, stop, size)
+        await _feed_sync(op.node.name, iter(source), counters, stop, size, kernel, outputs)
     else:
         error = TypeError(f"{spell(source)} cannot be iterated; a list or a generator can")
         raise operator_error(f"source {op.node.name!r}", error)
-    async for items in batches:
-        await outputs.send(kernel(items))
     outputs.close()
 
 
-async def _sync_batches(
-    op: Op, source: Iterator[Any], counters: Counters, stop: Stop, limit: int
-) -> AsyncIterator[list[Any]]:
+async def _feed_sync(
+    name: str,
+    source: Iterator[Any],
+    counters: Counters,
+    stop: Stop,
+    limit: int,
+    kernel: Kernel,
+    outputs: Outputs,
+) -> None:
     # Batches begin small and grow while they come fast, so that the first records of a slow source
     # are not held back, and no more is read ahead than the channels hold.
     size, turn = 1, perf_counter_ns()
@@ -112,23 +117,28 @@ async def _sync_batches(
         try:
             items = list(islice(source, size))
         except Exception as error:
-            where = f"source {op.node.name!r} failed after {counters.items_out} items or more"
+            where = f"source {name!r} failed after {counters.items_out} items or more"
             raise operator_error(where, error) from error
         now = perf_counter_ns()
         counters.busy += now - start
         if not items:
             return
         counters.items_out += len(items)
-        yield items
-        size = min(limit, 2 * size) if now - start < TURN_NS else max(1, size // 2)
-        if perf_counter_ns() - turn > TURN_NS:
+        items = kernel(items)
+        if outputs.any:
+            await outputs.send(items)
+        if size < limit and now - start < TURN_NS:
+            size = min(limit, 2 * size)
+        elif now - start >= TURN_NS:
+            size = max(1, size // 2)
+        if now - turn > TURN_NS:
             await asyncio.sleep(0)
             turn = perf_counter_ns()
 
 
-async def _async_batches(
-    op: Op, source: AsyncIterator[Any], counters: Counters, stop: Stop
-) -> AsyncIterator[list[Any]]:
+async def _feed_async(
+    name: str, source: AsyncIterator[Any], counters: Counters, stop: Stop, kernel: Kernel, outputs: Outputs
+) -> None:
     while True:
         start = perf_counter_ns()
         try:
@@ -136,11 +146,11 @@ async def _async_batches(
         except StopAsyncIteration:
             return
         except Exception as error:
-            where = f"source {op.node.name!r} failed after {counters.items_out} items"
+            where = f"source {name!r} failed after {counters.items_out} items"
             raise operator_error(where, error) from error
         counters.wait += perf_counter_ns() - start
         counters.items_out += 1
-        yield [item]
+        await outputs.send(kernel([item]))
 
 
 async def pump(inbox: Channel, batch: Batch, kernel: Kernel, outputs: Outputs, counters: Counters) -> None:
