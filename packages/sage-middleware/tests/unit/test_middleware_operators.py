@@ -190,6 +190,15 @@ async def test_refine_without_a_model_calls_nothing(client: WordClient) -> None:
     assert extract.text == "The port is 8888 here."
 
 
+async def test_a_flow_fills_the_store_that_it_was_given(docs: Path, client: WordClient) -> None:
+    store = PassageStore()
+    flow = Flow("ingest")
+    embedded = flow.source(documents(docs)).flatmap(split()).map_batch(Embed("words", client=client))
+    embedded.sink(Index(store=store))
+    await LocalEnvironment().run(flow)
+    assert len(store) == 4
+
+
 def retrieval(*texts: str) -> Retrieval:
     found = tuple(Ranked(Passage(f"{i}.md", text, 0, len(text)), 1.0, None) for i, text in enumerate(texts))
     return Retrieval(Question("Why?"), found)

@@ -52,7 +52,7 @@ def own_stack(
     """Make a stack for this command and stop it at the end; SIGTERM and SIGHUP end it like Ctrl-C.
 
     With `keep` it is the default stack of this user, and stays when all went well. Otherwise it lives in a
-    state directory of its own, beside a stack that may be running; on failure the directory stays, for its logs.
+    state directory of its own, beside one that may be running; on failure that stays, for its logs.
     Raises ConflictError when it is to be kept and one runs already.
     """
     default = stack_paths()

@@ -50,7 +50,7 @@ class Connected:
     @property
     def client(self) -> ModelClient:
         """The client, from `setup` to `close`."""
-        client = self._given or self._own
+        client = self._own if self._given is None else self._given
         if client is None:
             raise UsageError(f"{type(self).__name__} is used outside of a flow: call setup() first.")
         return client

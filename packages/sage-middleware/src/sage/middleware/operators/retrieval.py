@@ -39,7 +39,7 @@ class Index:
         if folder is None and store is None:
             raise UsageError("An index goes to a folder, to a store, or both; neither was given.")
         self._folder = folder
-        self._store = store or PassageStore()
+        self._store = PassageStore() if store is None else store  # an empty store is false
 
     async def write(self, items: Sequence[Embedded]) -> None:
         """Add a batch."""
