@@ -45,7 +45,7 @@ def point(name: str, attribute: str, module: str = "plugin_of_the_test") -> Entr
 
 def group(*plugins: EntryPoint) -> PluginGroup:
     own = typer.main.get_command(_own())
-    return PluginGroup(name="sage", commands={"up": own}, plugins=plugins)
+    return PluginGroup(name="sage", commands={"up": own}, plugins=plugins, rich_markup_mode=None)
 
 
 def _own() -> typer.Typer:

@@ -73,7 +73,11 @@ def find_root(start: Path) -> Path:
     raise NotFoundError(f"{start} is not inside a clone of the repository.", hint="Go there, or use --root.")
 
 
-@cache
 def parse(file: Path) -> ast.Module:
     """The syntax tree of a file; several checks read the same one."""
+    return _parse(file, file.stat().st_mtime_ns, file.stat().st_size)
+
+
+@cache
+def _parse(file: Path, _mtime: int, _size: int) -> ast.Module:
     return ast.parse(file.read_bytes(), filename=str(file))

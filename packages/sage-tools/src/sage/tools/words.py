@@ -81,10 +81,12 @@ def check_all(tree: Tree) -> list[Finding]:
 
 def _all(module: ast.Module) -> set[str] | None:
     for node in module.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
-            assert isinstance(node, ast.Assign)
-            return set(ast.literal_eval(node.value))
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id="__all__")], value=ast.expr() as value)
+                | ast.AnnAssign(target=ast.Name(id="__all__"), value=ast.expr() as value)
+            ):
+                return set(ast.literal_eval(value))
     return None
 
 
