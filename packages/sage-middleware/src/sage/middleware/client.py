@@ -72,7 +72,8 @@ class HttpClient:
 
     Texts are embedded in requests of at most `batch_texts`. A refused connect, and a 429 or 503 that says
     when to come back, are tried again for at most `patience_s` seconds; nothing else is. Each method raises
-    the SageError of the server's answer, UnreachableError when nothing answers, EngineError for a broken answer.
+    the SageError of the server's answer, UnreachableError when nothing answers, EngineError for a broken
+    answer.
     """
 
     def __init__(

@@ -263,8 +263,9 @@ class Core:
     def _place(self, record: Record, now: float) -> bool:
         job = record.job
         candidates = self.engines.candidates(job, now)
-        if record.engine is not None and len(candidates) > 1:  # it failed there: any other one is better
-            candidates = [load for load in candidates if load.name != record.engine]
+        if record.engine is not None:  # it failed there: any other free one is better
+            others = [load for load in candidates if load.name != record.engine]
+            candidates = others if any(load.free for load in others) else candidates
         if not any(load.free for load in candidates):
             return False
         choice = self.policy.choose(candidates, job, now)
