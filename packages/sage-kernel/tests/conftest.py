@@ -1,0 +1,55 @@
+"""Tools for tests of flows: calls that wait until the test lets them go, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+class Gate:
+    """An async function whose calls end when the test says so; it counts how many are in flight."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Any, asyncio.Future[Any]] = {}
+        self.most = 0
+        self.cancelled: list[Any] = []
+
+    async def __call__(self, item: Any) -> Any:
+        self.waiting[item] = asyncio.get_running_loop().create_future()
+        self.most = max(self.most, len(self.waiting))
+        try:
+            return await self.waiting[item]
+        except asyncio.CancelledError:
+            self.cancelled.append(item)
+            raise
+        finally:
+            del self.waiting[item]
+
+    async def until(self, count: int) -> None:
+        """Let the loop turn until `count` calls wait."""
+        async with asyncio.timeout(5):
+            while len(self.waiting) < count:
+                await asyncio.sleep(0)
+
+    def open(self, item: Any) -> None:
+        """End one call with its own item."""
+        self.waiting[item].set_result(item)
+
+
+async def settle(turns: int = 50) -> None:
+    """Let everything that can go on go on."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    return Gate()
+
+
+@pytest.fixture
+def turns() -> Any:
+    return settle
