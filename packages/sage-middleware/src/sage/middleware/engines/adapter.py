@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping
@@ -102,6 +103,7 @@ class HttpEngine:
     async def close(self) -> None:
         """Close idle connections."""
         self._pool.close()
+        await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
 
 # ---- receivers ---------------------------------------------------------------------------------------------

