@@ -200,7 +200,9 @@ def test_all_is_what_is_exported() -> None:
 
 def test_importing_the_kernel_imports_nothing_heavy() -> None:
     code = "import sage.kernel, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     heavy = {"pydantic", "ruamel.yaml", "fastapi", "aiohttp", "torch", "ray", "typer", "importlib.metadata"}
     assert heavy.isdisjoint(loaded)
 

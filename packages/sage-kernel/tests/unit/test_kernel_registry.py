@@ -26,7 +26,9 @@ from sage.kernel import (
 from sage.kernel.registry import Operator
 
 
-def scale(factor: float, *, name: str = "x", mode: Literal["up", "down"] = "up", at: Path | None = None) -> Any:
+def scale(
+    factor: float, *, name: str = "x", mode: Literal["up", "down"] = "up", at: Path | None = None
+) -> Any:
     return lambda x: (x * factor, name, mode, at)
 
 
@@ -90,7 +92,9 @@ def test_every_parameter_problem_is_named_and_lists_are_checked() -> None:
 
 def test_an_unknown_name_lists_what_there_is() -> None:
     registry = Registry(entry_points=False)
-    with pytest.raises(NotFoundError, match=r"did you mean 'files'\?; there are: files, items, jsonl, lines\."):
+    with pytest.raises(
+        NotFoundError, match=r"did you mean 'files'\?; there are: files, items, jsonl, lines\."
+    ):
         registry.get("file", "source")
     with pytest.raises(NotFoundError, match="'stdout' is a sink"):
         registry.get("stdout", "source")
