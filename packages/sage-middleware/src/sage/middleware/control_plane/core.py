@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from sage.common.telemetry import RequestClass
@@ -101,6 +102,10 @@ class Core:
     def live(self) -> int:
         """Requests that have not ended."""
         return len(self._live)
+
+    def is_live(self, ident: str) -> bool:
+        """Whether a request has not ended."""
+        return ident in self._live
 
     def record(self, ident: str) -> Record | None:
         """The record of a request that lives or is still remembered."""
@@ -253,8 +258,7 @@ class Core:
 
     def _place_waiting(self, now: float) -> None:
         """Send what can be sent: interactive lanes first, and by arrival within a tier."""
-        for bulk in (False, True):
-            lanes = self._queues.lanes(bulk=bulk)
+        for lanes in self._queues.tiers():
             while lanes:
                 lane = min(lanes, key=_arrival) if len(lanes) > 1 else lanes[0]
                 if not self._place(lane.head, now) or not lane.records:
@@ -303,7 +307,7 @@ class Core:
 
     def _reject_stranded(self, now: float) -> None:
         """Refuse what waits for engines of which none may be sent work any more."""
-        for lane in self._queues.lanes(bulk=False) + self._queues.lanes(bulk=True):
+        for lane in chain.from_iterable(self._queues.tiers()):
             if not self.engines.candidates(lane.head.job, now):
                 for record in list(lane.records.values()):
                     self._queues.remove(record)

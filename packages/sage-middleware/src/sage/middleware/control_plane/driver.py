@@ -135,7 +135,8 @@ class ControlPlane:
         finally:
             if alarm is not None:
                 alarm.cancel()
-            self._handle(Cancelled(self._clock.now(), job.id))  # changes nothing if it has ended otherwise
+            if self._core.is_live(job.id):  # the client went away, or something unforeseen was raised
+                self._handle(Cancelled(self._clock.now(), job.id))
             del self._tickets[job.id]
             if not self._tickets:
                 self._idle.set()

@@ -70,8 +70,8 @@ class EngineLoad:
     @property
     def free(self) -> int:
         """Slots free now; on probation there is one."""
-        slots = 1 if self.breaker.tripped else self.max_running
-        return max(0, slots - self.running)
+        slots = self.max_running if self.breaker.faults < FAULTS_TO_EJECT else 1
+        return slots - self.running if slots > self.running else 0
 
     def usable(self, now: float) -> bool:
         """Whether it may be sent work when it has a free slot."""

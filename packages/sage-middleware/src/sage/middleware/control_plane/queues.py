@@ -82,9 +82,13 @@ class Queues:
         counts.waiting_bytes -= job.body_bytes
         self.waiting -= 1
 
-    def lanes(self, *, bulk: bool) -> list[Lane]:
-        """The lanes that hold something, of one tier."""
-        return [lane for lane in self._lanes.values() if lane.bulk is bulk]
+    def tiers(self) -> tuple[list[Lane], list[Lane]]:
+        """The lanes that hold something: interactive ones, bulk ones. The lists are the caller's own."""
+        interactive: list[Lane] = []
+        bulk: list[Lane] = []
+        for lane in self._lanes.values():
+            (bulk if lane.bulk else interactive).append(lane)
+        return interactive, bulk
 
     def oldest(self, request_class: RequestClass) -> float | None:
         """When the request that has waited longest in a class began to wait."""
