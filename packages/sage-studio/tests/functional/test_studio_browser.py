@@ -43,7 +43,7 @@ async def test_the_page_shows_the_running_stack(studio, admin):
         admin.engines.pop()
         await page.until("document.querySelectorAll('.card').length === 1")
 
-        shots = os.environ.get("SAGE_SCREENSHOTS")
+        shots = os.environ.get("STUDIO_SCREENSHOTS")
         for dark in (False, True):
             for width in (1280, 390):
                 await page.view(width, dark=dark)
