@@ -55,6 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         status, raw = self.server.answers.get((self.command, self.path), (404, missing))
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))
+        self.send_header("x-request-id", "req-1")
         self.end_headers()
         self.wfile.write(raw)
 

@@ -129,6 +129,7 @@ def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -
     done = running("chat", "Hi", "--system", "Be brief.", "--max-tokens", "8")
     assert (done.returncode, done.stdout) == (0, "Hello, wörld\n")
     assert "RANDOM-WEIGHTS" in done.stderr
+    assert "`sage explain req-1`" in done.stderr
     _, _, key, body = stack.asked[-1]
     assert key == "Bearer sk-sage-key"
     assert body["model"] == "tiny"
@@ -148,6 +149,7 @@ def test_chat_reads_a_pipe_and_writes_ndjson(running: Run, stack: Any) -> None:
     assert [line["text"] for line in lines[:-1]] == ["Hello, ", "wörld"]
     assert all(line["random_weights"] for line in lines[:-1])
     assert lines[-1]["usage"]["completion_tokens"] == 2
+    assert lines[-1]["request_id"] == "req-1"
     assert stack.asked[-1][3]["messages"][0]["content"] == "first\nsecond"
 
 

@@ -26,6 +26,7 @@ from sage.common.errors import (
     UnavailableError,
     UnreachableError,
 )
+from sage.common.telemetry import HEADER_REQUEST_ID
 
 __all__ = ["Rest"]
 
@@ -49,6 +50,7 @@ _BY_STATUS: dict[int, type[SageError]] = {
 class Rest:
     """One server and one bearer token. `timeout` is in seconds and bounds each wait for bytes.
 
+    `request_id` is that of the last answer, for `sage explain`; empty when the server gave none.
     Calls raise UnreachableError when nothing answers, and the server's own error for any status but 200.
     """
 
@@ -56,6 +58,7 @@ class Rest:
         self.url = url.rstrip("/")
         self._token = token
         self._timeout = timeout
+        self.request_id = ""
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
         """The whole answer."""
@@ -92,6 +95,7 @@ class Rest:
         try:
             connection.request(method, url.path + path, body=raw, headers=headers)
             response = connection.getresponse()
+            self.request_id = response.headers.get(HEADER_REQUEST_ID, "")
             if response.status != http.HTTPStatus.OK:
                 raise _error(response.status, response.read())
             yield response

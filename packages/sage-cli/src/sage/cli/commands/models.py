@@ -49,12 +49,14 @@ def chat(
     if engine.random_weights:
         talk.say(_LABEL)
     for event in rest.events("/chat/completions", body):
-        _show(event, engine, as_json)
+        _show(event, engine, as_json, rest.request_id)
     if not as_json:
         print()
+    if rest.request_id:
+        talk.say(f"served as {rest.request_id}; `sage explain {rest.request_id}` says where and why")
 
 
-def _show(event: dict[str, Any], engine: EngineStatus, as_json: bool) -> None:
+def _show(event: dict[str, Any], engine: EngineStatus, as_json: bool, request_id: str) -> None:
     """One event of the stream: its text, and with JSON the usage of the last one."""
     texts = [choice.get("delta", {}).get("content") or "" for choice in event.get("choices", [])]
     text = "".join(texts)
@@ -64,7 +66,7 @@ def _show(event: dict[str, Any], engine: EngineStatus, as_json: bool) -> None:
     if text:
         emit_line({"text": text, "random_weights": engine.random_weights})
     if event.get("usage"):
-        emit_line({"usage": event["usage"], "id": event.get("id"), "model": event.get("model")})
+        emit_line({"usage": event["usage"], "model": engine.model, "request_id": request_id})
 
 
 def embed(
