@@ -29,7 +29,7 @@ from sage.middleware.testing.engines import (
     ScriptedEngine,
     call_for,
 )
-from sage.platform.service import RestartPolicy, Supervisor
+from sage.platform.service import RestartPolicy, ServiceStatus, Supervisor
 
 _T = TypeVar("_T")
 _SPAN = (20000, 29999)
@@ -77,20 +77,23 @@ class _Host:
         self._spec = spec
 
     async def _start(self) -> None:
-        self._supervisor = Supervisor(restarts=RestartPolicy(), watch_every=0.2)
+        self._back = asyncio.Event()  # set whenever it becomes ready
+        self._supervisor = Supervisor(self._changed, restarts=RestartPolicy(), watch_every=0.2)
         await self._supervisor.start(self._spec)
         status = await self._supervisor.wait_ready(self.config.name)
         assert status.state == "ready", status
 
+    def _changed(self, status: ServiceStatus) -> None:
+        if status.state == "ready":
+            self._back.set()
+
     async def _kill(self) -> None:
         before = self._supervisor.status(self.config.name)
+        self._back.clear()
         for process in _family(before.pid):
             process.kill()
         async with asyncio.timeout(100):
-            while (
-                now := self._supervisor.status(self.config.name)
-            ).state != "ready" or now.pid == before.pid:
-                await asyncio.sleep(0.05)
+            await self._back.wait()
 
     def start(self) -> None:
         self._run(self._start()).result()

@@ -274,7 +274,7 @@ class PassThroughDialect:
 
 class _Chunk(msgspec.Struct):
     choices: list[msgspec.Raw] = []
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)

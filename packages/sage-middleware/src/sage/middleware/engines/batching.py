@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 __all__ = ["Work", "plan", "take"]
 
 MAX_TEXTS = 64
+MAX_CHARS = 8192  # of one round: what a text that comes now has to wait for
 PADDING = 1024  # characters of padding that cost about as much as one more batch
 
 
@@ -34,17 +35,19 @@ class Work:
 Item = tuple[Work, int]
 
 
-def take(queue: deque[Work], limit: int = MAX_TEXTS) -> list[Item]:
+def take(queue: deque[Work], texts: int = MAX_TEXTS, chars: int = MAX_CHARS) -> list[Item]:
     """The next texts, one from each request in turn, so that a short request rides the next batch.
 
-    Requests that have nothing left, or that were cancelled, leave the queue.
+    At most `texts`, and no more once they have `chars` characters together. Requests that have nothing left,
+    or that were cancelled, leave the queue.
     """
     items: list[Item] = []
-    while queue and len(items) < limit:
+    while queue and len(items) < texts and chars > 0:
         work = queue.popleft()
         if work.cancelled or not work.order:
             continue
         items.append((work, work.order.popleft()))
+        chars -= len(work.texts[items[-1][1]])
         queue.append(work)
     for work in [work for work in queue if not work.order or work.cancelled]:
         queue.remove(work)

@@ -1,0 +1,125 @@
+"""Finding models, and making the random-weight one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sage.common.errors import NotFoundError, UnavailableError
+from sage.middleware.models import MINILM, RANDOM, minilm_folder, random_model, resolve, served_name
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def test_random_model_is_made_once(cache: Path) -> None:
+    folder = random_model(cache)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert random_model(cache) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert 4_000_000 < (folder / "model.safetensors").stat().st_size < 20_000_000
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]  # no draft is left
+
+
+def test_random_model_is_the_same_everywhere(cache: Path, tmp_path: Path) -> None:
+    assert digest(random_model(cache)) == digest(random_model(tmp_path))
+
+
+def test_two_processes_may_race(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from sage.middleware.models import random_model;"
+        f"print(random_model(Path({str(tmp_path)!r})))"
+    )
+    with ThreadPoolExecutor() as pool:
+        done = list(
+            pool.map(lambda _: subprocess.run([sys.executable, "-c", code], capture_output=True), range(3))
+        )
+    assert {each.returncode for each in done} == {0}
+    assert len({each.stdout for each in done}) == 1
+    assert len(list((tmp_path / "models").iterdir())) == 1
+
+
+def test_making_it_loads_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sage.middleware.models import random_model;"
+        f"random_model(Path({str(tmp_path)!r}));"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_its_tokenizer_keeps_text(cache: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(random_model(cache) / "tokenizer.json"))
+    text = "Größe 42, naïve\n\tand 日本語 🙂"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    assert len(tokenizer.encode("The engine serves the next token").ids) < 12
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(UnavailableError, match="Cannot write the random-weight model"):
+        random_model(tmp_path)
+
+
+def test_resolve_random(cache: Path) -> None:
+    source = resolve(RANDOM, cache)
+    assert source.random_weights
+    assert source.served_as == served_name(RANDOM) == "sage-random-llama"
+    again = resolve(source.path_or_id, cache)  # the folder itself is known for what it is
+    assert again.random_weights
+
+
+@pytest.mark.parametrize("name", [MINILM, f"sentence-transformers/{MINILM}"])
+def test_resolve_minilm(name: str, tmp_path: Path) -> None:
+    source = resolve(name, tmp_path)
+    assert Path(source.path_or_id) == minilm_folder()
+    assert source.served_as == MINILM
+    assert source.is_folder
+    assert not source.random_weights
+
+
+def test_resolve_hub_name(tmp_path: Path) -> None:
+    source = resolve("owner/some-model", tmp_path)
+    assert (source.path_or_id, source.served_as, source.is_folder) == (
+        "owner/some-model",
+        "some-model",
+        False,
+    )
+
+
+def test_resolve_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    source = resolve(f"{folder}/", tmp_path)
+    assert (source.path_or_id, source.served_as, source.random_weights) == (str(folder), "mine", False)
+
+
+def test_resolve_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        resolve(str(tmp_path / "nowhere"), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotFoundError, match="is a file"):
+        resolve(str(tmp_path / "file"), tmp_path)
+    folder = tmp_path / "owner" / "model"
+    folder.mkdir(parents=True)
+    with pytest.raises(NotFoundError, match="it holds nothing"):
+        resolve(str(folder), tmp_path)
+    (folder / "weights.bin").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match=r"it holds weights\.bin.*hides the hub's model"):
+        resolve("owner/model", tmp_path)
