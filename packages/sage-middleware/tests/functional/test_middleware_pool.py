@@ -37,6 +37,7 @@ async def main():
 
 asyncio.run(main())
 """
+SLOW = "import threading; threading.Event().wait()"
 BROKEN = "import sys; sys.exit('no model at ' + sys.argv[1])"
 
 
@@ -49,7 +50,7 @@ class ProcessKind:
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec | None:
         if config.model == "missing":
             raise ConfigError(f"Engine {config.name}: there is no model folder 'missing'.")
-        code = BROKEN if config.model == "broken" else SERVE
+        code = {"broken": BROKEN, "slow": SLOW}.get(config.model, SERVE)
         probe = f"http://127.0.0.1:{port}/health"
         return ServiceSpec(
             config.name, (sys.executable, "-c", code, str(port)), probe, Path("x.log"), cores=cores
@@ -160,6 +161,21 @@ async def test_starts_that_fail_are_told_together_and_leave_nothing(tmp_path: Pa
     assert "no model at" in caught.value.message
     assert [status.pid for status in site.pool.statuses()] == [None] * 3
     assert site.plane.models() == []
+
+
+async def test_a_failed_start_does_not_wait_for_a_slow_one(tmp_path: Path) -> None:
+    site = Site(tmp_path, ours("slow", model="slow"), ours("bad", model="broken"))
+    async with asyncio.timeout(60):
+        with pytest.raises(UnavailableError, match="bad is failed"):
+            await site.pool.start()
+    assert [status.pid for status in site.pool.statuses()] == [None, None]
+
+
+async def test_no_engines_are_started_at_once(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    await site.pool.start()
+    assert site.pool.statuses() == []
+    await site.pool.close()
 
 
 async def test_one_failed_start_is_raised_as_it_is(tmp_path: Path) -> None:

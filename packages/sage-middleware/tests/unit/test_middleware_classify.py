@@ -7,7 +7,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
@@ -16,6 +16,7 @@ from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.json_guard import strict_object
 from sage.middleware.engines.port import Capability, Route
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
 HI = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "m", "messages": HI}
 EMBED = {"model": "m", "input": "text"}
@@ -187,6 +188,7 @@ _JSON = st.recursive(
 )
 
 
+@PATIENT
 @given(
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), _JSON, max_size=5),
     st.booleans(),
@@ -202,6 +204,7 @@ def test_every_proper_object_is_read_as_it_is(value: dict[str, Any], ascii_only:
         assert any("\ud800" <= char <= "\udfff" for char in repr(value)) or "\\ud" in repr(value)
 
 
+@PATIENT
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ntrue0', max_size=40).map(str.encode))
 def test_nothing_but_a_bad_request_comes_of_garbage(raw: bytes) -> None:
     for route in Route:

@@ -25,6 +25,7 @@ from sage.common.errors import (
 )
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.relay import Relay
 from sage.middleware.engines.port import Capability, Route
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 
@@ -186,6 +187,19 @@ async def test_cancel_between_the_decision_and_its_start(bench: Bench) -> None:
 
 
 # ---- faults ----
+
+
+@pytest.mark.parametrize(("last", "between"), [(b'data: {"a":1}\n\n', b""), (b'data: {"a', b"\n\n")])
+def test_the_error_event_stands_for_itself(last: bytes, between: bytes) -> None:
+    sink = MemorySink()
+    relay = Relay(sink, stream=True, on_first_byte=lambda: None)
+    relay.head(200, "text/event-stream")
+    relay.data(last)
+    relay.fail(FAULT)
+    relay.fail(FAULT)  # once is enough
+    assert sink.ended
+    assert sink.body.startswith(last + between + b'data: {"error"')
+    assert sink.body.endswith(b"\n\n")
 
 
 async def test_a_fault_before_the_first_byte_is_served_elsewhere(pair: Bench) -> None:

@@ -23,6 +23,7 @@ __all__ = ["EnginePool", "Processes"]
 
 log: Final = logging.getLogger("sage.middleware.pool")
 
+GRACE_S: Final = 3.0  # after the first failed start, for others that fail too
 POLL_S: Final = 2.0  # between two looks at an engine that somebody else runs
 
 
@@ -96,9 +97,7 @@ class EnginePool:
         """
         try:
             await asyncio.to_thread(self._plan)
-            starts = map(self._start, self._members.values())
-            outcomes = await asyncio.gather(*starts, return_exceptions=True)
-            _raise_together([fault for fault in outcomes if fault is not None], SageError, "did not start")
+            await self._start_all()
         except BaseException:
             await self.close()
             raise
@@ -159,6 +158,22 @@ class EnginePool:
             member.service = replace(service, log=self._logs / f"{config.name}.log")
         member.url = config.url or f"http://{LOOPBACK}:{port}"
         member.engine = member.kind.connect(config, member.url)
+
+    async def _start_all(self) -> None:
+        """Raises as soon as one fails, with those that fail at about the same time."""
+        starts = [asyncio.create_task(self._start(member)) for member in self._members.values()]
+        if not starts:
+            return
+        try:
+            done, _ = await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
+            if any(start.exception() for start in done):
+                await asyncio.wait(starts, timeout=GRACE_S)
+        finally:
+            for start in starts:
+                start.cancel()
+            outcomes = await asyncio.gather(*starts, return_exceptions=True)
+        faults = [fault for fault in outcomes if isinstance(fault, Exception)]
+        _raise_together(faults, SageError, "did not start")
 
     async def _start(self, member: _Member) -> None:
         if member.service is None:

@@ -19,7 +19,7 @@ class Relay:
     nothing has reached the client, so that a fault can still be answered by another engine or by a status.
     """
 
-    __slots__ = ("_head", "_held", "_on_first_byte", "_sink", "_stream", "committed", "ended")
+    __slots__ = ("_head", "_held", "_last", "_on_first_byte", "_sink", "_stream", "committed", "ended")
 
     def __init__(self, sink: Sink, *, stream: bool, on_first_byte: Callable[[], None]) -> None:
         self._sink = sink
@@ -27,6 +27,7 @@ class Relay:
         self._on_first_byte: Callable[[], None] | None = on_first_byte
         self._head: tuple[int, str] = (200, "text/event-stream" if stream else "application/json")
         self._held: list[bytes] = []
+        self._last = b""
         self.committed = False  # something has reached the client
         self.ended = False
 
@@ -42,6 +43,7 @@ class Relay:
         if self._stream:
             self._commit()
             self._sink.data(chunk)
+            self._last = chunk
         else:
             self._held.append(chunk)
 
@@ -56,6 +58,10 @@ class Relay:
     def fail(self, error: SageError) -> None:
         """Finish a committed stream with an SSE error event, and no `[DONE]`."""
         if not self.ended:
+            if not self._last.endswith(
+                b"\n\n"
+            ):  # the engine broke inside an event: end it, so that ours is one
+                self._sink.data(b"\n\n")
             self._sink.data(b"data: " + msgspec.json.encode(error.to_openai()) + b"\n\n")
             self._sink.end()
             self.ended = True
