@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PATH="$PWD/.venv/bin:$PATH"
-MYPYPATH=$(printf '%s:' packages/*/src)
+MYPYPATH=$(echo packages/*/src | tr ' ' ':')
 export MYPYPATH
 
 setup()     { tools/setup cpu,dev; }                                      # make or refresh .venv
