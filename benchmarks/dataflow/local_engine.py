@@ -81,13 +81,32 @@ async def serve(clients: int) -> None:
         await asyncio.gather(*(client() for _ in range(clients)))
 
 
+async def bare_maps() -> None:
+    """The floor of the fused maps: the same calls in batches of 64, with nothing around them."""
+    for start in range(0, ITEMS, 64):
+        items = list(range(start, start + 64))
+        for fn in (inc, inc, inc, nothing):
+            items = list(map(fn, items))
+
+
+async def bare_calls() -> None:
+    """The floor of the async maps: 64 tasks that call in a loop, without queue, order or bound."""
+
+    async def work(items: Iterable[int]) -> None:
+        for item in items:
+            await io(item)
+
+    await asyncio.gather(*(work(range(CALLS // 64)) for _ in range(64)))
+
+
 def cpu(label: str, make: Callable[[], Coroutine[Any, Any, Any]], items: int, target: float) -> None:
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
         asyncio.run(make())
         best = min(best, time.process_time() - start)
-    print(f"{label:<58} {best / items * 1e6:9.3f} us   target {target:g}", flush=True)
+    aim = f"   target {target:g}" if target else ""
+    print(f"{label:<58} {best / items * 1e6:9.3f} us{aim}", flush=True)
 
 
 def importing() -> None:
@@ -98,10 +117,12 @@ def importing() -> None:
 
 def main() -> None:
     run = LocalEnvironment().run
+    cpu("floor: four map() passes over lists of 64", bare_maps, ITEMS, 0)
     cpu("three fused maps, batch 64", lambda: run(fused(range(ITEMS))), ITEMS, 0.30)
     cpu("three fused maps, batch 1", lambda: LocalEnvironment(batch=1).run(fused(range(ITEMS))), ITEMS, 4)
     cpu("three fused maps, one in 100 diverted", lambda: run(diverting()), ITEMS, 0.5)
     cpu("three maps and a keyed fold, 100 keys", lambda: run(folded()), ITEMS, 0.7)
+    cpu("floor: 64 tasks that await in a loop", bare_calls, CALLS, 0)
     cpu("async map, 64 in flight, any order", lambda: run(waiting("any")), CALLS, 2.5)
     cpu("async map, 64 in flight, input order", lambda: run(waiting("input")), CALLS, 7)
     cpu("request through five maps, 1 client", lambda: serve(1), REQUESTS, 30)

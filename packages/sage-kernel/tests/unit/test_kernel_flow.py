@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import subprocess
 import sys
 
@@ -58,6 +59,12 @@ def test_check_lists_every_problem_at_once() -> None:
     assert "'b' would read a string letter by letter" in text
     assert "'loose' diverts and nothing reads its .diverted" in text
     assert "what 'loose' makes reaches no sink" in text
+
+
+def test_the_error_survives_a_copy() -> None:
+    error = PlanError("x", ["one", "two"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
 
 
 def test_an_empty_flow_needs_a_name_a_source_and_an_end() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 from sage.kernel.options import Batch, Call, Failure, OnError, Order, Part, Retry
-from sage.kernel.plan import Fold, Node, Plan, PlanError, Port, Verb, label
+from sage.kernel.plan import Builder, Fold, Plan, PlanError, Port, Verb
 from sage.kernel.ports import Model, Sink, SinkFn, Source
-
-if TYPE_CHECKING:
-    from sage.kernel.registry import Registry
+from sage.kernel.registry import Registry, default_registry
+from sage.kernel.serial import from_dict, to_dict
 
 __all__ = ["Flow", "Keyed", "Stream"]
 
@@ -30,29 +29,27 @@ class Flow:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._nodes: list[Node] = []
+        self._builder = Builder(name)
 
     @property
     def plan(self) -> Plan:
         """The immutable plan."""
-        return Plan(self.name, tuple(self._nodes))
+        return self._builder.plan()
 
     def source(self, source: Source[T], *, name: str = "") -> Stream[T]:
         """Read records from an iterable, an async iterable, or a function that makes one for each run."""
-        return Stream(self, Port(self._add("source", (), source, name)))
+        return Stream(self, Port(self._builder.add("source", (), source, name)))
 
     def requests(self, kind: type[T], *, name: str = "") -> Stream[T]:
         """Receive one `kind` per request: the flow becomes a service, see `LocalEnvironment.submit`."""
-        return Stream(self, Port(self._add("requests", (), kind, name)))
+        return Stream(self, Port(self._builder.add("requests", (), kind, name)))
 
     def reply(self, stream: Stream[Any], *, name: str = "") -> None:
         """Answer each request with what arrives here."""
-        self._add("reply", (self._own(stream),), None, name)
+        self._builder.add("reply", (self._own(stream),), None, name)
 
     def check(self, registry: Registry | None = None) -> None:
         """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
-        from sage.kernel.registry import default_registry
-
         plan = self.plan
         problems = [*plan.problems(), *(registry or default_registry()).problems(plan)]
         if problems:
@@ -63,11 +60,11 @@ class Flow:
         start, end = ("([", "])"), ("[(", ")]")
         shapes = {"source": start, "requests": start, "sink": end, "reply": end}
         lines = ["flowchart LR"]
-        for i, node in enumerate(self._nodes):
+        for i, node in enumerate(self.plan.nodes):
             left, right = shapes.get(node.verb, ("[", "]"))
             text = node.name if node.name.startswith(node.verb) else f"{node.verb} {node.name}"
             lines.append(f'  n{i}{left}"{text.replace(chr(34), chr(39))}"{right}')
-        for i, node in enumerate(self._nodes):
+        for i, node in enumerate(self.plan.nodes):
             for port in node.inputs:
                 arrow = "-->" if port.output == "out" else "-. diverted .->"
                 lines.append(f"  n{port.node} {arrow} n{i}")
@@ -75,41 +72,19 @@ class Flow:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; raises `PlanError` naming every operator that cannot travel."""
-        from sage.kernel.serial import to_dict
-
         return to_dict(self.plan)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, allow: Iterable[str] = ()) -> Flow:
+    def from_dict(cls, data: Mapping[str, Any], *, allow: Iterable[str] = (), where: str = "") -> Flow:
         """Build a flow from plain data, the form `to_dict` and YAML pipelines have.
 
-        Code named `module:qualname` is imported only if `allow` holds that name, or `module:*`.
+        Code named `module:qualname` is imported only if `allow` holds that name, or `module:*`; `where` names
+        the document in errors.
         """
-        from sage.kernel.serial import from_dict
-
-        return from_dict(data, allow=tuple(allow))
-
-    def _add(
-        self,
-        verb: Verb,
-        inputs: tuple[Port, ...],
-        fn: Any,
-        name: str,
-        call: Call | None = None,
-        batch: Batch | None = None,
-    ) -> int:
-        name = name or self._free_name(verb, fn)
-        self._nodes.append(Node(name, verb, inputs, fn, call or Call(), batch))
-        return len(self._nodes) - 1
-
-    def _free_name(self, verb: Verb, fn: Any) -> str:
-        base = (label(fn) if verb not in ("source", "requests", "merge", "reply") else "") or verb
-        taken = {node.name for node in self._nodes}
-        name, n = base, 1
-        while name in taken:
-            n += 1
-            name = f"{base}-{n}"
-        return name
+        plan = from_dict(data, allow=tuple(allow), where=where)
+        flow = cls(plan.name)
+        flow._builder.nodes.extend(plan.nodes)
+        return flow
 
     def _own(self, stream: Stream[Any]) -> Port:
         if stream.flow is not self:
@@ -197,12 +172,14 @@ class Stream(Generic[T]):
         `concurrency` counting calls (8).
         """
         call = Call(concurrency, order, timeout, retry, on_error)
-        return Stream(self.flow, Port(self.flow._add("map_batch", (self.port,), fn, name, call, batch)))
+        return Stream(
+            self.flow, Port(self.flow._builder.add("map_batch", (self.port,), fn, name, call, batch))
+        )
 
     def merge(self, *others: Stream[T], name: str = "") -> Stream[T]:
         """The records of all these streams, as they come; it ends when all have ended."""
         ports = (self.port, *(self.flow._own(other) for other in others))
-        return Stream(self.flow, Port(self.flow._add("merge", ports, None, name)))
+        return Stream(self.flow, Port(self.flow._builder.add("merge", ports, None, name)))
 
     def keyby(self, key: Callable[[T], K]) -> Keyed[K, T]:
         """Group the records by a hashable key, for an operator with state."""
@@ -215,10 +192,10 @@ class Stream(Generic[T]):
 
     def sink(self, to: Sink[T] | SinkFn[T], *, name: str = "") -> None:
         """End here: a function called with each record, or a `Sink` that takes batches."""
-        self.flow._add("sink", (self.port,), to, name)
+        self.flow._builder.add("sink", (self.port,), to, name)
 
     def _then(self, verb: Verb, fn: Any, name: str, call: Call | None = None) -> Stream[Any]:
-        return Stream(self.flow, Port(self.flow._add(verb, (self.port,), fn, name, call)))
+        return Stream(self.flow, Port(self.flow._builder.add(verb, (self.port,), fn, name, call)))
 
 
 class Keyed(Generic[K, T]):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sage.common.errors import BadRequestError
 from sage.kernel.options import Batch, Call, Use
 
-__all__ = ["Fold", "Node", "Plan", "PlanError", "Port", "Verb", "label"]
+__all__ = ["Builder", "Fold", "Node", "Plan", "PlanError", "Port", "Verb", "label"]
 
 Verb = Literal[
     "source", "requests", "map", "flatmap", "filter", "map_batch", "scan", "merge", "sink", "reply"
@@ -27,10 +27,11 @@ class PlanError(BadRequestError):
     def __init__(self, flow: str, problems: list[str]) -> None:
         lines = "".join(f"\n  - {p}" for p in problems)
         super().__init__(f"flow {flow!r} has {len(problems)} problem(s):{lines}")
+        self.flow = flow
         self.problems = tuple(problems)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (BadRequestError, (self.message,))
+        return (PlanError, (self.flow, list(self.problems)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,40 @@ class Plan:
     def problems(self) -> list[str]:
         """Everything that is wrong with the wiring and the options, without running anything."""
         return [*_shape(self), *_names(self), *_edges(self), *_options(self), *_requests(self)]
+
+
+class Builder:
+    """A plan under construction."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.nodes: list[Node] = []
+
+    def add(
+        self,
+        verb: Verb,
+        inputs: tuple[Port, ...],
+        fn: Any = None,
+        name: str = "",
+        call: Call | None = None,
+        batch: Batch | None = None,
+    ) -> int:
+        """Append an operator and return its index; without a name it gets one of its own."""
+        self.nodes.append(Node(name or self._free_name(verb, fn), verb, inputs, fn, call or Call(), batch))
+        return len(self.nodes) - 1
+
+    def plan(self) -> Plan:
+        """What was built so far."""
+        return Plan(self.name, tuple(self.nodes))
+
+    def _free_name(self, verb: Verb, fn: Any) -> str:
+        base = (label(fn) if verb not in ("source", "requests", "merge", "reply") else "") or verb
+        taken = {node.name for node in self.nodes}
+        name, n = base, 1
+        while name in taken:
+            n += 1
+            name = f"{base}-{n}"
+        return name
 
 
 def label(fn: Any) -> str:

@@ -18,16 +18,14 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_args
 
-from sage.common.errors import BadRequestError, NotFoundError
-from sage.kernel.flow import Flow
+from sage.common.errors import BadRequestError
 from sage.kernel.options import Batch, Call, Retry, Use
-from sage.kernel.plan import Fold, Node, Plan, PlanError, Port, Verb
+from sage.kernel.plan import Builder, Fold, Node, Plan, PlanError, Port, Verb
 from sage.kernel.registry import nearest
 
-__all__ = ["flow_schema", "from_dict", "load_yaml", "parse_yaml", "to_dict"]
+__all__ = ["flow_schema", "from_dict", "to_dict"]
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CALL = ("concurrency", "order", "timeout", "retry", "on_error")
@@ -55,8 +53,8 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     return {"name": plan.name, "steps": steps}
 
 
-def from_dict(data: Any, *, allow: tuple[str, ...] = (), where: str = "") -> Flow:
-    """A flow from plain data; raises one `PlanError` listing every step that cannot be read."""
+def from_dict(data: Any, *, allow: tuple[str, ...] = (), where: str = "") -> Plan:
+    """A plan from plain data; raises one `PlanError` listing every step that cannot be read."""
     problems: list[str] = []
     name = data.get("name") if isinstance(data, Mapping) else None
     title = where or (name if isinstance(name, str) else "unnamed")
@@ -66,41 +64,13 @@ def from_dict(data: Any, *, allow: tuple[str, ...] = (), where: str = "") -> Flo
         f"unknown key {key!r}{nearest(str(key), ('name', 'steps'))}"
         for key in data.keys() - {"name", "steps"}
     ]
-    flow = Flow(name)
-    reader = _Reader(flow, allow, problems)
+    builder = Builder(name)
+    reader = _Reader(builder, allow, problems)
     for i, step in enumerate(data["steps"]):
         reader.read(f"steps[{i}]", step)
     if problems:
         raise PlanError(title, problems)
-    return flow
-
-
-def load_yaml(path: Path | str, *, allow: tuple[str, ...] = ()) -> Flow:
-    """The flow that a YAML file declares; relative paths in it start at the working directory."""
-    path = Path(path)
-    if not path.is_file():
-        raise NotFoundError(f"pipeline file {str(path)!r} does not exist.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRequestError(f"pipeline file {str(path)!r} is not UTF-8 text.") from error
-    return parse_yaml(text, allow=allow, where=str(path))
-
-
-def parse_yaml(text: str, *, allow: tuple[str, ...] = (), where: str = "pipeline") -> Flow:
-    """The flow that a YAML text declares; `where` names it in errors."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        data = YAML(typ="safe").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise BadRequestError(f"{where}{at}: not YAML: {error.problem}.") from error
-    except YAMLError as error:
-        raise BadRequestError(f"{where}: not YAML: {error}.") from error
-    return from_dict(data, allow=allow, where=where)
+    return builder.plan()
 
 
 def flow_schema() -> dict[str, Any]:
@@ -234,10 +204,10 @@ def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 class _Reader:
-    """Adds the steps of a document to a flow, noting whatever it cannot read."""
+    """Adds the steps of a document to a plan, noting whatever it cannot read."""
 
-    def __init__(self, flow: Flow, allow: tuple[str, ...], problems: list[str]) -> None:
-        self._flow = flow
+    def __init__(self, builder: Builder, allow: tuple[str, ...], problems: list[str]) -> None:
+        self._builder = builder
         self._allow = allow
         self._problems = problems
         self._names: dict[str, int] = {}
@@ -254,8 +224,8 @@ class _Reader:
         if len(self._problems) > before:
             # A stand-in keeps the names right, so that one mistake is reported once.
             node = Node(str(step.get("id", "")), verb, inputs)
-        index = self._flow._add(verb, node.inputs, node.fn, node.name, node.call, node.batch)
-        self._names[self._flow._nodes[index].name] = index
+        index = self._builder.add(verb, node.inputs, node.fn, node.name, node.call, node.batch)
+        self._names[self._builder.nodes[index].name] = index
         self._last = None if verb in ("sink", "reply") else index
 
     def _verb(self, at: str, step: Any) -> Verb | None:

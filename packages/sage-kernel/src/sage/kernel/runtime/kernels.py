@@ -185,12 +185,14 @@ def _scan(fold: Any, faults: Faults) -> Kernel:
 
     def run(items: list[Any]) -> list[Any]:
         out: list[Any] = []
-        append = out.append
+        append, get = out.append, states.get
         rest, item = iter(items), None
         try:
             for item in rest:
                 k = key(item)
-                states[k], result = step(states[k] if k in states else init(), item)
+                state = get(k, states)
+                # The dictionary itself stands for "no state yet": any other value may be a state.
+                states[k], result = step(init() if state is states else state, item)
                 append(result)
         except Exception as error:
             faults.settle(item, error, faults.counters.items_in + len(items) - length_hint(rest) - 1)
