@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("address", [("192.0.2.1", 80), ("example.invalid", 443), (b"192.0.2.1", 80)])
+@pytest.mark.parametrize("address", [("192.0.2.1", 80), (b"192.0.2.1", 80)])
 def test_a_connection_beyond_loopback_is_refused(address: tuple[str | bytes, int]) -> None:
     with socket.socket() as probe, pytest.raises(RuntimeError, match="loopback only"):
         probe.connect(address)
