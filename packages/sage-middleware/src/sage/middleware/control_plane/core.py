@@ -83,7 +83,7 @@ class Core:
         """Take one event in and say what to do. Events about requests that have ended change nothing."""
         self._actions = []
         self._handlers[type(event)](event)
-        if self._queues.waiting:
+        if self._queues.waiting and not isinstance(event, FirstByte):  # a first byte frees nothing
             self._expire(event.at)
             self._place_waiting(event.at)
             if isinstance(event, Arrived):
