@@ -51,7 +51,6 @@ class _SentenceTransformers:
         from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(threads)
-        torch.set_num_interop_threads(1)
         self._torch = torch
         self._model = SentenceTransformer(path, device=None if torch.cuda.is_available() else "cpu")
         self._model.eval()

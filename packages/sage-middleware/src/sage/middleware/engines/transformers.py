@@ -144,7 +144,8 @@ class TransformersDialect:
 
 def _refuse_ignored(body: dict[str, Any]) -> None:
     for name, harmless in _REFUSED.items():
-        if name in body and body[name] not in harmless:
+        value = body.get(name)
+        if not any(value == each and isinstance(value, bool) is isinstance(each, bool) for each in harmless):
             raise BadRequestError(
                 f"{name} is not supported by transformers serve, which would ignore it silently.",
                 hint="Leave it out, or use an engine of kind vllm.",
