@@ -23,8 +23,8 @@ from sage.common.errors import OverloadedError
 from sage.gateway.app import data_app
 from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
-from sage.gateway.protocol import HotRequest, Settings
 from sage.gateway.reply import Reply
+from sage.gateway.requests import HotRequest, Settings
 from sage.gateway.serve import Listener, bind
 from sage.middleware.engines.port import Route
 

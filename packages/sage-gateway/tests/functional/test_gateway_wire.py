@@ -348,3 +348,36 @@ async def test_one_id_on_two_calls_at_once_stays_two(front: Any) -> None:
 async def test_header_limits_can_be_set(make_front: Any) -> None:
     front = await make_front(head=HeadLimits(count=3))
     assert (await front.ask(front.request("GET", "/v1/models", x_a="1", x_b="2"))).status == 431
+
+
+async def test_each_head_of_a_connection_is_judged(front: Any) -> None:
+    """A head that passed is remembered; one that differs in anything that counts is judged anew."""
+    good = front.post(b'{"n": 1}')
+    changes: list[tuple[dict[str, str | None], int]] = [
+        ({}, 200),
+        ({"authorization": f"Bearer {front.keys.default[:-1]}"}, 401),
+        ({"authorization": None}, 401),
+        ({"authorization": None, "x_api_key": front.keys.default}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"sec_fetch_site": "cross-site"}, 403),
+        ({"content_type": "text/plain"}, 415),
+        ({"content_encoding": "gzip"}, 415),
+        ({"expect": "more"}, 417),
+        ({"content_length": "999999"}, 413),
+    ]
+    for headers, status in changes:
+        wire = await front.connect()
+        for _ in range(2):
+            await wire.send(good)
+            assert (await wire.answer()).status == 200
+        await wire.send(front.post(b'{"n": 1}', **headers))
+        assert (await wire.answer()).status == status, headers
+
+
+async def test_an_admin_after_a_key_on_one_connection_is_an_admin(front: Any) -> None:
+    wire = await front.connect()
+    for key in (front.keys.default, front.keys.admin, front.keys.default):
+        await wire.send(front.post(b'{"n": 1}', authorization=f"Bearer {key}"))
+        assert (await wire.answer()).status == 200
+    assert [request.admission.principal.admin for request in front.handler.requests] == [False, True, False]

@@ -17,8 +17,8 @@ from sage.common.telemetry import (
     HEADER_REQUEST_ID,
     HEADER_TENANT,
 )
-from sage.gateway.protocol import HotRequest
 from sage.gateway.reply import Reply
+from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.types import Job

@@ -20,6 +20,7 @@ from sage.gateway.routes import HOT
 from sage.middleware.engines.port import Route
 
 __all__ = [
+    "DECISIVE",
     "Admission",
     "Deadlines",
     "Edge",
@@ -29,8 +30,10 @@ __all__ = [
     "MediaTypeError",
     "MethodError",
     "RequestTimeoutError",
+    "check_length",
     "fold_headers",
     "request_id_of",
+    "too_large",
 ]
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
@@ -49,6 +52,8 @@ SINGLE: Final = frozenset(
         b"x-request-id",
     }
 )
+# With method, target, key and length these are all that `Edge.admit` looks at.
+DECISIVE: Final = (b"host", b"origin", b"sec-fetch-site", b"content-type", b"content-encoding", b"expect")
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 COLD_BODY_BYTES: Final = 64 * 1024
 

@@ -30,7 +30,7 @@ from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Edge
 from sage.gateway.health import Health, Snapshot
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
-from sage.gateway.protocol import Settings
+from sage.gateway.requests import Settings
 from sage.gateway.serve import Listener, bind
 from sage.gateway.tokens import TokenDecoder
 from sage.middleware.control_plane.classify import ParseLimits
@@ -292,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of its life is said here
     paths = SagePaths.default()
     try:
         loaded = load(_flags(options), options.config, cwd=Path.cwd(), env=os.environ, paths=paths)

@@ -9,83 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hmac
 import logging
 import secrets
 import socket
 import urllib.parse
 from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from sage.common.errors import BadRequestError, SageError, UnavailableError
 from sage.gateway.edge import (
+    DECISIVE,
     Admission,
-    Deadlines,
-    Edge,
     HeadersTooLargeError,
-    HeadLimits,
     RequestTimeoutError,
+    check_length,
     fold_headers,
     request_id_of,
     too_large,
 )
+from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
+from sage.gateway.requests import HotRequest, Pending, Settings
 
-__all__ = ["Gate", "Handler", "HotRequest", "Settings"]
+__all__ = ["Gate"]
 
 log = logging.getLogger("sage.gateway")
 
 LINGER_S: Final = 2.0
 MAX_PIPELINED: Final = 32
 _IDLE, _HEAD, _BODY, _DISCARD = range(4)
-
-
-@dataclass(slots=True)
-class HotRequest:
-    """A complete request on a hot route."""
-
-    id: str
-    admission: Admission
-    headers: dict[bytes, bytes]
-    body: bytes
-
-
-Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What every connection of one listener shares."""
-
-    edge: Edge
-    handler: Handler | None = None
-    head: HeadLimits = field(default_factory=HeadLimits)
-    deadlines: Deadlines = field(default_factory=Deadlines)
-    max_connections: int = 8192
-    active: set[str] = field(default_factory=set)  # ids of hot requests under way
-
-
-@dataclass(slots=True)
-class _Item:
-    """One request in line; `refusal` is the answer of one that goes no further."""
-
-    id: str = ""
-    method: bytes = b""
-    target: bytes = b""
-    version: str = "1.1"
-    close: bool = False
-    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    admission: Admission | None = None
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
-    refusal: SageError | None = None
 
 
 class Gate(HttpToolsProtocol):
@@ -103,12 +62,13 @@ class Gate(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._settings = settings
         self._state = _IDLE
-        self._item = _Item()
-        self._line: deque[_Item] = deque()
+        self._item = Pending()
+        self._line: deque[Pending] = deque()
         self._busy = False
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
+        self._passed: tuple[tuple[bytes | None, ...], bytes, Admission] | None = None
         self._last = False  # close once the line is empty
         self._head_bytes = self._raw_bytes = 0
         self._deadline = 0.0
@@ -177,7 +137,7 @@ class Gate(HttpToolsProtocol):
         if self._state == _DISCARD:
             return
         self._state = _HEAD
-        self._item = _Item()
+        self._item = Pending()
         self._head_bytes = 0
         self._deadline = self.loop.time() + self._settings.deadlines.head
 
@@ -216,7 +176,7 @@ class Gate(HttpToolsProtocol):
         item.id = request_id_of(item.raw_headers)
         try:
             item.headers = fold_headers(item.raw_headers)
-            item.admission = self._settings.edge.admit(item.method, item.target, item.headers)
+            item.admission = self._admit(item)
         except SageError as error:
             self._turn_away(error)
             return
@@ -233,6 +193,22 @@ class Gate(HttpToolsProtocol):
         item = self._item
         if item.admission is not None and item.admission.expect_continue and not item.parts:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _admit(self, item: Pending) -> Admission:
+        """Ask the edge, but for a head that is the last one again in all that the edge looks at.
+
+        Keys never change while the process runs, so what was verified once on this connection stays so.
+        """
+        headers = item.headers
+        key = presented(headers)
+        decisive = (item.method, item.target, *[headers.get(name) for name in DECISIVE])
+        passed = self._passed
+        if passed is not None and decisive == passed[0] and hmac.compare_digest(key, passed[1]):
+            check_length(headers.get(b"content-length"), passed[2].max_body)
+            return passed[2]
+        admission = self._settings.edge.admit(item.method, item.target, headers)
+        self._passed = (decisive, key, admission)
+        return admission
 
     def _turn_away(self, error: SageError) -> None:
         """Refuse a head. With a body behind it the connection cannot be kept: its end is not awaited."""
@@ -284,7 +260,7 @@ class Gate(HttpToolsProtocol):
         if not item.id:
             item.id = request_id_of(item.raw_headers)
         self._state = _DISCARD
-        self._line.append(_Item(id=item.id, version=item.version, close=True, refusal=error))
+        self._line.append(Pending(id=item.id, version=item.version, close=True, refusal=error))
         if not self._busy:
             self._advance()
 
@@ -307,12 +283,12 @@ class Gate(HttpToolsProtocol):
         elif self._state == _BODY:
             self._invite_body()
 
-    def _new_reply(self, item: _Item) -> Reply:
+    def _new_reply(self, item: Pending) -> Reply:
         common = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
         common += b"x-request-id: %b\r\n" % item.id.encode()
         return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
 
-    def _start_hot(self, item: _Item, admission: Admission) -> None:
+    def _start_hot(self, item: Pending, admission: Admission) -> None:
         assert self._settings.handler is not None
         body = item.parts[0] if len(item.parts) == 1 else b"".join(item.parts)
         if item.id in self._settings.active:  # a trace's id on several calls at once: keep ours apart
@@ -357,7 +333,7 @@ class Gate(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _start_cold(self, item: _Item) -> None:
+    def _start_cold(self, item: Pending) -> None:
         """Run the ASGI application through uvicorn's cycle, with a body that is already here."""
         self._busy = True
         try:
@@ -365,11 +341,16 @@ class Gate(HttpToolsProtocol):
         except httptools.HttpParserInvalidURLError:
             self._busy = False
             self._line.appendleft(
-                _Item(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
+                Pending(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
             )
             return
+        self.cycle = self._new_cycle(item, url)
+        self._start_asgi_task(self.cycle, self.app)
+
+    def _new_cycle(self, item: Pending, url: Any) -> RequestResponseCycle:
+        """uvicorn's own cycle of one request, with all of the body in it."""
         raw_path: bytes = url.path or b"/"
-        self.scope = {
+        scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "http_version": item.version,
@@ -384,8 +365,8 @@ class Gate(HttpToolsProtocol):
             "headers": item.raw_headers,
             "state": {},
         }
-        self.cycle = RequestResponseCycle(
-            scope=self.scope,
+        cycle = RequestResponseCycle(
+            scope=scope,
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -397,10 +378,10 @@ class Gate(HttpToolsProtocol):
             keep_alive=not item.close,
             on_response=self.on_response_complete,
         )
-        self.cycle.body += b"".join(item.parts)
-        self.cycle.more_body = False
-        self.cycle.message_event.set()
-        self._start_asgi_task(self.cycle, self.app)
+        cycle.body += b"".join(item.parts)
+        cycle.more_body = False
+        cycle.message_event.set()
+        return cycle
 
     def on_response_complete(self) -> None:
         """The ASGI application has answered."""

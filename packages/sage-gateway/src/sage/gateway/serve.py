@@ -12,7 +12,8 @@ from typing import Any, Final, cast
 import uvicorn
 
 from sage.common.errors import ConflictError, SageError, UnavailableError
-from sage.gateway.protocol import Gate, Settings
+from sage.gateway.protocol import Gate
+from sage.gateway.requests import Settings
 
 __all__ = ["Listener", "bind"]
 

@@ -1,0 +1,55 @@
+"""What a connection holds of a request, and what all connections of one listener share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from sage.common.errors import SageError
+from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
+from sage.gateway.reply import Reply
+
+__all__ = ["Handler", "HotRequest", "Pending", "Settings"]
+
+
+@dataclass(slots=True)
+class HotRequest:
+    """A complete request on a hot route."""
+
+    id: str
+    admission: Admission
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every connection of one listener shares."""
+
+    edge: Edge
+    handler: Handler | None = None
+    head: HeadLimits = field(default_factory=HeadLimits)
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    max_connections: int = 8192
+    active: set[str] = field(default_factory=set)  # ids of hot requests under way
+
+
+@dataclass(slots=True)
+class Pending:
+    """One request in line; `refusal` is the answer of one that goes no further."""
+
+    id: str = ""
+    method: bytes = b""
+    target: bytes = b""
+    version: str = "1.1"
+    close: bool = False
+    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    admission: Admission | None = None
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+    refusal: SageError | None = None
