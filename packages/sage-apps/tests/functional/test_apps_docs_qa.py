@@ -129,8 +129,8 @@ async def test_a_first_run_does_every_step(docs: Path, capsys: pytest.CaptureFix
         stack = ScriptedStack(engine.url, [record(queue_s=0.001), record(request_class="embed_bulk")])
         outcome = await asyncio.to_thread(FirstRun(stack, options(docs), Talk()).run)
     assert [a.answer.question for a in outcome.answers] == [
-        "What do the documents say about “Layers”?",
-        "What do the documents say about “Ports”?",
+        "What is said about “Layers”?",
+        "What is said about “Ports”?",
     ]
     assert outcome.openai == {"chat": "one two three", "random_weights": True, "embedding_dimensions": 8}
     assert [row.request_class for row in outcome.served] == ["chat", "embed_bulk"]

@@ -12,9 +12,9 @@ def test_there_are_three_questions_about_the_project() -> None:
 def test_headings_are_spread_over_the_documents() -> None:
     documents = [Document(f"{i}.md", f"# Part {i}\n\n## Detail {i} ##\n") for i in range(3)]
     assert from_headings(documents) == [
-        "What do the documents say about “Part 0”?",
-        "What do the documents say about “Part 1”?",
-        "What do the documents say about “Part 2”?",
+        "What is said about “Part 0”?",
+        "What is said about “Part 1”?",
+        "What is said about “Part 2”?",
     ]
 
 
@@ -23,7 +23,7 @@ def test_headings_are_spread_over_the_documents() -> None:
     [("# `code` name\n", "code` name"), ("```\n# comment\n```\n# Real\n", "Real"), ("no heading", "a.md")],
 )
 def test_a_topic_is_a_real_heading_or_the_name(text: str, topic: str) -> None:
-    assert from_headings([Document("a.md", text)]) == [f"What do the documents say about “{topic}”?"]
+    assert from_headings([Document("a.md", text)]) == [f"What is said about “{topic}”?"]
 
 
 def test_a_heading_is_asked_about_once() -> None:

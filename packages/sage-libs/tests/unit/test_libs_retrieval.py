@@ -113,6 +113,20 @@ def test_best_sentence_names_its_source(question: str, text: str, source: str) -
     assert (found.text, found.source, 0 < found.score <= 1) == (text, source, True)
 
 
+def test_function_words_of_the_question_do_not_mislead() -> None:
+    candidates = [
+        Sentence("It says which one goes where, and which one does not.", "form"),
+        Sentence("Layers import downward only, always.", "matter"),
+        Sentence("Other layers are of no import here.", "other"),
+    ]
+    found = best_sentence("Which way do layers import, and which do not?", candidates)
+    assert found is not None
+    assert found.source != "form"
+    only_form = best_sentence("Which is it where?", candidates)
+    assert only_form is not None
+    assert only_form.source == "form"
+
+
 def test_sentences_of_leaves_out_labels_and_repeats() -> None:
     twice = sentences_of([*PASSAGES, ("copy.md", PASSAGES[1][1])])
     assert [s.source for s in twice] == ["ports.md", "ports.md", "layers.md", "layers.md"]

@@ -24,10 +24,10 @@ def from_headings(documents: Iterable[Document], count: int = 3) -> list[str]:
     """Questions about `count` headings, spread evenly over the documents; their names where headings lack.
 
     >>> from_headings([Document("a.md", "# Ports\\n\\ntext\\n\\n# Keys\\n\\ntext\\n")], 1)
-    ['What do the documents say about “Ports”?']
+    ['What is said about “Ports”?']
     """
     kept = list(documents)
     topics = [h.strip("`*_ ") for doc in kept for h in _HEADING.findall(_FENCED.sub("", doc.text))]
     unique = list(dict.fromkeys(t for t in topics if t)) or [doc.name for doc in kept]
     step = max(1, len(unique) // count)
-    return [f"What do the documents say about “{topic}”?" for topic in unique[::step][:count]]
+    return [f"What is said about “{topic}”?" for topic in unique[::step][:count]]

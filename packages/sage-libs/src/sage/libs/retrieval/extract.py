@@ -12,6 +12,76 @@ from sage.libs.text.sentences import sentences
 __all__ = ["Scored", "Sentence", "best_sentence", "sentences_of"]
 
 _SHORTEST = 4  # words; fewer is a label, not a statement
+# Words that carry a question's form, not its matter; among a few sentences they are rare enough to mislead.
+_FORM = frozenset(
+    [
+        "a",
+        "about",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "how",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "may",
+        "me",
+        "must",
+        "of",
+        "on",
+        "or",
+        "our",
+        "say",
+        "said",
+        "should",
+        "so",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "they",
+        "this",
+        "to",
+        "us",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +116,8 @@ def best_sentence(
 ) -> Scored | None:
     """The candidate that answers the question best, or None when nothing has anything in common with it.
 
-    Lexical score: BM25 with the candidates as the collection (so rare words weigh most), over the best one's.
+    Lexical score: BM25 of the question's distinct words but for function words, with the candidates as the
+    collection (so rare words weigh most), over the best one's.
     With `similarities` (cosine of each candidate with the question, in their order) it is the mean of both.
     Equal scores go to the earlier candidate.
 
@@ -57,7 +128,9 @@ def best_sentence(
     """
     if similarities is not None and len(similarities) != len(candidates):
         raise UsageError(f"There are {len(candidates)} sentences and {len(similarities)} similarities.")
-    lexical = Bm25(c.text for c in candidates).scores(question)
+    asked = dict.fromkeys(tokenize(question))
+    matter = [word for word in asked if word not in _FORM] or list(asked)
+    lexical = Bm25(c.text for c in candidates).scores(" ".join(matter))
     top = max(lexical.values(), default=0.0)
     best: Scored | None = None
     for i, candidate in enumerate(candidates):
