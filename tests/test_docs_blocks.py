@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from sage.common.config import EngineConfig, SageConfig
 
@@ -170,10 +171,10 @@ def test_the_readme_works_from_its_first_line_to_its_last(tmp_path: Path) -> Non
 def settings() -> Iterator[tuple[str, str]]:
     """Every key of the schema with its default as JSON."""
 
-    def walk(model: type, prefix: str) -> Iterator[tuple[str, str]]:
+    def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         for key, field in model.model_fields.items():
             inner = field.annotation
-            if hasattr(inner, "model_fields"):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from walk(inner, f"{prefix}{key}.")
             elif key == "engines":
                 yield from walk(EngineConfig, "engines[].")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -22,7 +23,7 @@ class OpenAIServer:
     chat: str = "ok"
     tokens: int = 3
     url: str = ""
-    seen: list[dict] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def target(self) -> Target:
@@ -66,7 +67,7 @@ class OpenAIServer:
         if self.chat != "broken":
             await response.write(b"data: [DONE]\n\n")
 
-    async def _event(self, response: web.StreamResponse, payload: dict) -> None:
+    async def _event(self, response: web.StreamResponse, payload: dict[str, Any]) -> None:
         await response.write(b"data: " + json.dumps(payload).encode() + b"\n\n")
 
 

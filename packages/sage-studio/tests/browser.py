@@ -38,7 +38,8 @@ class Page:
                 self.console.append(json.dumps(message["params"]))
             if message.get("id") == self._number:
                 assert "error" not in message, message
-                return message["result"]
+                result: dict[str, Any] = message["result"]
+                return result
 
     async def evaluate(self, expression: str) -> Any:
         answer = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ from sage.studio.server import Studio, listen
 TOKEN = "sk-sage-admin.secret"
 
 
-def engine(name: str, **changes) -> EngineStatus:
+def engine(name: str, **changes: Any) -> EngineStatus:
     base = {"name": name, "kind": "transformers", "model": "tiny", "state": "ready", "max_running": 8}
     return EngineStatus.model_validate({**base, "url": "http://127.0.0.1:1", **changes})
 
 
-def decision(number: int, **changes) -> Decision:
+def decision(number: int, **changes: Any) -> Decision:
     base = {
         "request_id": f"req-{number}",
         "at": 1_790_000_000.0 + number,
@@ -97,7 +98,7 @@ def paths(admin: Admin, tmp_path: Path) -> Iterator[SagePaths]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_args) -> None:
+        def log_message(self, *_args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

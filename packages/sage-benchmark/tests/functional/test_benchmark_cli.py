@@ -6,6 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -21,16 +23,17 @@ async def bench(*args: str) -> tuple[int, str, str]:
         sys.executable, "-c", CALL, *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     out, err = await process.communicate()
+    assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
 
-def test_the_suites_are_listed():
+def test_the_suites_are_listed() -> None:
     assert "smoke" in CliRunner().invoke(app, ["list"]).stdout
     listed = json.loads(CliRunner().invoke(app, ["list", "--json"]).stdout)
     assert listed[0]["name"] == "smoke"
 
 
-async def test_a_run_writes_its_four_files_and_prints_json(server, tmp_path):
+async def test_a_run_writes_its_four_files_and_prints_json(server: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, stdout, stderr = await bench(
         "run", "smoke", "--rate", "40", "--duration", "0.5", "--seed", "1", "--json",
@@ -48,7 +51,7 @@ async def test_a_run_writes_its_four_files_and_prints_json(server, tmp_path):
     assert "report.html" in stderr
 
 
-async def test_a_table_is_printed_without_json(server, tmp_path):
+async def test_a_table_is_printed_without_json(server: Any, tmp_path: Path) -> None:
     _code, stdout, _err = await bench(
         "run", "smoke", "--rate", "40", "--duration", "0.5", "--base-url", server.url,
         "--api-key", "sk-sage-test", "--out", str(tmp_path),
@@ -65,7 +68,9 @@ async def test_a_table_is_printed_without_json(server, tmp_path):
         (["run", "smoke"], UnreachableError, "sage up"),
     ],
 )
-def test_what_cannot_run_says_what_would(tmp_path, monkeypatch, args, error, message):
+def test_what_cannot_run_says_what_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], error: Any, message: Any
+) -> None:
     monkeypatch.setenv("SAGE_HOME", str(tmp_path))
     monkeypatch.delenv("SAGE_API_KEY", raising=False)
     result = CliRunner().invoke(app, [*args, "--out", str(tmp_path / "out")])
@@ -73,7 +78,7 @@ def test_what_cannot_run_says_what_would(tmp_path, monkeypatch, args, error, mes
     assert message in str(result.exception)
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_sentence(tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_clear_sentence(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     args = ["run", "smoke", "--base-url", "http://127.0.0.1:9/v1", "--api-key", "k", "--out", str(file / "x")]
@@ -82,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_one_clear_sentence(tmp_path):
     assert "cannot be written" in str(result.exception)
 
 
-def test_the_command_imports_nothing_heavy():
+def test_the_command_imports_nothing_heavy() -> None:
     probe = (
         "import sys, sage.benchmark.cli; "
         "print([m for m in ('aiohttp','numpy','pydantic','fastapi','torch') if m in sys.modules])"

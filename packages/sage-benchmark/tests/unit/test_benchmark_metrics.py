@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from sage.benchmark.metrics import (
     CONVERSATIONAL,
     INTERACTIVE,
     Limits,
+    Outcome,
     Record,
     attainment,
     e2e,
@@ -26,26 +28,26 @@ from sage.benchmark.metrics import (
 CHAT = Record(0, "chat", intended=10.0, sent=10.2, outcome="ok", pieces=(10.5, 10.6, 10.8))
 
 
-def test_latencies_count_from_the_intended_send_not_from_the_actual_one():
+def test_latencies_count_from_the_intended_send_not_from_the_actual_one() -> None:
     assert ttft(CHAT) == pytest.approx(0.5)
     assert e2e(CHAT) == pytest.approx(0.8)
     assert lag(CHAT) == pytest.approx(0.2)
 
 
-def test_tpot_is_the_mean_gap_over_the_engines_own_token_count():
+def test_tpot_is_the_mean_gap_over_the_engines_own_token_count() -> None:
     assert tpot(CHAT) == pytest.approx(0.3 / 2)
     assert tpot(replace(CHAT, completion_tokens=7)) == pytest.approx(0.3 / 6)
 
 
-def test_tpot_of_a_single_token_does_not_exist():
+def test_tpot_of_a_single_token_does_not_exist() -> None:
     assert tpot(replace(CHAT, pieces=(10.5,))) is None
 
 
-def test_itl_is_the_gaps():
+def test_itl_is_the_gaps() -> None:
     assert itl(CHAT) == pytest.approx([0.1, 0.2])
 
 
-def test_a_request_attains_only_when_it_meets_all_limits():
+def test_a_request_attains_only_when_it_meets_all_limits() -> None:
     assert meets(CHAT, Limits(ttft=0.5, tpot=0.151, e2e=0.81))
     assert not meets(CHAT, Limits(ttft=0.49, tpot=0.15))
     assert not meets(CHAT, Limits(ttft=0.5, tpot=0.14))
@@ -54,29 +56,29 @@ def test_a_request_attains_only_when_it_meets_all_limits():
 
 
 @pytest.mark.parametrize("outcome", ["shed", "failed", "timeout"])
-def test_what_was_not_answered_is_a_miss_even_when_its_first_token_was_early(outcome):
+def test_what_was_not_answered_is_a_miss_even_when_its_first_token_was_early(outcome: Outcome) -> None:
     assert not meets(replace(CHAT, outcome=outcome), Limits(ttft=60.0))
 
 
-def test_attainment_and_goodput_divide_by_what_was_issued_and_by_the_wall():
+def test_attainment_and_goodput_divide_by_what_was_issued_and_by_the_wall() -> None:
     shed = replace(CHAT, index=1, outcome="shed", pieces=())
     assert attainment([CHAT, shed, CHAT, shed], Limits(ttft=1.0)) == (2, 4)
     assert goodput([CHAT, shed, CHAT, shed], Limits(ttft=1.0), wall=4.0) == 0.5
 
 
-def test_goodput_refuses_a_wall_that_is_not_positive():
+def test_goodput_refuses_a_wall_that_is_not_positive() -> None:
     with pytest.raises(ValueError, match="positive wall time"):
         goodput([CHAT], CONVERSATIONAL, wall=0.0)
 
 
-def test_a_record_without_an_answer_has_no_latency():
+def test_a_record_without_an_answer_has_no_latency() -> None:
     empty = replace(CHAT, pieces=(), outcome="failed")
     for latency in (ttft, e2e, tpot, itl):
         with pytest.raises(ValueError, match="no answer to time"):
             latency(empty)
 
 
-def test_the_named_classes_are_those_of_mlperf():
+def test_the_named_classes_are_those_of_mlperf() -> None:
     assert (INTERACTIVE.ttft, INTERACTIVE.tpot) == (0.5, 0.03)
     assert (CONVERSATIONAL.ttft, CONVERSATIONAL.tpot) == (2.0, 0.1)
 
@@ -85,7 +87,7 @@ def test_the_named_classes_are_those_of_mlperf():
     start=st.floats(0, 1e3),
     gaps=st.lists(st.floats(1e-6, 10), min_size=2, max_size=50),
 )
-def test_gaps_first_token_and_total_agree(start, gaps):
+def test_gaps_first_token_and_total_agree(start: Any, gaps: Any) -> None:
     times = [start]
     for gap in gaps:
         times.append(times[-1] + gap)

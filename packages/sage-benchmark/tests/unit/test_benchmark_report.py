@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ RECORDS = [
 ]
 
 
-def engine(**changes) -> EngineStatus:
+def engine(**changes: Any) -> EngineStatus:
     base = {
         "name": "llm-0",
         "kind": "transformers",
@@ -32,7 +34,7 @@ def engine(**changes) -> EngineStatus:
     return EngineStatus.model_validate({**base, "max_running": 8, **changes})
 
 
-def run(**changes) -> Run:
+def run(**changes: Any) -> Run:
     base = {
         "suite": "smoke",
         "started_at": "2026-01-01T00:00:00+00:00",
@@ -49,7 +51,7 @@ def run(**changes) -> Run:
     return Run(**{**base, **changes})
 
 
-def test_badges_say_what_a_reader_must_know():
+def test_badges_say_what_a_reader_must_know() -> None:
     assert badges([engine()], confirmed=True) == []
     assert badges([engine(), engine(random_weights=True)], confirmed=True) == ["RANDOM-WEIGHTS"]
     assert badges([engine(kind="simulated", random_weights=True)], confirmed=True) == [
@@ -59,7 +61,7 @@ def test_badges_say_what_a_reader_must_know():
     assert badges([], confirmed=False) == ["UNCONFIRMED"]
 
 
-def test_badges_follow_into_every_title_and_plot():
+def test_badges_follow_into_every_title_and_plot() -> None:
     marked = run(badges=["RANDOM-WEIGHTS"])
     page = html(marked, RECORDS)
     assert all("RANDOM-WEIGHTS" in caption for caption in re.findall(r"<figcaption>(.*?)<", page))
@@ -67,7 +69,7 @@ def test_badges_follow_into_every_title_and_plot():
     assert "[RANDOM-WEIGHTS]" in markdown(marked).splitlines()[0]
 
 
-def test_json_holds_all_metrics_with_n_interval_unit_and_direction(tmp_path):
+def test_json_holds_all_metrics_with_n_interval_unit_and_direction(tmp_path: Path) -> None:
     write(run(), RECORDS, tmp_path)
     data = json.loads((tmp_path / "run.json").read_text())
     assert data["schema_version"] == SCHEMA_VERSION
@@ -80,7 +82,7 @@ def test_json_holds_all_metrics_with_n_interval_unit_and_direction(tmp_path):
         assert None not in metric.values()
 
 
-def test_an_invalid_run_says_so_everywhere(tmp_path):
+def test_an_invalid_run_says_so_everywhere(tmp_path: Path) -> None:
     bad = run(invalid=["the client sent late"])
     write(bad, RECORDS, tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["valid"] is False
@@ -89,16 +91,16 @@ def test_an_invalid_run_says_so_everywhere(tmp_path):
 
 
 class _Offline(HTMLParser):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.tags: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.append(tag)
         assert not {"src", "href", "srcset", "action", "style", "onclick"} & {name for name, _ in attrs}
 
 
-def test_the_page_fetches_nothing_and_runs_nothing():
+def test_the_page_fetches_nothing_and_runs_nothing() -> None:
     page = html(run(), RECORDS)
     parser = _Offline()
     parser.feed(page)
@@ -108,33 +110,33 @@ def test_the_page_fetches_nothing_and_runs_nothing():
     assert "@import" not in page
 
 
-def test_names_from_outside_are_escaped():
+def test_names_from_outside_are_escaped() -> None:
     page = html(run(), RECORDS)
     assert "<tiny" not in page
     assert "&lt;tiny &amp; co&gt;" in page
 
 
-def test_a_starred_percentile_is_explained():
+def test_a_starred_percentile_is_explained() -> None:
     text = markdown(run())
     assert re.search(r"\| ttft_p99 \| chat \| \S+\* \|", text)
     assert "too few samples" in text
 
 
-def test_a_cdf_rises_from_zero_to_one():
+def test_a_cdf_rises_from_zero_to_one() -> None:
     svg = plots.cdf({"a": [1.0, 2.0, 2.0, 4.0]}, unit="ms", label="x")
-    points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
+    points = [tuple(map(float, p.split(","))) for p in re.findall(r'points="([^"]+)"', svg)[0].split()]
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     assert xs == sorted(xs)
     assert ys == sorted(ys, reverse=True)
 
 
-def test_a_miss_is_drawn_hollow():
+def test_a_miss_is_drawn_hollow() -> None:
     svg = plots.timeline({"a": [(0.0, 1.0, True), (1.0, 9.0, False)]}, unit="ms", label="x")
     assert svg.count("circle") == 2
     assert svg.count("miss") == 1
 
 
-def test_a_plot_of_nothing_is_an_error():
+def test_a_plot_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
         plots.cdf({"a": []}, unit="ms", label="x")
     with pytest.raises(ValueError, match="at least one point"):

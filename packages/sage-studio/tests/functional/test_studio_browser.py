@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ pytestmark = [
 READY = "document.querySelector('#live')?.dataset.state === 'live'"
 
 
-async def test_the_page_shows_the_running_stack(studio, admin):
+async def test_the_page_shows_the_running_stack(studio: Any, admin: Any) -> None:
     async with browser.chromium() as page:
         await page.call("Page.navigate", url=studio.url)
         await page.until(READY)
@@ -56,7 +57,7 @@ async def test_the_page_shows_the_running_stack(studio, admin):
         assert page.console == []
 
 
-async def test_names_from_the_stack_stay_text(studio, admin):
+async def test_names_from_the_stack_stay_text(studio: Any, admin: Any) -> None:
     admin.decisions[0] = admin.decisions[0].model_copy(update={"reason": "<img src=x onerror=alert(1)>"})
     async with browser.chromium() as page:
         await page.call("Page.navigate", url=studio.url)
@@ -65,7 +66,7 @@ async def test_names_from_the_stack_stay_text(studio, admin):
         assert await page.evaluate("document.querySelectorAll('#decisions img').length") == 0
 
 
-async def test_a_stack_that_stops_is_said_and_the_last_numbers_stay(studio, paths):
+async def test_a_stack_that_stops_is_said_and_the_last_numbers_stay(studio: Any, paths: Any) -> None:
     async with browser.chromium() as page:
         await page.call("Page.navigate", url=studio.url)
         await page.until(READY)
@@ -75,7 +76,7 @@ async def test_a_stack_that_stops_is_said_and_the_last_numbers_stay(studio, path
         assert await page.evaluate("document.querySelectorAll('.card').length") == 2
 
 
-async def test_the_theme_can_be_chosen_and_is_kept(studio):
+async def test_the_theme_can_be_chosen_and_is_kept(studio: Any) -> None:
     async with browser.chromium() as page:
         await page.view(1280, dark=False)
         await page.call("Page.navigate", url=studio.url)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from http.cookies import SimpleCookie
+from typing import Any
 
 import aiohttp
 import pytest
@@ -21,25 +22,25 @@ def base(studio: Studio) -> str:
 
 
 @pytest.fixture
-async def http():
+async def http() -> Any:
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         yield session
 
 
 @pytest.fixture
-async def logged_in(http, studio):
+async def logged_in(http: Any, studio: Any) -> Any:
     async with http.get(studio.url) as response:
         assert response.status == 200
     return http
 
 
-async def test_the_login_link_leads_to_the_page(http, studio):
+async def test_the_login_link_leads_to_the_page(http: Any, studio: Any) -> None:
     async with http.get(studio.url) as response:
         assert str(response.url) == f"{base(studio)}/"
         assert "SAGE studio" in await response.text()
 
 
-async def test_the_cookie_is_httponly_strict_and_named_by_port(http, studio):
+async def test_the_cookie_is_httponly_strict_and_named_by_port(http: Any, studio: Any) -> None:
     async with http.get(studio.url, allow_redirects=False) as response:
         assert response.status == 303
         cookie = SimpleCookie(response.headers["Set-Cookie"])
@@ -50,7 +51,7 @@ async def test_the_cookie_is_httponly_strict_and_named_by_port(http, studio):
     assert morsel["path"] == "/"
 
 
-async def test_the_login_link_works_once(http, studio):
+async def test_the_login_link_works_once(http: Any, studio: Any) -> None:
     async with http.get(studio.url, allow_redirects=False) as response:
         assert response.status == 303
     async with http.get(studio.url, allow_redirects=False) as response:
@@ -61,7 +62,7 @@ async def test_the_login_link_works_once(http, studio):
 @pytest.mark.parametrize(
     "path", ["/", "/studio.css", "/studio.js", "/icon.svg", "/api/snapshot", "/api/events", "/docs", "/nope"]
 )
-async def test_nothing_is_served_without_the_cookie(http, studio, path):
+async def test_nothing_is_served_without_the_cookie(http: Any, studio: Any, path: str) -> None:
     async with http.get(base(studio) + path) as response:
         assert response.status == 401
     async with http.get(base(studio) + path, headers={"Cookie": 'sage_studio_1=x; "; ='}) as response:
@@ -69,20 +70,20 @@ async def test_nothing_is_served_without_the_cookie(http, studio, path):
 
 
 @pytest.mark.parametrize("host", ["example.org", "127.0.0.1", "127.0.0.1:1", "localhost.example.org:{port}"])
-async def test_another_host_name_is_refused(logged_in, studio, host):
+async def test_another_host_name_is_refused(logged_in: Any, studio: Any, host: str) -> None:
     port = base(studio).rpartition(":")[2]
     async with logged_in.get(f"{base(studio)}/", headers={"Host": host.format(port=port)}) as response:
         assert response.status == 403
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-async def test_nothing_can_be_changed(logged_in, studio, method):
+async def test_nothing_can_be_changed(logged_in: Any, studio: Any, method: str) -> None:
     async with logged_in.request(method, f"{base(studio)}/api/snapshot") as response:
         assert response.status == 405
 
 
 @pytest.mark.parametrize("path", ["/", "/studio.js", "/login?token=x", "/nope"])
-async def test_every_answer_carries_the_security_headers(logged_in, studio, path):
+async def test_every_answer_carries_the_security_headers(logged_in: Any, studio: Any, path: str) -> None:
     async with logged_in.get(base(studio) + path) as response:
         assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
         assert "unsafe" not in response.headers["Content-Security-Policy"]
@@ -91,7 +92,7 @@ async def test_every_answer_carries_the_security_headers(logged_in, studio, path
         assert "Server" not in response.headers
 
 
-async def test_the_snapshot_is_what_the_admin_api_says(logged_in, studio, admin):
+async def test_the_snapshot_is_what_the_admin_api_says(logged_in: Any, studio: Any, admin: Any) -> None:
     async with logged_in.get(f"{base(studio)}/api/snapshot") as response:
         body = await response.json()
     assert body["problem"] == ""
@@ -101,14 +102,14 @@ async def test_the_snapshot_is_what_the_admin_api_says(logged_in, studio, admin)
     assert admin.asked == 2
 
 
-async def test_the_admin_token_never_reaches_the_browser(logged_in, studio):
+async def test_the_admin_token_never_reaches_the_browser(logged_in: Any, studio: Any) -> None:
     for path in ("/", "/studio.js", "/api/snapshot"):
         async with logged_in.get(base(studio) + path) as response:
             assert "sk-sage" not in await response.text()
             assert "sk-sage" not in str(response.headers)
 
 
-async def test_events_follow_the_stack(logged_in, studio, admin):
+async def test_events_follow_the_stack(logged_in: Any, studio: Any, admin: Any) -> None:
     async with logged_in.get(f"{base(studio)}/api/events") as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
         first = await _event(response)
@@ -119,7 +120,7 @@ async def test_events_follow_the_stack(logged_in, studio, admin):
                 pass
 
 
-async def test_a_stack_that_went_away_is_said_on_the_page(logged_in, studio, paths):
+async def test_a_stack_that_went_away_is_said_on_the_page(logged_in: Any, studio: Any, paths: Any) -> None:
     paths.run_file.unlink()
     async with logged_in.get(f"{base(studio)}/api/snapshot") as response:
         body = await response.json()
@@ -127,7 +128,7 @@ async def test_a_stack_that_went_away_is_said_on_the_page(logged_in, studio, pat
     assert "No stack is running" in body["problem"]
 
 
-async def test_an_open_stream_does_not_hold_up_the_end(paths):
+async def test_an_open_stream_does_not_hold_up_the_end(paths: Any) -> None:
     from sage.studio.feed import stack_source
 
     sock = listen(0)
@@ -142,12 +143,12 @@ async def test_an_open_stream_does_not_hold_up_the_end(paths):
             assert not (await response.content.read()).strip()
 
 
-def test_a_port_in_use_is_one_clear_sentence():
+def test_a_port_in_use_is_one_clear_sentence() -> None:
     with listen(0) as taken, pytest.raises(ConflictError, match=r"Port \d+ on 127\.0\.0\.1 cannot be used"):
         listen(taken.getsockname()[1])
 
 
-async def test_the_command_prints_a_link_serves_and_ends_on_a_signal(paths):
+async def test_the_command_prints_a_link_serves_and_ends_on_a_signal(paths: Any) -> None:
     call = "import typer; from sage.studio.cli import studio; typer.run(studio)"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", call, "--port", "0",
@@ -164,15 +165,16 @@ async def test_the_command_prints_a_link_serves_and_ends_on_a_signal(paths):
     await asyncio.wait_for(process.wait(), 10)
 
 
-def test_the_command_imports_no_server():
+def test_the_command_imports_no_server() -> None:
     heavy = "('fastapi', 'uvicorn', 'pydantic')"
     probe = f"import sys, sage.studio.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-async def _event(response: aiohttp.ClientResponse) -> dict:
+async def _event(response: aiohttp.ClientResponse) -> dict[str, Any]:
     while True:
         line = await response.content.readline()
         if line.startswith(b"data: "):
-            return json.loads(line[6:])
+            event: dict[str, Any] = json.loads(line[6:])
+            return event

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Source:
         self.asked = 0
         self.down = False
 
-    def __call__(self):
+    def __call__(self) -> Any:
         self.asked += 1
         if self.down:
             raise UnreachableError("No stack is running.", hint="Start one with `sage up`.")
@@ -40,14 +41,14 @@ def source() -> Source:
     return Source()
 
 
-async def test_many_readers_share_one_question(source):
+async def test_many_readers_share_one_question(source: Any) -> None:
     feed = Feed(source, clock=Clock())
     answers = await asyncio.gather(*(feed.latest() for _ in range(20)))
     assert source.asked == 1
     assert {number for number, _ in answers} == {1}
 
 
-async def test_the_source_is_asked_again_after_a_period_and_not_before(source):
+async def test_the_source_is_asked_again_after_a_period_and_not_before(source: Any) -> None:
     clock = Clock()
     feed = Feed(source, period=2.0, clock=clock)
     await feed.latest()
@@ -58,7 +59,7 @@ async def test_the_source_is_asked_again_after_a_period_and_not_before(source):
     assert source.asked == 2
 
 
-async def test_a_stack_that_is_down_is_a_snapshot_with_its_reason(source):
+async def test_a_stack_that_is_down_is_a_snapshot_with_its_reason(source: Any) -> None:
     source.down = True
     _, snapshot = await Feed(source, clock=Clock()).latest()
     assert snapshot.status is None
@@ -66,7 +67,7 @@ async def test_a_stack_that_is_down_is_a_snapshot_with_its_reason(source):
     assert snapshot.at == 1_100.0
 
 
-async def test_the_page_recovers_with_the_stack(source):
+async def test_the_page_recovers_with_the_stack(source: Any) -> None:
     clock = Clock()
     feed = Feed(source, period=2.0, clock=clock)
     source.down = True
@@ -78,15 +79,15 @@ async def test_the_page_recovers_with_the_stack(source):
     assert not snapshot.problem
 
 
-async def test_a_fault_of_the_program_is_not_hidden(source):
-    def broken():
+async def test_a_fault_of_the_program_is_not_hidden(source: Any) -> None:
+    def broken() -> Any:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
         await Feed(broken).latest()
 
 
-async def test_events_are_numbered_and_carry_one_json_line(source):
+async def test_events_are_numbered_and_carry_one_json_line(source: Any) -> None:
     stream = Feed(source, period=0.001).stream()
     first = await anext(stream)
     second = await anext(stream)
@@ -98,7 +99,7 @@ async def test_events_are_numbered_and_carry_one_json_line(source):
     await stream.aclose()
 
 
-async def test_closing_ends_streams_at_once(source):
+async def test_closing_ends_streams_at_once(source: Any) -> None:
     feed = Feed(source, period=3600.0)
     stream = feed.stream()
     await anext(stream)

@@ -74,16 +74,21 @@ def run_suite(
 
 def _target(base_url: str, api_key: str) -> tuple[Target, AdminClient | None]:
     """The stack of this machine with its admin API, or any server by its URL without one."""
+    from dataclasses import replace
+
     from sage.benchmark.load import Target
     from sage.common.errors import UsageError
     from sage.common.paths import SagePaths
+    from sage.common.settings import load
     from sage.middleware.stack import admin_client, client_key, read_run
 
     if base_url:
         if not api_key:
             raise UsageError("--base-url needs --api-key.", hint="SAGE_API_KEY in the environment works too.")
         return Target(base_url, api_key), None
-    paths = SagePaths.default()
+    config, paths = load().config, SagePaths.default()
+    if config.state_dir:
+        paths = replace(paths, state=config.state_dir)
     return Target(read_run(paths).base_url, api_key or client_key(paths)), admin_client(paths)
 
 

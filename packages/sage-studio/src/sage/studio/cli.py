@@ -10,14 +10,22 @@ __all__ = ["studio"]
 
 
 def studio(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 = any free one.")] = 8889,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 = any free one; else ports.studio.")
+    ] = None,
 ) -> None:
     """Serve the status page of the running stack until Ctrl-C; prints a login link that works once."""
+    from dataclasses import replace
+
     from sage.common.paths import SagePaths
+    from sage.common.settings import load
     from sage.studio.feed import stack_source
     from sage.studio.server import serve
 
-    serve(stack_source(SagePaths.default()), port, on_ready=_announce)
+    config, paths = load().config, SagePaths.default()
+    if config.state_dir:
+        paths = replace(paths, state=config.state_dir)
+    serve(stack_source(paths), config.ports.studio if port is None else port, on_ready=_announce)
 
 
 def _announce(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,7 +73,7 @@ class Feed:
                 kept = self._kept = _Kept(kept.number + 1 if kept else 1, taken, snapshot)
             return kept.number, kept.snapshot
 
-    async def stream(self) -> AsyncIterator[str]:
+    async def stream(self) -> AsyncGenerator[str, None]:
         """Server-sent events, one per period, the first at once."""
         while not self._closed.is_set():
             number, snapshot = await self.latest()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sage.benchmark import environment
 from sage.benchmark.load import (
@@ -32,9 +32,9 @@ from sage.common.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     import aiohttp
 
-    from sage.middleware.admin import AdminClient
+    from sage.common.api import EngineList, PolicyStatus
 
-__all__ = ["SmokeOptions", "run"]
+__all__ = ["SmokeOptions", "Witness", "run"]
 
 QUESTIONS = (
     "What does a scheduler do when every engine is busy?",
@@ -62,12 +62,24 @@ class SmokeOptions:
     max_tokens: int = 16
 
 
+class Witness(Protocol):
+    """Who can say what was measured: the admin API (`sage.middleware.admin.AdminClient`)."""
+
+    def policy(self) -> PolicyStatus:
+        """The policy in force."""
+        ...
+
+    def engines(self) -> EngineList:
+        """Every engine."""
+        ...
+
+
 async def run(
     target: Target,
     options: SmokeOptions,
     records_file: Path,
     *,
-    admin: AdminClient | None = None,
+    admin: Witness | None = None,
     on_progress: Callable[[str], None] = lambda _line: None,
 ) -> tuple[Run, list[Record]]:
     """Measure `target`; each request is written to `records_file` (NDJSON) as it ends.
@@ -171,5 +183,5 @@ async def _first(
     )
 
 
-async def _policy(admin: AdminClient | None) -> str:
+async def _policy(admin: Witness | None) -> str:
     return (await asyncio.to_thread(admin.policy)).name if admin else UNCONFIRMED.lower()
