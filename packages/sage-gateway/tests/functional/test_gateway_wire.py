@@ -63,7 +63,7 @@ async def test_too_much_pipelining_is_refused_after_what_went_before(front: Any)
     await wire.send(front.post(b'{"do": "wait"}') + front.post(b'{"n": 1}') * 40)
     await front.handler.until(lambda: len(front.handler.requests) == 1)
     front.handler.release.set()
-    statuses = []
+    statuses: list[int] = []
     while not statuses or statuses[-1] == 200:
         statuses.append((await wire.answer()).status)
     assert statuses[-1] == 400
@@ -122,7 +122,7 @@ async def test_an_endless_head_is_cut_off(front: Any, start: bytes) -> None:
     wire = await front.connect()
     wire.writer.write(start)
     sent = 0
-    while not wire.reader.at_eof() and sent < 4 * 1024 * 1024 and not wire.reader._buffer:  # type: ignore[attr-defined]
+    while not wire.reader.at_eof() and sent < 4 * 1024 * 1024 and not wire.reader._buffer:
         wire.writer.write(b"a" * 4096)
         sent += 4096
         await asyncio.sleep(0.0005)
@@ -205,7 +205,7 @@ async def test_a_body_that_trickles_is_ended_in_total(make_front: Any) -> None:
     wire = await front.connect()
     await wire.send(front.post(b"{", content_length="1000"))
     began = asyncio.get_running_loop().time()
-    while not wire.reader._buffer:  # type: ignore[attr-defined]
+    while not wire.reader._buffer:
         wire.writer.write(b" ")
         await asyncio.sleep(0.05)
     assert (await wire.answer()).status == 408
@@ -215,7 +215,7 @@ async def test_a_body_that_trickles_is_ended_in_total(make_front: Any) -> None:
 async def test_a_client_that_does_not_read_is_dropped(make_front: Any) -> None:
     front = await make_front(deadlines=Deadlines(write_stall=0.2))
     wire = await front.connect()
-    wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    wire.writer.transport.pause_reading()
     await wire.send(front.post(b'{"do": "flood"}'))
     await front.handler.until(lambda: front.handler.cancelled == 1)
 

@@ -11,7 +11,7 @@ from sage.middleware.engines.port import Route
 
 def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
     routes = [route for route in data_app(list).routes if isinstance(route, APIRoute)]
-    served = {(method, route.path) for route in routes for method in route.methods}
+    served = {(method, route.path) for route in routes for method in route.methods or ()}
     assert served == {(entry.method, entry.path) for entry in on_listener("data")}
     assert len(data_app(list).routes) == len(routes)
 

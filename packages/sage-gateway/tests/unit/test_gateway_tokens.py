@@ -13,9 +13,9 @@ from sage.gateway.tokens import TokenDecoder, holds_token_ids
 def test_it_decodes(encodings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(encodings))
     decoder = TokenDecoder()
-    assert not decoder.loaded
+    before = decoder.loaded
     assert decoder([9906, 1917]) == "Hello world"
-    assert decoder.loaded
+    assert (before, decoder.loaded) == (False, True)
     for bad in ([-1], [100_277], [10**30], [100_256]):
         with pytest.raises(ValueError, match="cl100k_base"):
             decoder(bad)

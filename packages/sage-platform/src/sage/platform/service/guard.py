@@ -19,6 +19,8 @@ import sys
 import time
 from types import FrameType
 
+__all__ = ["main"]
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LINUX = sys.platform.startswith("linux")

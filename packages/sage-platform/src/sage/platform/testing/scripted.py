@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+__all__ = ["main"]
+
 
 def _sleep_forever() -> None:
     while True:
