@@ -13,4 +13,4 @@ if [ -z "${SAGE_VLLM_PYTHON:-}" ] && [ ! -e .venv-vllm/ready ]; then
     "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
     touch .venv-vllm/ready
 fi
-SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware -m vllm -p no:cacheprovider -rA -q "$@"
+SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware -m vllm --tb=native -rA -q "$@"

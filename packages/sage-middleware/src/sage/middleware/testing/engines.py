@@ -124,7 +124,7 @@ _SCHEMA = {
     "required": ["colour"],
     "additionalProperties": False,
 }
-_TOOL = {"type": "function", "function": {"name": "paint", "parameters": _SCHEMA}}
+_TOOL = {"type": "function", "function": {"name": "paint", "parameters": _SCHEMA, "strict": True}}
 
 
 def _needs(live: LiveEngine, *wanted: Capability) -> None:
@@ -281,7 +281,7 @@ class EngineConformance:
         """A named tool is called with arguments that fit its schema."""
         _needs(live, Capability.CHAT, Capability.TOOLS, Capability.TOOL_CHOICE)
         choice = {"type": "function", "function": {"name": "paint"}}
-        body = {**_CHAT, "max_tokens": 40, "tools": [_TOOL], "tool_choice": choice}
+        body = {**_CHAT, "max_tokens": 120, "temperature": 0, "tools": [_TOOL], "tool_choice": choice}
         sink, _ = await _ask(live.engine, Route.CHAT, **body)
         called = sink.json()["choices"][0]["message"]["tool_calls"][0]["function"]
         assert called["name"] == "paint"
