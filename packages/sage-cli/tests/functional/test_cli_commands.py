@@ -89,7 +89,9 @@ def test_down_without_a_stack_is_no_error(sage: Run) -> None:
     assert "nothing was running" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--nope",), ("chatt",), ("chat", "x", "--max-tokens", "0"), ("explain",)])
+@pytest.mark.parametrize(
+    "arguments", [("--nope",), ("chatt",), ("chat", "x", "--max-tokens", "0"), ("explain",)]
+)
 def test_wrong_usage_exits_2(sage: Run, arguments: tuple[str, ...]) -> None:
     done = sage(*arguments)
     assert (done.returncode, done.stdout) == (2, "")

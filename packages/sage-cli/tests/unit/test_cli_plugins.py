@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import typer
@@ -77,7 +78,20 @@ def test_help_lists_a_plugin_without_importing_it(capsys: pytest.CaptureFixture[
     assert run(group(broken), "--help") == 0
     out = capsys.readouterr().out
     assert out.index("\n  up") < out.index("\n  broken")
-    assert "Brought by module_that_is_not_there." in out
+    assert "Not importable: module_that_is_not_there:app." in out
+
+
+def test_help_shows_the_first_line_of_a_plugins_docstring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talking_plugin.py").write_text('"""Says what it does."""\nraise RuntimeError("imported")\n')
+    (tmp_path / "silent_plugin.py").write_text("app = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins = [point("a", "app", module="talking_plugin"), point("b", "app", module="silent_plugin")]
+    assert run(group(*plugins), "--help") == 0
+    out = capsys.readouterr().out
+    assert "Says what it does." in out
+    assert "Brought by silent_plugin." in out
 
 
 @pytest.mark.usefixtures("module")

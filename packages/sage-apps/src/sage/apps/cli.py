@@ -1,4 +1,4 @@
-"""`sage app`: the ready-made applications."""
+"""Ready-made applications: list them, run one."""
 
 from __future__ import annotations
 

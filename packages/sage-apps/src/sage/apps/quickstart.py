@@ -1,4 +1,4 @@
-"""`sage quickstart`: the main job on a fresh machine, from nothing to cited answers."""
+"""The main job of a fresh machine: engines, two pipelines, cited answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sage bench`: list the suites, run one against the running stack."""
+"""Measure the running stack: list suites, run one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sage studio`."""
+"""Show the running stack in a browser."""
 
 from __future__ import annotations
 
