@@ -1,4 +1,4 @@
-"""Every layer can be installed with only the layers below it, from one folder of wheels, and imports alone."""
+"""Every layer can be installed with only the layers below it, from wheels, and imports alone."""
 
 from __future__ import annotations
 

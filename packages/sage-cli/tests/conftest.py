@@ -1,4 +1,4 @@
-"""A stack to talk to: a real server on loopback with scripted answers, and the files that one leaves behind."""
+"""A stack to talk to: a real server on loopback with scripted answers, and the files that it leaves."""
 
 from __future__ import annotations
 

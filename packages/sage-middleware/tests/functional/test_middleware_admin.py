@@ -140,7 +140,9 @@ def test_the_servers_error_is_raised_as_ours(
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"error": "text"}', b"[1]", b""])
-def test_an_error_that_is_not_ours_is_shown_as_it_is(server: Server, client: AdminClient, body: bytes) -> None:
+def test_an_error_that_is_not_ours_is_shown_as_it_is(
+    server: Server, client: AdminClient, body: bytes
+) -> None:
     server.answer("GET", "/admin/v1/policy", body, 500)
     with pytest.raises(errors.SageError, match="answered 500"):
         client.policy()

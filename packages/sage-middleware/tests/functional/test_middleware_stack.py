@@ -31,9 +31,7 @@ def paths(tmp_path: Path) -> Iterator[SagePaths]:
 
 
 def config(behaviour: str, start_timeout_s: float = 60) -> SageConfig:
-    engine = EngineConfig(
-        name="llm-0", kind="transformers", model=behaviour, start_timeout_s=start_timeout_s
-    )
+    engine = EngineConfig(name="llm-0", kind="transformers", model=behaviour, start_timeout_s=start_timeout_s)
     return SageConfig(engines=(engine,))
 
 
@@ -49,9 +47,7 @@ def pid_of(said: list[str]) -> int:
 def run_file(paths: SagePaths, pid: int, started_at: float) -> None:
     paths.state.mkdir(parents=True)
     url = "http://127.0.0.1:1"
-    run = RunInfo(
-        pid=pid, version="0", base_url=url, admin_url=url, health_url=url, started_at=started_at
-    )
+    run = RunInfo(pid=pid, version="0", base_url=url, admin_url=url, health_url=url, started_at=started_at)
     paths.run_file.write_text(run.model_dump_json())
 
 
@@ -206,7 +202,12 @@ def test_the_quick_configuration_has_both_engines_and_real_embeddings(paths: Sag
     llm, embed = made.engines
     assert (llm.name, llm.kind, llm.random_weights) == ("llm-0", "transformers", True)
     assert Path(llm.model, "config.json").is_file()
-    assert (embed.name, embed.kind, embed.task, embed.random_weights) == ("embed-0", "embedding", "embed", False)
+    assert (embed.name, embed.kind, embed.task, embed.random_weights) == (
+        "embed-0",
+        "embedding",
+        "embed",
+        False,
+    )
     assert stack.quick_config(None, "transformers", paths).engines == made.engines
 
 

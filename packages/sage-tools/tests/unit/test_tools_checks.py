@@ -34,11 +34,13 @@ def messages(findings: list[Finding]) -> list[str]:
     return [finding.message for finding in findings]
 
 
-# ---- namespace, pins, lock -----------------------------------------------------------------------------------
+# ---- namespace, pins, lock -------------------------------------------------------------------------------
 
 
 def test_a_shared_namespace_has_no_init(tmp_path: Path) -> None:
-    files = {f"packages/sage-a/src/sage/{name}": "" for name in ("__init__.py", "a/__init__.py", "a/py.typed")}
+    files = {
+        f"packages/sage-a/src/sage/{name}": "" for name in ("__init__.py", "a/__init__.py", "a/py.typed")
+    }
     found = packaging.check_namespace(tree(tmp_path, files))
     assert [str(f.path) for f in found] == ["packages/sage-a/src/sage/__init__.py"]
 
@@ -92,7 +94,7 @@ def test_a_missing_lock_is_found(tmp_path: Path) -> None:
     assert "is missing" in messages(packaging.check_lock(tree(tmp_path, member("sage-a"))))[0]
 
 
-# ---- sizes ---------------------------------------------------------------------------------------------------
+# ---- sizes -----------------------------------------------------------------------------------------------
 
 
 def source(lines: int, name: str = "f") -> str:
@@ -136,7 +138,7 @@ def test_the_baseline_only_goes_down(tmp_path: Path) -> None:
     assert lowered["long_share"] < 0.015
 
 
-# ---- dangerous calls -----------------------------------------------------------------------------------------
+# ---- dangerous calls -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_a_dangerous_call_in_a_test_counts_too(tmp_path: Path) -> None:
     assert [(f.path.name, f.line) for f in found] == [("test_a.py", 2)]
 
 
-# ---- words, names, __all__ -----------------------------------------------------------------------------------
+# ---- words, names, __all__ -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["home", "root", "work", "Users"])
@@ -194,7 +196,9 @@ def test_a_path_of_one_machine_is_found(tmp_path: Path, folder: str) -> None:
     assert [(f.line, f.message) for f in found] == [(2, "holds a path of one machine")]
 
 
-@pytest.mark.parametrize("text", ["https://a.org/home/x", "~/work/x", "./root/x", "$HOME/work/x", "a/home/b", "/tmp/x"])
+@pytest.mark.parametrize(
+    "text", ["https://a.org/home/x", "~/work/x", "./root/x", "$HOME/work/x", "a/home/b", "/tmp/x"]
+)
 def test_other_paths_are_left_alone(tmp_path: Path, text: str) -> None:
     assert words.check_words(tree(tmp_path, {"README.md": text})) == []
 
@@ -214,7 +218,9 @@ def test_test_modules_have_one_name_in_the_repository(tmp_path: Path) -> None:
 def test_public_modules_say_what_is_public(tmp_path: Path) -> None:
     home = "packages/sage-a/src/sage/a"
     files = {
-        f"{home}/right.py": "from b import c\n__all__ = ['c', 'D', 'f', 'g']\nD = 1\ndef f(): ...\nclass g: ...\n",
+        f"{home}/right.py": (
+            "from b import c\n__all__ = ['c', 'D', 'f', 'g']\nD = 1\ndef f(): ...\nclass g: ...\n"
+        ),
         f"{home}/typed.py": "__all__: list[str] = []\n",
         f"{home}/_private.py": "",
         f"{home}/none.py": "x = 1\n",
@@ -225,7 +231,7 @@ def test_public_modules_say_what_is_public(tmp_path: Path) -> None:
     assert found == {"none.py": "has no __all__", "wrong.py": "__all__ names what is not there: y"}
 
 
-# ---- the tree, and a new package -----------------------------------------------------------------------------
+# ---- the tree, and a new package -------------------------------------------------------------------------
 
 
 def test_the_root_is_found_from_below(tmp_path: Path) -> None:

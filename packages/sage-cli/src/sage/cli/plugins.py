@@ -48,7 +48,7 @@ class PluginGroup(TyperGroup):
 
 
 def _summary(point: EntryPoint) -> str:
-    """First line of the docstring of a plugin's module, read from its source: importing all takes too long."""
+    """First line of the docstring of a plugin's module, read from its source, not imported."""
     spec = find_spec(point.module)
     if spec is None or spec.origin is None:
         return f"Not importable: {point.value}."
