@@ -1,8 +1,9 @@
 """A serving process for tests of `sage.middleware.stack`: real sockets and signals, engines by script.
 
-The log-in, the run file and the admin answers are those of the real one. What it does is told by the model
-of its first engine: `ready` comes up after two look-ups, `fails` has an engine that fails, `dies` says why and
-ends, `silent` ends without a word, `hangs` never listens.
+The log-in, the run file and the admin answers are those of the real one. What it does is told by the
+model of its first engine: `ready` comes up after two look-ups, `fails` has an engine that fails, `dies` says
+why and ends, `silent` ends without a word, `hangs` never listens.
+"""
 
 from __future__ import annotations
 
