@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ async def settle(turns: int = 50) -> None:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
+def gate() -> Gate:
     return Gate()
 
 

@@ -106,7 +106,8 @@ async def test_side_branches_see_every_request() -> None:
         async def close(self) -> None:
             self.ends.append("close")
 
-    log, plain, flow = Log(), [], Flow("log")
+    log, flow = Log(), Flow("log")
+    plain: list[int] = []
     asks = flow.requests(int)
     asks.flatmap(lambda x: [x] * x).sink(log)
     asks.sink(plain.append)

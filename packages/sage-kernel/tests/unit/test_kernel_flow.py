@@ -6,6 +6,7 @@ import asyncio
 import copy
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -33,7 +34,12 @@ def problems(flow: Flow) -> str:
 def test_building_runs_nothing() -> None:
     calls: list[object] = []
     flow = Flow("quiet")
-    flow.source(lambda: calls.append("source") or [1]).map(calls.append).sink(calls.append)
+
+    def numbers() -> list[int]:
+        calls.append("source")
+        return [1]
+
+    flow.source(numbers).map(calls.append).sink(calls.append)
     flow.check()
     flow.explain()
     assert calls == []
@@ -53,7 +59,7 @@ def test_a_plan_is_a_snapshot() -> None:
 def test_check_lists_every_problem_at_once() -> None:
     flow = Flow("bad")
     flow.source([1], name="a").map(inc, name="a").sink(print)
-    flow.source("text", name="b").filter(inc, on_error="divert", name="loose")
+    flow.source("text", name="b").filter(inc, on_error="divert", name="loose")  # type: ignore[arg-type]
     text = problems(flow)
     assert "2 operators are named 'a'" in text
     assert "'b' would read a string letter by letter" in text
@@ -88,7 +94,7 @@ def test_options_out_of_range(options: dict[str, object], said: str) -> None:
 
 def test_something_to_call_is_needed() -> None:
     flow = Flow("call")
-    flow.source([1]).map(3).sink(4)  # type: ignore[call-overload, arg-type]
+    flow.source([1]).map(3).sink(4)  # type: ignore[call-overload]
     assert problems(flow).count("needs something to call") == 2
 
 
@@ -137,7 +143,7 @@ def test_backoff_doubles_up_to_its_limit() -> None:
 
 def test_sync_functions_refuse_the_options_of_async_ones() -> None:
     flow = Flow("sync")
-    flow.source([1]).map(inc, timeout=1, retry=Retry()).sink(print)  # type: ignore[call-overload]
+    flow.source([1]).map(inc, timeout=1, retry=Retry()).sink(print)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="timeout, retry would do nothing"):
         compile_plan(flow.plan, Registry())
 
@@ -154,7 +160,7 @@ def test_how_something_is_called_is_seen() -> None:
         async def __call__(self, x: int) -> int:
             return x
 
-    async def parts(x: int):
+    async def parts(x: int) -> AsyncIterator[int]:
         yield x
 
     assert mode_of(inc) == mode_of(int) == mode_of(len) == "sync"

@@ -158,7 +158,7 @@ def test_a_plan_survives_the_round_trip_and_fits_the_schema() -> None:
 
 def test_a_service_survives_the_round_trip() -> None:
     flow = Flow("svc")
-    flow.reply(flow.requests(str).map(wait))
+    flow.reply(flow.requests(int).map(wait))
     data = flow.to_dict()
     jsonschema.validate(data, flow_schema())
     assert Flow.from_dict(data, allow=(f"{HERE}:wait",)).to_dict() == data

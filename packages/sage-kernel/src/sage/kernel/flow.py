@@ -99,10 +99,11 @@ class Stream(Generic[T]):
         self.flow = flow
         self.port = port
 
+    # Type checkers word a misfit after the first overload, so the usual async function comes first.
     @overload
     def map(
         self,
-        fn: Callable[[T], AsyncIterator[U | Part[Any]]],
+        fn: Callable[[T], Awaitable[U]],
         *,
         concurrency: int | None = None,
         order: Order | None = None,
@@ -114,7 +115,7 @@ class Stream(Generic[T]):
     @overload
     def map(
         self,
-        fn: Callable[[T], Awaitable[U]],
+        fn: Callable[[T], AsyncIterator[U | Part[Any]]],
         *,
         concurrency: int | None = None,
         order: Order | None = None,

@@ -8,7 +8,7 @@ requests together, in a batch of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from time import perf_counter, perf_counter_ns
@@ -176,7 +176,7 @@ class ReplyStream:
         self._begun = False
         self._reply: Any = _NOTHING
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
         if self._begun:
             raise UsageError("A ReplyStream is iterated once; make another with job.stream(item).")
         self._begun = True
