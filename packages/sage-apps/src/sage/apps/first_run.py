@@ -95,14 +95,15 @@ class FirstRun:
     def run(self) -> Outcome:
         """All of it."""
         outcome, talk = Outcome(), self._talk
+        begin = time.monotonic()
         run = self._stack.start(talk.say)
-        outcome.base_url, outcome.stack_up_s = run.base_url, self._elapsed()
-        talk.say(f"stack: up after {outcome.stack_up_s:.1f} s at {run.base_url}")
+        outcome.base_url, outcome.stack_up_s = run.base_url, time.monotonic() - begin
+        talk.say(f"stack: up in {outcome.stack_up_s:.1f} s at {run.base_url}")
         llm, embed = (self._engine(task) for task in ("generate", "embed"))
         models = Models(_served_as(llm), _served_as(embed))
         key = self._stack.key()
         asyncio.run(self._answer(outcome, models, llm.random_weights, key))
-        talk.say(f"first streamed token: {outcome.first_token_s:.1f} s after the start")
+        talk.say(f"first streamed token: {outcome.first_token_s:.1f} s after the command was given")
         outcome.openai = self._call_openai(run.base_url, key, models, llm.random_weights)
         outcome.served = self._served(outcome)
         return outcome

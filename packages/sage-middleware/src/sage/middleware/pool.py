@@ -248,6 +248,7 @@ def _merge(counted: EngineStatus, member: _Member, process: ServiceStatus | None
     facts: dict[str, object] = {"url": member.url, "cores": list(member.cores)}
     if process is not None:
         facts |= {"pid": process.pid, "restarts": process.restarts}
-        if process.state != "ready":  # the process knows best why it does not serve
+        spawning = process.state == "stopped" and counted.state == "starting"
+        if process.state != "ready" and not spawning:  # the process knows best why it does not serve
             facts |= {"state": process.state, "detail": process.detail}
     return counted.model_copy(update=facts)

@@ -228,7 +228,7 @@ class Core:
 
     def _engine_added(self, event: EngineAdded) -> None:
         load = self.engines.add(event.spec)
-        load.state = load.detail = "starting"
+        load.state, load.detail = "starting", ""
         self._reject_stranded(event.at)
 
     def _engine_up(self, event: EngineUp) -> None:
