@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 
 from sage.common.config import EngineConfig
 from sage.common.errors import EngineError, SageError
-from sage.common.ports import find_free
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import Call, Route
 from sage.middleware.engines.registry import engine_kind
@@ -32,7 +32,14 @@ from sage.middleware.testing.engines import (
 from sage.platform.service import RestartPolicy, ServiceStatus, Supervisor
 
 _T = TypeVar("_T")
-_SPAN = (20000, 29999)
+
+
+def _port() -> int:
+    """One that the system gives: an engine takes long to bind it, and other test runs look for ports too."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class _Page:
@@ -67,7 +74,7 @@ class _Host:
     def __init__(self, config: EngineConfig, cores: tuple[int, ...] = ()) -> None:
         self.config = config
         self.kind = engine_kind(config.kind)
-        self.port = find_free(_SPAN)
+        self.port = _port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -118,7 +125,7 @@ class _Host:
         return sum(sum(p.cpu_times()[:2]) for p in family) - before < 0.04
 
     async def live(self, idle: Any, **unknown_field: Any) -> AsyncIterator[LiveEngine]:
-        dead = find_free(_SPAN, taken=[self.port])
+        dead = _port()
         engine = self.kind.connect(self.config, self.url)
         unreachable = self.kind.connect(self.config, f"http://127.0.0.1:{dead}")
         yield LiveEngine(engine, self.restart, idle, unreachable, unknown_field)
@@ -193,7 +200,7 @@ class TestScripted(EngineConformance):
 
             kind, config = engine_kind("openai"), server.config()
             engine = kind.connect(config, server.url)
-            unreachable = kind.connect(config, f"http://127.0.0.1:{find_free(_SPAN)}")
+            unreachable = kind.connect(config, f"http://127.0.0.1:{_port()}")
             yield LiveEngine(engine, restart, idle, unreachable, {"max_tokens": -1})
             await engine.close()
 
