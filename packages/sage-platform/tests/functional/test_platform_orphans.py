@@ -128,22 +128,15 @@ def test_sigterm_to_the_guard_ends_the_service(family: Callable[[str], Family]) 
     _wait_gone(pids[1:])
 
 
-def test_the_end_of_the_thread_that_started_it_is_not_the_end_of_the_service() -> None:
+def test_the_end_of_the_thread_that_started_it_is_not_the_end_of_the_service(tmp_path: Path) -> None:
     """The parent-death signal follows the thread; the guard must look at its parent's pid instead."""
     guard_file = Path(process.__file__).with_name("guard.py")
     ours, theirs = socket.socketpair()
     nap = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
-    command = [
-        sys.executable,
-        "-I",
-        "-S",
-        str(guard_file),
-        str(theirs.fileno()),
-        str(os.getpid()),
-        "",
-        "--",
-        *nap,
-    ]
+    log = {"path": str(tmp_path / "svc.log"), "max_bytes": 1000, "keep": 1}
+    given = json.dumps({"cores": [], "limits": {}, "log": log})
+    program = [sys.executable, "-I", "-S", str(guard_file), str(theirs.fileno()), str(os.getpid()), given]
+    command = [*program, "--", *nap]
     guards: list[subprocess.Popen[bytes]] = []
     thread = threading.Thread(
         target=lambda: guards.append(subprocess.Popen(command, pass_fds=(theirs.fileno(),)))

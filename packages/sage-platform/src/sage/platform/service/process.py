@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from sage.common.errors import SageError, TimedOutError
-from sage.platform.service.logs import last_line, open_log
+from sage.platform.service.limits import limit_hit
+from sage.platform.service.logs import LogMark, open_log
+from sage.platform.service.mark import MARK, Mark
 from sage.platform.service.spec import ServiceSpec
 
 __all__ = ["GuardedProcess", "environment"]
@@ -34,26 +38,28 @@ class GuardedProcess:
 
     def __init__(
         self,
+        spec: ServiceSpec,
         guard: subprocess.Popen[bytes],
         pid: int,
         line: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        log: tuple[Path, int],
+        log: LogMark,
     ) -> None:
         self.pid = pid
+        self._spec = spec
         self._guard = guard
         self._reader, self._writer = line
-        self._log, self._since = log
+        self._log = log
         self.exited: asyncio.Task[int] = asyncio.create_task(self._follow())
 
     @classmethod
     async def spawn(cls, spec: ServiceSpec) -> GuardedProcess:
         """Start `spec.argv` under a guard. Raises SageError when log or guard cannot be had."""
         try:
-            log = open_log(spec.log)
+            log = open_log(spec.log, spec.rotation)
         except OSError as error:
             raise SageError(f"Cannot write the log {spec.log} of {spec.name}: {error.strerror}.") from error
+        mark = LogMark.now(spec.log)
         try:
-            since = os.fstat(log).st_size
             ours, guard = _start_guard(spec, log)
         except OSError as error:
             raise SageError(f"Cannot start the guard of {spec.name}: {error}.") from error
@@ -70,12 +76,15 @@ class GuardedProcess:
         if len(words) != 2:
             writer.close()
             await asyncio.to_thread(guard.wait)
-            raise SageError(f"The guard of {spec.name} did not start: {last_line(spec.log, since)}")
-        return cls(guard, int(words[1]), (reader, writer), (spec.log, since))
+            raise SageError(f"The guard of {spec.name} did not start: {mark.last_line()}")
+        return cls(spec, guard, int(words[1]), (reader, writer), mark)
 
     def last_words(self) -> str:
-        """The last line of the log that this process wrote."""
-        return last_line(self._log, self._since)
+        """Which limit it ran into, if one, and the last line that it wrote; each after a semicolon."""
+        text = self._log.text()
+        hit = limit_hit(self._spec.limits, text)
+        last = self._log.last_line()
+        return (f"; {hit}" if hit else "") + (f"; last log line: {last}" if last else "")
 
     async def stop(self, timeout: float) -> int:
         """SIGTERM to its group, SIGKILL to all that is left after `timeout` seconds; the exit code."""
@@ -105,9 +114,11 @@ class GuardedProcess:
 
 def _start_guard(spec: ServiceSpec, log: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair()
-    cores = ",".join(map(str, spec.cores))
+    rotation = {"path": str(spec.log), "max_bytes": spec.rotation.max_bytes, "keep": spec.rotation.keep}
+    given = json.dumps({"cores": spec.cores, "limits": spec.limits.given(), "log": rotation})
     # -I -S: no environment, no user site, no site-packages; nothing of ours gets into the guard
-    options = ["-I", "-S", str(_GUARD), str(theirs.fileno()), str(os.getpid()), cores, "--", *spec.argv]
+    options = ["-I", "-S", str(_GUARD), str(theirs.fileno()), str(os.getpid()), given, "--", *spec.argv]
+    mark = Mark(spec.name, os.getpid(), time.time(), str(spec.log.absolute()))
     with theirs:
         try:
             guard = subprocess.Popen(
@@ -115,7 +126,7 @@ def _start_guard(spec: ServiceSpec, log: int) -> tuple[socket.socket, subprocess
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(spec, os.environ),
+                env={**environment(spec, os.environ), MARK: mark.to_text()},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )

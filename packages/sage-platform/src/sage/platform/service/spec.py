@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["ServiceSpec", "ServiceState", "ServiceStatus"]
+from sage.platform.service.limits import ResourceLimits
+from sage.platform.service.logs import Rotation
 
-ServiceState = Literal["starting", "ready", "degraded", "stopped", "failed"]
+__all__ = ["Drain", "ServiceSpec", "ServiceState", "ServiceStatus"]
+
+ServiceState = Literal["starting", "ready", "degraded", "draining", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What is awaited before SIGTERM when a service that runs is stopped, for `timeout` seconds at most.
+
+    `finish` gives the service no new work and returns when it has none left. One that raises, or takes too
+    long, is told in the status and does not keep the service alive.
+    """
+
+    finish: Callable[[], Awaitable[None]]
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +44,9 @@ class ServiceSpec:
     start_timeout: float = 300.0
     stop_timeout: float = 10.0
     max_restarts: int = 5
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
+    rotation: Rotation = field(default_factory=Rotation)
+    drain: Drain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +54,8 @@ class ServiceStatus:
     """One service at one moment.
 
     `starting` covers the wait before a restart too; `degraded` means that it runs and does not answer its
-    probe. `restarts` counts the automatic ones since `Supervisor.start`; `detail` says why, in words.
+    probe; `draining`, that it is to stop and finishes its work. `restarts` counts the automatic ones since
+    `Supervisor.start`; `detail` says why, in words.
     """
 
     name: str

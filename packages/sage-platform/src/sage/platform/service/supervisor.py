@@ -12,7 +12,7 @@ from sage.common.ports import is_free
 from sage.platform.service.probe import address, probe
 from sage.platform.service.process import GuardedProcess
 from sage.platform.service.restart import RestartPolicy
-from sage.platform.service.spec import ServiceSpec, ServiceState, ServiceStatus
+from sage.platform.service.spec import Drain, ServiceSpec, ServiceState, ServiceStatus
 
 __all__ = ["Supervisor"]
 
@@ -85,7 +85,7 @@ class Supervisor:
         service = self._find(name)
         while service.status.state == "starting":
             await service.settled.wait()
-        if service.status.state in ("failed", "stopped"):
+        if service.status.state in ("failed", "draining", "stopped"):
             raise UnavailableError(
                 f"Service {name} is {service.status.state}: {service.status.detail}",
                 hint=f"Its log is {service.spec.log}.",
@@ -93,7 +93,7 @@ class Supervisor:
         return service.status
 
     async def stop(self, name: str) -> None:
-        """Stop it for good: SIGTERM, then SIGKILL after `stop_timeout`. Stopping twice does nothing."""
+        """Stop it for good: drain, SIGTERM, then SIGKILL after `stop_timeout`. Twice does nothing more."""
         service = self._find(name)
         async with service.lock:
             await self._halt(service)
@@ -136,11 +136,15 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await service.task
             service.task = None
+        left = ""
         if service.process is not None:
+            if service.spec.drain is not None and service.status.state in ("ready", "degraded"):
+                self._set(service, "draining", pid=service.process.pid)
+                left = await _drained(service.spec.drain, service.process.exited)
             await service.process.stop(service.spec.stop_timeout)
             service.process = None
         if service.status.state != "stopped":
-            self._set(service, "stopped", detail="stopped on request")
+            self._set(service, "stopped", detail=f"stopped on request{left}")
 
     def _set(
         self,
@@ -205,9 +209,8 @@ class Supervisor:
             return _obituary(process, " before it was ready")
         if probing.done() and not probing.cancelled():
             return ""
-        last = process.last_words()
+        said = process.last_words()
         await process.stop(spec.stop_timeout)
-        said = f"; last log line: {last}" if last else ""
         return f"not ready after {spec.start_timeout:g} s: {answers.reason}{said}"
 
     async def _while_ready(self, service: _Service, process: GuardedProcess) -> str:
@@ -222,7 +225,7 @@ class Supervisor:
             reason = await probe(service.spec.probe_url)
             misses = misses + 1 if reason else 0
             if misses == _MISSES and not process.exited.done():
-                self._set(service, "degraded", pid=process.pid, detail=reason)
+                self._set(service, "degraded", pid=process.pid, detail=reason + process.last_words())
             elif not reason and service.status.state == "degraded":
                 self._set(service, "ready", pid=process.pid)
 
@@ -243,8 +246,23 @@ class _Answers:
             pause = min(_PAUSE, pause * 1.2)
 
 
+async def _drained(drain: Drain, exited: asyncio.Task[int]) -> str:
+    """Wait until no work is left, it is gone or has had its time: empty, or why it stops all the same."""
+    finish = asyncio.ensure_future(drain.finish())
+    try:
+        await asyncio.wait({finish, exited}, timeout=drain.timeout, return_when=asyncio.FIRST_COMPLETED)
+        if exited.done():
+            return ", and ended while it was drained"
+        if not finish.done():
+            return f", with work left after {drain.timeout:g} s"
+        fault = "cancelled" if finish.cancelled() else finish.exception()
+        return f", not drained: {fault}" if fault else ""
+    finally:
+        finish.cancel()
+        await asyncio.wait({finish})
+
+
 def _obituary(process: GuardedProcess, when: str = "") -> str:
     code = process.exited.result()
     how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
-    last = process.last_words()
-    return f"{how}{when}" + (f"; last log line: {last}" if last else "")
+    return f"{how}{when}{process.last_words()}"
