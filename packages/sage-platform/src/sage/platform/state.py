@@ -15,7 +15,7 @@ from typing import Self
 
 from sage.common.errors import ConflictError, ForbiddenError, NotFoundError, SageError, UsageError
 
-__all__ = ["StateDirectory", "explain", "read_secret", "write_atomic"]
+__all__ = ["FileSystem", "StateDirectory", "explain", "read_secret", "write_atomic"]
 
 _LOCK = "owner.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -30,19 +30,54 @@ def explain(error: OSError, path: Path) -> SageError:
     return SageError(f"Cannot write {path}: {error.strerror}.")
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+class FileSystem:
+    """The calls by which a file is replaced. A test injects one that fails, or that forgets as disks do."""
+
+    def create(self, target: Path) -> tuple[int, Path]:
+        """A new private file in the folder of `target`: descriptor and path."""
+        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        return fd, Path(name)
+
+    def write(self, fd: int, data: bytes) -> None:
+        """Write all of it."""
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+
+    def sync(self, fd: int) -> None:
+        """Return when what was written to the file is on the disk."""
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give it the name of `target`, in one step."""
+        source.replace(target)
+
+    def sync_folder(self, path: Path) -> None:
+        """Return when the names in this folder are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+_SYSTEM = FileSystem()
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600, *, fs: FileSystem = _SYSTEM) -> None:
     """Write all of `data` so that `path` holds the old bytes or the new ones, also after a power cut.
 
-    Temporary file, fsync, rename, fsync of the directory. Raises SageError; the old file then is untouched.
+    Temporary file, fsync, rename, fsync of the directory. Raises SageError; then `path` holds the old bytes,
+    except if the last of the four failed: then the new ones, which a power cut could take back.
     """
     try:
-        temporary = _write_beside(path, data, mode)
+        temporary = _write_beside(path, data, mode, fs)
         try:
-            temporary.replace(path)
+            fs.rename(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        fs.sync_folder(path.parent)
     except OSError as error:
         raise explain(error, path) from error
 
@@ -136,14 +171,14 @@ class StateDirectory:
             pass
         try:
             _make_private(target.parent)
-            temporary = _write_beside(target, make().encode() + b"\n", 0o600)
+            temporary = _write_beside(target, make().encode() + b"\n", 0o600, _SYSTEM)
             # A link, not a rename: of two processes that come at once, the second must read the first's.
             try:
                 with contextlib.suppress(FileExistsError):
                     os.link(temporary, target)
             finally:
                 temporary.unlink()
-            _sync_directory(target.parent)
+            _SYSTEM.sync_folder(target.parent)
         except OSError as error:
             raise explain(error, target) from error
         return read_secret(target)
@@ -173,24 +208,16 @@ def _make_private(path: Path) -> None:
             path.mkdir(mode=0o700)
 
 
-def _write_beside(path: Path, data: bytes, mode: int) -> Path:
+def _write_beside(path: Path, data: bytes, mode: int, fs: FileSystem) -> Path:
     """A synced temporary file in the folder of `path`; removed if the write fails."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fd, temporary = fs.create(path)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(fd, mode)
-            os.fsync(fd)
+        fs.write(fd, data)
+        os.fchmod(fd, mode)
+        fs.sync(fd)
     except OSError:
-        os.unlink(name)
+        temporary.unlink()
         raise
-    return Path(name)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)
+    return temporary
