@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from sage.common.errors import ConflictError, NotFoundError, SageError, UnavailableError, UsageError
-from sage.common.ports import is_free
-from sage.platform.service import RestartPolicy, Supervisor
+from sage.platform.service import Drain, ResourceLimits, RestartPolicy, Supervisor
 from sage.platform.service.probe import probe
 from sage.platform.service.process import environment
 
@@ -25,23 +24,6 @@ def _port(spec: Any) -> int:
 
 def _gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
-
-
-async def test_start_ready_stop(bench: Any) -> None:
-    spec = bench.spec()
-    await bench.supervisor.start(spec)
-    assert bench.supervisor.status("svc").state == "starting"
-    status = await bench.supervisor.wait_ready("svc")
-    assert (status.state, status.restarts) == ("ready", 0)
-    assert psutil.Process(status.pid).cmdline()[-1] == str(_port(spec))
-    await bench.supervisor.stop("svc")
-    await bench.supervisor.stop("svc")
-    assert [seen.state for seen in bench.seen] == ["starting", "ready", "stopped"]
-    assert _gone([status.pid])
-    assert is_free(_port(spec))
-    assert bench.supervisor.statuses() == [bench.seen[-1]]
-    with pytest.raises(UnavailableError, match="Service svc is stopped: stopped on request"):
-        await bench.supervisor.wait_ready("svc")
 
 
 async def test_cores_environment_and_log_reach_the_process(bench: Any) -> None:
@@ -65,30 +47,10 @@ def test_without_cores_the_thread_counts_are_left_alone(bench: Any) -> None:
     assert environment(spec, {"A": "1", "OMP_NUM_THREADS": "3"}) == {"A": "2", "OMP_NUM_THREADS": "3"}
 
 
-async def test_exit_before_ready_is_failed_with_the_last_log_line(bench: Any) -> None:
-    await bench.supervisor.start(bench.spec(script={"exit_code": 4}))
-    with pytest.raises(
-        UnavailableError, match="with code 4 before it was ready; last log line: scripted exit"
-    ):
-        await bench.supervisor.wait_ready("svc")
-    status = bench.supervisor.status("svc")
-    assert (status.state, status.pid, status.restarts) == ("failed", None, 0)
-
-
 async def test_a_program_that_does_not_exist(bench: Any) -> None:
     await bench.supervisor.start(bench.spec(argv=("/no/such/program",)))
     with pytest.raises(UnavailableError, match="Cannot start /no/such/program: No such file or directory"):
         await bench.supervisor.wait_ready("svc")
-
-
-async def test_never_ready_is_failed_at_the_timeout_and_killed(bench: Any) -> None:
-    spec = bench.spec(script={"ready": False}, start_timeout=0.6)
-    await bench.supervisor.start(spec)
-    pid = bench.supervisor.status("svc").pid
-    with pytest.raises(UnavailableError, match=r"not ready after 0.6 s: "):
-        await bench.supervisor.wait_ready("svc")
-    assert _gone([pid])
-    assert is_free(_port(spec))
 
 
 async def test_a_crash_is_restarted_and_counted(bench: Any) -> None:
@@ -103,43 +65,6 @@ async def test_a_crash_is_restarted_and_counted(bench: Any) -> None:
     await bench.get(spec, "/exit/3")
     await bench.until(lambda status: status.state == "ready" and status.restarts == 2)
     assert any("exited with code 3; last log line: told to exit" in seen.detail for seen in bench.seen)
-
-
-async def test_a_crash_loop_ends_and_a_restart_by_hand_begins_anew(bench: Any) -> None:
-    spec = bench.spec(max_restarts=1)
-    await bench.supervisor.start(spec)
-    for restarts in (0, 1):
-        status = await bench.until(lambda s, n=restarts: s.state == "ready" and s.restarts == n)
-        os.kill(status.pid, signal.SIGKILL)
-    failed = await bench.until(lambda s: s.state == "failed")
-    assert failed.detail.endswith("gave up after 1 restarts")
-    await bench.supervisor.restart("svc")
-    status = await bench.supervisor.wait_ready("svc")
-    assert (status.state, status.restarts) == ("ready", 0)
-
-
-async def test_a_service_that_stops_answering_is_degraded_until_it_answers(bench: Any) -> None:
-    spec = bench.spec()
-    await bench.supervisor.start(spec)
-    ready = await bench.supervisor.wait_ready("svc")
-    await bench.get(spec, "/hurt")
-    degraded = await bench.until(lambda s: s.state == "degraded")
-    assert degraded.pid == ready.pid
-    assert "503" in degraded.detail
-    await bench.get(spec, "/heal")
-    healed = await bench.until(lambda s: s.state == "ready")
-    assert (healed.pid, healed.detail) == (ready.pid, "")
-
-
-async def test_stop_kills_what_ignores_sigterm_family_included(bench: Any) -> None:
-    spec = bench.spec(script={"ignore_term": True, "family": True}, stop_timeout=0.2)
-    await bench.supervisor.start(spec)
-    await bench.supervisor.wait_ready("svc")
-    pids = (await bench.get(spec, "/about"))["pids"]
-    assert len(pids) == 3
-    await bench.supervisor.stop("svc")
-    assert _gone(pids)
-    assert is_free(_port(spec))
 
 
 async def test_a_crash_takes_the_family_along(bench: Any) -> None:
@@ -208,6 +133,27 @@ async def test_two_starts_at_once_start_one(bench: Any) -> None:
     done = await asyncio.gather(*(bench.supervisor.start(spec) for spec in specs), return_exceptions=True)
     assert [type(outcome) for outcome in done] == [type(None), ConflictError]
     assert (await bench.supervisor.wait_ready("svc")).state == "ready"
+
+
+async def test_nice_is_set_and_a_limit_that_cannot_be_is_told(bench: Any) -> None:
+    spec = bench.spec(limits=ResourceLimits(nice=os.nice(0) + 3, processes=100_000))
+    await bench.up(spec)
+    assert (await bench.get(spec, "/about"))["nice"] == os.nice(0) + 3
+    with pytest.raises(UnavailableError, match=r"Cannot start .*: the limit open_files=.* is more than"):
+        await bench.up(bench.spec("greedy", limits=ResourceLimits(open_files=2**40)))
+
+
+async def test_a_second_stop_does_not_wait_for_a_drain_that_was_given_up(bench: Any) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    await bench.up(bench.spec(drain=Drain(never, timeout=3600)))
+    stopping = asyncio.create_task(bench.supervisor.stop("svc"))
+    await bench.until(lambda status: status.state == "draining")
+    stopping.cancel()
+    async with asyncio.timeout(20):
+        await bench.supervisor.stop("svc")
+    assert bench.supervisor.status("svc").state == "stopped"
 
 
 async def test_without_a_probe_it_is_ready_when_it_runs(bench: Any) -> None:

@@ -22,8 +22,9 @@ def scripted_service(
 
     `exit_code`: it prints a line and exits at once. `ready=False`: its health is 503 until `GET /heal`.
     `ignore_term`: only SIGKILL ends it. `family`: it has a child and a grandchild in a session of its own,
-    both ignore SIGTERM. `GET /about` answers JSON: `pids`, `cores`, `env`. `GET /hurt` makes it unhealthy,
-    `GET /exit/3` ends it with code 3.
+    both ignore SIGTERM. `GET /about` answers JSON: `pids`, `cores`, `nice`, `env`. `GET /hurt`
+    makes it unhealthy, `GET /exit/3` ends it with code 3, `GET /say/3` prints `line 0` to `line 2`.
+    `GET /hog/memory` and `/hog/files` take what there is, print the error and end it with code 1.
     """
     options: list[str] = []
     if exit_code is not None:
