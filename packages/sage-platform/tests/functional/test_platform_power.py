@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from sage.platform.testing.faults import Faults, FaultVFS
 from sage.platform.testing.power import Crash, Disk, PowerCutVFS
 
 CRASHES = 100
@@ -44,22 +46,33 @@ def _payload(row: int) -> bytes:
     return f"{row}:".encode() * (2000 if row % 20 == 0 else 10)
 
 
-def _raw_load(path: Path, vfs: str, synchronous: str, disk: Disk) -> None:
-    """300 commits of 1 to 8 rows; checkpoints often, so that the database file is written too."""
-    rng = random.Random(1)  # noqa: S311
+def _open(path: Path, vfs: str, synchronous: str) -> apsw.Connection:
     connection = apsw.Connection(str(path), vfs=vfs)
     connection.execute("PRAGMA journal_mode=WAL").fetchall()
     connection.execute(f"PRAGMA synchronous={synchronous}").fetchall()
     connection.execute("PRAGMA wal_autocheckpoint=40").fetchall()
-    connection.execute("CREATE TABLE rows (id INTEGER PRIMARY KEY, data BLOB) STRICT").fetchall()
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, data BLOB) STRICT"
+    ).fetchall()
+    return connection
+
+
+def _insert(connection: apsw.Connection, rows: range, disk: Disk) -> None:
+    with connection:
+        connection.executemany("INSERT INTO rows VALUES (?, ?)", ((i, _payload(i)) for i in rows))
+    for row in rows:
+        disk.acknowledge(row)
+
+
+def _raw_load(path: Path, vfs: str, synchronous: str, disk: Disk) -> None:
+    """300 commits of 1 to 8 rows; checkpoints often, so that the database file is written too."""
+    rng = random.Random(1)  # noqa: S311
+    connection = _open(path, vfs, synchronous)
     row = 0
     for _ in range(300):
         group = range(row, row + rng.randint(1, 8))
         row = group.stop
-        with connection:
-            connection.executemany("INSERT INTO rows VALUES (?, ?)", ((i, _payload(i)) for i in group))
-        for i in group:
-            disk.acknowledge(i)
+        _insert(connection, group, disk)
     connection.close()
 
 
@@ -128,3 +141,57 @@ def test_without_any_sync_the_power_cuts_corrupt(disk: Disk, vfs: str, tmp_path:
         except (apsw.CorruptError, apsw.NotADBError, apsw.CantOpenError):
             broken += 1
     assert broken > CRASHES / 4
+
+
+def test_a_second_power_cut_during_or_after_the_recovery_loses_nothing(
+    disk: Disk, vfs: str, tmp_path: Path
+) -> None:
+    _raw_load(tmp_path / "store.db", vfs, "FULL", disk)
+    unfinished = 0
+    for seed, crash in list(_crashes(disk))[:30]:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        crash.write_to(folder)
+        again = Disk()
+        for path in folder.iterdir():
+            again.opened(path, existed=True)
+        begin = len(again)
+        second = PowerCutVFS("power-cut-again", again)
+        connection = _open(folder / "store.db", second.name, "FULL")
+        _insert(connection, range(10_000, 10_004), again)
+        connection.close()
+        second.unregister()
+        for number, at in enumerate(range(begin, len(again), 5)):
+            last = again.crash(seed, at)
+            rows, said = _reopen(last, folder / str(number), _read)
+            assert said == ["ok"]
+            assert crash.acknowledged | last.acknowledged <= set(rows)
+            unfinished += not last.acknowledged
+    assert unfinished > 30
+
+
+def test_a_sync_that_failed_and_then_a_power_cut_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    faults = Faults()
+    below = FaultVFS("faults-below", faults)
+    nth = 0
+    while nth == 0 or faults.fired:
+        nth += 1
+        disk = Disk()
+        vfs = PowerCutVFS("power-cut-above", disk, base=below.name)
+        folder = tmp_path / str(nth)
+        folder.mkdir()
+        connection = _open(folder / "store.db", vfs.name, "FULL")
+        faults.arm("sync", nth, "io")
+        for row in range(0, 120, 3):
+            with contextlib.suppress(apsw.IOError):
+                _insert(connection, range(row, row + 3), disk)
+        faults.disarm()
+        connection.close()
+        vfs.unregister()
+        for seed in range(4):
+            crash = disk.crash(seed, len(disk) * (seed + 1) // 4)
+            rows, said = _reopen(crash, folder / str(seed), _read)
+            assert said == ["ok"]
+            assert crash.acknowledged <= set(rows), f"sync {nth}, seed {seed}"
+    assert nth > 40
+    below.unregister()

@@ -82,6 +82,17 @@ def test_an_unsynced_truncation_happens_or_not() -> None:
     assert _contents(disk) == {b"x" * 10 + bytes(2)}
 
 
+def test_after_a_failed_sync_the_next_one_does_not_bring_the_rest() -> None:
+    disk, file = _synced(bytes(512))
+    disk.written(file, 0, b"n" * 512)
+    disk.sync_failed(file)
+    disk.synced(file)
+    assert _contents(disk) == {bytes(512), b"n" * 512}
+    disk.written(file, 0, b"m" * 512)
+    disk.synced(file)
+    assert _contents(disk) == {b"m" * 512}
+
+
 def test_a_deleted_name_comes_back_until_the_folder_is_synced() -> None:
     disk, _ = _synced(b"x")
     disk.deleted(A)

@@ -66,22 +66,21 @@ class Faults:
 class FaultVFS(apsw.VFS):
     """A VFS whose calls fail as `faults` says. Pass `name` as `vfs=` when a database is opened.
 
-    `base` is the VFS below: the usual one, or one that records for a power cut. A full disk takes the first
-    half of a write. One difference to a real disk: a fault while SQLite moves the WAL into the database after
-    a commit is reported as if the commit had failed, because apsw raises what Python code below it raised.
+    A full disk takes the first half of a write. One difference to a real disk: a fault while SQLite moves the
+    WAL into the database after a commit is reported as if the commit had failed, because apsw raises what
+    Python code below it raised.
     """
 
-    def __init__(self, name: str, faults: Faults, base: str = "") -> None:
+    def __init__(self, name: str, faults: Faults) -> None:
         self.name = name
         self._faults = faults
-        self._base = base
-        super().__init__(name, base)
+        super().__init__(name, "")
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         """Open by the VFS below, unless an `open` is due to fail."""
         if self._faults.due("open"):
             raise _error(self._faults.kind, "open")
-        return _FaultFile(self._base, name, flags, self._faults)
+        return _FaultFile(name, flags, self._faults)
 
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
         """Delete by the VFS below, unless a `delete` is due to fail."""
@@ -91,10 +90,8 @@ class FaultVFS(apsw.VFS):
 
 
 class _FaultFile(apsw.VFSFile):
-    def __init__(
-        self, base: str, name: str | apsw.URIFilename | None, flags: list[int], faults: Faults
-    ) -> None:
-        super().__init__(base, name, flags)
+    def __init__(self, name: str | apsw.URIFilename | None, flags: list[int], faults: Faults) -> None:
+        super().__init__("", name, flags)
         self._faults = faults
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802

@@ -20,6 +20,7 @@ from sage.platform.state import FileSystem
 __all__ = ["Crash", "Disk", "PowerCutFileSystem", "PowerCutVFS"]
 
 _SECTOR = 512
+_NOISE = 0.1  # of the lost sectors beyond the synced end of a file
 # The unix VFS syncs the folder at the first sync of a file of these kinds that it created.
 _SYNCS_FOLDER = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL
 
@@ -43,6 +44,11 @@ class _Sync:
 
 
 @dataclass(frozen=True, slots=True)
+class _SyncFailed:
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """A name now means this file; `source`, if any, stops to be a name. No file: the name is gone."""
 
@@ -61,7 +67,7 @@ class _Acknowledged:
     what: Hashable
 
 
-_Event = _Write | _Truncate | _Sync | _Entry | _SyncFolder | _Acknowledged
+_Event = _Write | _Truncate | _Sync | _SyncFailed | _Entry | _SyncFolder | _Acknowledged
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,10 @@ class Disk:
         """All that was written to the file so far is on the platter."""
         self._events.append(_Sync(file))
 
+    def sync_failed(self, file: int) -> None:
+        """The kernel gave up: what waited has arrived in part, and no later sync writes the rest."""
+        self._events.append(_SyncFailed(file))
+
     def renamed(self, source: Path, target: Path) -> None:
         """A name was changed, in the cache."""
         with self.lock:
@@ -151,11 +161,10 @@ class Disk:
         a sector that did not arrive is zeros or noise.
         """
         at = len(self._events) if at is None else at
-        platter = _Platter()
+        platter = _Platter(random.Random(seed))  # noqa: S311 - a test that can be repeated
         for event in self._events[:at]:
             platter.take(event)
-        files = platter.lose_power(random.Random(seed))  # noqa: S311 - a test that can be repeated
-        return Crash(at, files, frozenset(platter.acknowledged))
+        return Crash(at, platter.lose_power(), frozenset(platter.acknowledged))
 
 
 @dataclass(slots=True)
@@ -168,6 +177,7 @@ class _Content:
 class _Platter:
     """The synced state, and what waits in the cache."""
 
+    rng: random.Random
     contents: dict[int, _Content] = field(default_factory=dict)
     names: dict[Path, int] = field(default_factory=dict)
     pending: list[_Entry] = field(default_factory=list)
@@ -182,6 +192,8 @@ class _Platter:
                 for change in content.pending:
                     _apply(content.data, change)
                 content.pending.clear()
+            case _SyncFailed():
+                self._tear(self.contents.setdefault(event.file, _Content()), self._share())
             case _Entry():
                 self.pending.append(event)
             case _SyncFolder():
@@ -191,19 +203,37 @@ class _Platter:
             case _Acknowledged():
                 self.acknowledged.add(event.what)
 
-    def lose_power(self, rng: random.Random) -> dict[Path, bytes]:
+    def lose_power(self) -> dict[Path, bytes]:
         """What is left. Ends the use of this object."""
-        # Some cuts lose nearly all of the cache, some nearly nothing: both find other faults than the middle.
-        arrives = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        share = self._share()
         for entry in self.pending:
-            if rng.random() < arrives:
+            if self.rng.random() < share:
                 self._apply(entry)
         for content in self.contents.values():
-            _tear(content, rng, arrives)
+            self._tear(content, share)
         return {
             name: bytes(self.contents[file].data) if file in self.contents else b""
             for name, file in self.names.items()
         }
+
+    def _share(self) -> float:
+        """How much arrives: some cuts lose all of the cache, some nothing; both find other faults."""
+        return self.rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+
+    def _tear(self, content: _Content, share: float) -> None:
+        synced = len(content.data)
+        for change in content.pending:
+            if isinstance(change, _Truncate):
+                if self.rng.random() < share:
+                    _apply(content.data, change)
+                continue
+            for part in _sectors(change):
+                if self.rng.random() < share:
+                    _apply(content.data, part)
+                elif part.offset >= synced and self.rng.random() < _NOISE:
+                    noise = self.rng.randbytes(len(part.data))
+                    _apply(content.data, _Write(part.file, part.offset, noise))
+        content.pending.clear()
 
     def _apply(self, entry: _Entry) -> None:
         if entry.source is not None:
@@ -223,20 +253,6 @@ def _apply(data: bytearray, change: _Write | _Truncate) -> None:
     data[change.offset : change.offset + len(change.data)] = change.data
 
 
-def _tear(content: _Content, rng: random.Random, arrives: float) -> None:
-    synced = len(content.data)
-    for change in content.pending:
-        if isinstance(change, _Truncate):
-            if rng.random() < arrives:
-                _apply(content.data, change)
-            continue
-        for part in _sectors(change):
-            if rng.random() < arrives:
-                _apply(content.data, part)
-            elif part.offset >= synced and rng.random() < 0.1:
-                _apply(content.data, _Write(part.file, part.offset, rng.randbytes(len(part.data))))
-
-
 def _sectors(write: _Write) -> Iterator[_Write]:
     begin = 0
     while begin < len(write.data):
@@ -247,25 +263,27 @@ def _sectors(write: _Write) -> Iterator[_Write]:
 
 
 class PowerCutVFS(apsw.VFS):
-    """A VFS over the usual one that records on `disk`. Pass `name` as `vfs=` when a database is opened.
+    """A VFS that records on `disk`. Pass `name` as `vfs=` when a database is opened.
 
+    `base` is the name of the VFS below: the usual one, or one with faults; a sync that fails is recorded too.
     Keep a reference as long as a database is open by it. The index beside a WAL (`-shm`) and temporary files
     are not recorded: SQLite makes them anew after a power cut.
     """
 
-    def __init__(self, name: str, disk: Disk) -> None:
+    def __init__(self, name: str, disk: Disk, base: str = "") -> None:
         self.name = name
         self._disk = disk
-        super().__init__(name, "")
+        self._base = base
+        super().__init__(name, base)
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         """Open by the VFS below, and record the new name if there is one."""
         if name is None:
-            return apsw.VFSFile("", name, flags)
+            return apsw.VFSFile(self._base, name, flags)
         path = Path(name if isinstance(name, str) else name.filename())
         with self._disk.lock:
             existed = path.exists()
-            file = _PowerCutFile(name, flags, self._disk)
+            file = _PowerCutFile(self._base, name, flags, self._disk)
             number = self._disk.opened(path, existed)
         file.attach(number, path.parent if not existed and flags[0] & _SYNCS_FOLDER else None)
         return file
@@ -281,8 +299,8 @@ class PowerCutVFS(apsw.VFS):
 
 
 class _PowerCutFile(apsw.VFSFile):
-    def __init__(self, name: str | apsw.URIFilename, flags: list[int], disk: Disk) -> None:
-        super().__init__("", name, flags)
+    def __init__(self, base: str, name: str | apsw.URIFilename, flags: list[int], disk: Disk) -> None:
+        super().__init__(base, name, flags)
         self._disk = disk
 
     def attach(self, number: int, new_in: Path | None) -> None:
@@ -301,7 +319,11 @@ class _PowerCutFile(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         with self._disk.lock:
-            super().xSync(flags)
+            try:
+                super().xSync(flags)
+            except apsw.Error:
+                self._disk.sync_failed(self._number)
+                raise
             self._disk.synced(self._number)
             if self._new_in is not None:
                 self._disk.folder_synced(self._new_in)
