@@ -25,6 +25,7 @@ from sage.middleware.engines.port import Engine, EngineKind, EngineSpec
 from sage.middleware.pool import EnginePool
 from sage.middleware.testing.clients import HELLO
 from sage.middleware.testing.engines import ScriptedEngine
+from sage.platform.leases import lease_port
 from sage.platform.service import RestartPolicy, ServiceSpec, ServiceStatus, Supervisor
 
 SERVE = """
@@ -205,6 +206,22 @@ async def test_a_range_without_a_free_port_is_a_conflict(tmp_path: Path) -> None
     site = Site(tmp_path, ours("a"), ours("b"), llm=(port, port))
     with pytest.raises(ConflictError, match=f"No free port between {port} and {port}"):
         await site.pool.start()
+
+
+async def test_two_pools_at_once_take_different_ports_and_give_them_back(tmp_path: Path) -> None:
+    low = find_free((20000, 29000))
+    sites = [Site(tmp_path / name, ours(), llm=(low, low + 900)) for name in "ab"]
+    await asyncio.gather(*(site.pool.start() for site in sites))
+    urls = [site.status("ours").url for site in sites]
+    assert len(set(urls)) == 2
+    for url in urls:
+        with pytest.raises(ConflictError, match=f"leased by process {os.getpid()}"):
+            lease_port(int(url.rpartition(":")[2]))
+    for site in sites:
+        await site.plane.close(1.0)
+        await site.pool.close()
+    for url in urls:
+        lease_port(int(url.rpartition(":")[2])).release()
 
 
 async def test_an_engine_that_somebody_else_runs_is_watched(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Final, Protocol
 from sage.common.api import EngineStatus
 from sage.common.config import EngineConfig, SageConfig
 from sage.common.errors import ConfigError, SageError
-from sage.common.ports import LOOPBACK, find_free
+from sage.common.ports import LOOPBACK
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.engines.port import Engine, EngineKind, EngineSpec
 from sage.middleware.engines.registry import engine_kind
+from sage.platform.leases import PortLease, lease_port
 from sage.platform.nodes import inventory, share_cores
 from sage.platform.service import ServiceSpec, ServiceStatus, Supervisor
 
@@ -57,6 +58,7 @@ class _Member:
     url: str = ""
     cores: tuple[int, ...] = ()
     service: ServiceSpec | None = None
+    lease: PortLease | None = None  # kept while the pool lives: a restart finds its port again
     engine: Engine | None = None
     up: bool = False
 
@@ -112,6 +114,8 @@ class EnginePool:
             self._control_plane.engine_down(member.spec.name, "the engines are being stopped")
         await self._processes.close()
         for member in self._members.values():
+            if member.lease is not None:
+                member.lease.release()
             if member.engine is not None:
                 await member.engine.close()
 
@@ -138,21 +142,20 @@ class EnginePool:
         for member, share in zip(local, cores, strict=True):
             member.cores = share
         problems: list[BaseException] = []
-        taken: set[int] = set()
         for member in members:
             try:
-                self._equip(member, taken)
+                self._equip(member)
             except SageError as exc:
                 problems.append(exc)
         _raise_together(problems, ConfigError, "cannot be started")
 
-    def _equip(self, member: _Member, taken: set[int]) -> None:
+    def _equip(self, member: _Member) -> None:
         config = member.config
         port = 0
         if not config.url:
             ports = self._config.ports
-            port = find_free(ports.llm if config.task == "generate" else ports.embedding, taken=taken)
-            taken.add(port)
+            member.lease = lease_port(ports.llm if config.task == "generate" else ports.embedding)
+            port = member.lease.port
         service = member.kind.service(config, port, member.cores)
         if service is not None:
             member.service = replace(service, log=self._logs / f"{config.name}.log")

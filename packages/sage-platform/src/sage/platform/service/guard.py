@@ -174,7 +174,8 @@ def _limit(limits: dict[str, int]) -> None:
             else:
                 resource.setrlimit(_RLIMITS[name], (value, value))
         except (ValueError, OSError) as error:
-            raise OSError(0, f"the limit {name}={value} is more than this user may set") from error
+            most = "" if name == "nice" else f"the {resource.getrlimit(_RLIMITS[name])[1]} that "
+            raise OSError(0, f"the limit {name}={value} is more than {most}this user may set") from error
 
 
 def _start(command: list[str], cores: list[int], limits: dict[str, int], output: int) -> int:

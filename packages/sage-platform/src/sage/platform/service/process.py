@@ -88,9 +88,10 @@ class GuardedProcess:
 
     async def stop(self, timeout: float) -> int:
         """SIGTERM to its group, SIGKILL to all that is left after `timeout` seconds; the exit code."""
-        with contextlib.suppress(OSError):
-            self._writer.write(f"stop {timeout}\n".encode())
-            await self._writer.drain()
+        if not self._writer.is_closing():  # uvloop raises RuntimeError for one that is closed
+            with contextlib.suppress(OSError):
+                self._writer.write(f"stop {timeout}\n".encode())
+                await self._writer.drain()
         patience = timeout + _KILL_PATIENCE
         done, _ = await asyncio.wait({self.exited}, timeout=patience)
         if not done:
