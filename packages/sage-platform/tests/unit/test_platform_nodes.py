@@ -28,7 +28,7 @@ def test_this_machine() -> None:
 
 
 def test_disk_of_a_folder_that_is_not_made_yet(tmp_path: Path) -> None:
-    assert inventory(tmp_path / "a" / "b").disk_free == inventory(tmp_path).disk_free
+    assert inventory(tmp_path / "a" / "b").disk == tmp_path
 
 
 @pytest.mark.parametrize(
