@@ -67,6 +67,8 @@ def test_doctor_on_a_fresh_home(sage: Any) -> None:
     assert report["ok"] is (done.returncode == 0) is True
     assert states["python"] == states["state"] == states["orphans"] == "ok"
     assert {"native", "cpu", "memory", "gpu", "disk", "port gateway", "engine vllm"} <= states.keys()
+    assert {"node", "sqlite", "owner"} <= states.keys()
+    assert report["repairs"] == []
     assert not sage.state.exists()
 
 
@@ -90,6 +92,25 @@ def test_doctor_finds_an_orphan(sage: Any, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"kill {orphan.pid}" in done.stdout
         orphan.communicate(b"\n")
+
+
+def test_doctor_repairs_what_a_dead_stack_left(sage: Any) -> None:
+    sage.pretend("http://127.0.0.1:1", 2**22 + 1)  # a number that no process has
+    broken = sage("doctor")
+    assert "ended without a word" in broken.stdout
+    assert (sage.state / "run.json").exists(), "without --fix nothing changes"
+    fixed = sage("doctor", "--fix")
+    assert fixed.stdout.startswith(f"repair: removed {sage.state / 'run.json'}, which spoke of")
+    assert not (sage.state / "run.json").exists()
+    assert (sage.state / "admin.token").exists()
+    assert json.loads(sage("doctor", "--fix", "--json").stdout)["repairs"] == []
+
+
+def test_doctor_leaves_what_runs(running: Any, stack: Any) -> None:
+    pid = json.loads((running.state / "run.json").read_text())["pid"]
+    assert json.loads(running("doctor", "--fix", "--json").stdout)["repairs"] == []
+    os.kill(pid, 0)
+    assert (running.state / "run.json").exists()
 
 
 def test_numpy_on_request_is_a_warning(sage: Any) -> None:

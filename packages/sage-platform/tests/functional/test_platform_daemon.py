@@ -65,6 +65,15 @@ def test_a_daemon_is_detached_and_ends_on_sigterm(log: Path, started: list[int])
     assert daemon.terminate(pid, 20)
 
 
+def test_a_log_that_is_full_is_moved_aside(log: Path, started: list[int]) -> None:
+    log.parent.mkdir()
+    with log.open("wb") as file:
+        file.truncate(11 * 1024 * 1024)
+    started.append(daemon.spawn(_python(POLITE), log, {"MARK": "new"}))
+    assert _wait_for_text(log).startswith("new ")
+    assert log.with_name("sage.log.1").stat().st_size == 11 * 1024 * 1024
+
+
 def test_one_that_ignores_sigterm_is_killed(log: Path, started: list[int]) -> None:
     pid = daemon.spawn(_python(STUBBORN), log)
     started.append(pid)

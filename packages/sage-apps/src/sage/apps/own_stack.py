@@ -17,6 +17,7 @@ from sage.common.errors import ConflictError, SageError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.middleware import stack
 from sage.middleware.operators.connect import stack_paths
+from sage.platform.daemon import alive
 
 __all__ = ["OwnStack", "own_stack"]
 
@@ -87,11 +88,9 @@ def _refuse_running(paths: SagePaths) -> None:
 
 def _sweep(state: Path) -> None:
     """Stop and remove what earlier commands left that were killed before they could."""
-    import psutil
-
     for folder in state.glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX)
-        if not pid.isdecimal() or (psutil.pid_exists(int(pid)) and int(pid) != os.getpid()):
+        if not pid.isdecimal() or (alive(int(pid)) and int(pid) != os.getpid()):
             continue
         try:
             stack.stop(SagePaths(state=folder, cache=folder, config=folder))

@@ -6,18 +6,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from pydantic import ValidationError
 
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.config import EngineConfig, PortsConfig, SageConfig
-from sage.common.errors import ConflictError, ForbiddenError, SageError, UnauthorizedError, UnreachableError
+from sage.common.errors import ConflictError, SageError, UnauthorizedError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.common.ports import is_free
 from sage.middleware.admin import AdminClient
 from sage.middleware.models import MINILM, RANDOM, minilm_folder, resolve
 from sage.platform.daemon import alive, spawn, terminate
+from sage.platform.runs import read_run, recorded_run
+from sage.platform.service.logs import LogMark
 from sage.platform.state import explain, read_secret, write_atomic
 
 __all__ = ["admin_client", "client_key", "quick_config", "read_run", "start", "stop"]
@@ -76,7 +75,7 @@ def start(
     file = paths.state / "effective.yaml"
     write_atomic(file, json.dumps(config.model_dump(mode="json"), indent=2).encode())  # JSON is YAML
     log = paths.logs / "gateway.log"
-    skip = log.stat().st_size if log.exists() else 0
+    mark = LogMark.now(log)
     argv = (*command, "--config", str(file), "--state-dir", str(paths.state))
     pid = spawn(argv, log)
     on_progress(f"gateway: starting (pid {pid}, log {log})")
@@ -87,7 +86,7 @@ def start(
         terminate(pid, _KILL_AFTER_S)
         paths.run_file.unlink(missing_ok=True)
         if isinstance(exc, _DiedError):
-            raise SageError(_reason(log, skip), hint=f"The whole log is {log}.") from None
+            raise SageError(_reason(mark.text()), hint=f"The whole log is {log}.") from None
         raise
 
 
@@ -96,7 +95,7 @@ def stop(paths: SagePaths, *, grace: float = 45.0) -> bool:
 
     It gets `grace` seconds to finish its streams (SIGTERM), then SIGKILL. A stale `run.json` is removed.
     """
-    run = _read(paths)
+    run = recorded_run(paths)
     if run is None:
         return False
     ran = alive(run.pid, run.started_at)
@@ -104,19 +103,6 @@ def stop(paths: SagePaths, *, grace: float = 45.0) -> bool:
         terminate(run.pid, grace, run.started_at)
     paths.run_file.unlink(missing_ok=True)
     return ran
-
-
-def read_run(paths: SagePaths) -> RunInfo:
-    """Where the running stack listens. Raises UnreachableError when none runs or it died."""
-    run = _read(paths)
-    if run is None:
-        raise UnreachableError(f"No stack is running for {paths.state}.", hint="Start one with `sage up`.")
-    if not alive(run.pid, run.started_at):
-        raise UnreachableError(
-            f"The stack that ran for {paths.state} (pid {run.pid}) ended without a word.",
-            hint=f"Its last words are in {paths.logs / 'gateway.log'}; start a new one with `sage up`.",
-        )
-    return run
 
 
 def admin_client(paths: SagePaths, *, timeout: float = 10.0) -> AdminClient:
@@ -129,34 +115,17 @@ def client_key(paths: SagePaths) -> str:
     return read_secret(paths.default_key_file)
 
 
-# ---- what is running ---------------------------------------------------------------------------------------
-
-
-def _read(paths: SagePaths) -> RunInfo | None:
-    try:
-        return RunInfo.model_validate_json(paths.run_file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise ForbiddenError(f"Cannot read {paths.run_file}: {exc.strerror}.") from exc
-    except ValidationError as exc:
-        raise SageError(
-            f"{paths.run_file} is not what a stack of this version writes ({exc.error_count()} problems).",
-            hint="If no stack runs, delete the file; else stop it with the version that started it.",
-        ) from exc
+# ---- start -------------------------------------------------------------------------------------------------
 
 
 def _refuse_second(paths: SagePaths) -> None:
-    run = _read(paths)
+    run = recorded_run(paths)
     if run is not None and alive(run.pid, run.started_at):
         raise ConflictError(
             f"A stack already runs for {paths.state} (pid {run.pid}, {run.base_url}).",
             hint="Use it, or stop it with `sage down`.",
         )
     paths.run_file.unlink(missing_ok=True)
-
-
-# ---- start -------------------------------------------------------------------------------------------------
 
 
 class _DiedError(Exception):
@@ -205,16 +174,14 @@ def _report(engine: EngineStatus, seen: dict[str, str], on_progress: Callable[[s
         on_progress(f"{engine.name} ({engine.kind}, {engine.model}): {engine.state}{detail}")
 
 
-def _reason(log: Path, skip: int) -> str:
-    """The last words of a process that did not come up, from byte `skip` of its log."""
-    with log.open("rb") as file:
-        file.seek(skip)
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+def _reason(said: str) -> str:
+    """The last words of a process that did not come up, from what it logged."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return "The gateway ended at once and said nothing."
-    said = [line for line in lines if line.lower().startswith("error:")]
-    if said:
-        return said[-1][len("error:") :].strip()
+    errors = [line for line in lines if line.lower().startswith("error:")]
+    if errors:
+        return errors[-1][len("error:") :].strip()
     return "The gateway ended before it was ready: " + " / ".join(lines[-_REASON_LINES:])
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sage.common.errors import SageError, UsageError
+from sage.platform.service.logs import open_log
 
 __all__ = ["alive", "spawn", "terminate"]
 
@@ -19,13 +20,13 @@ _SLACK = 2.0  # seconds by which the system's idea of a start time may be off
 def spawn(argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> int:
     """Start `argv` detached, in a session of its own; output is appended to `log`. Returns its pid.
 
-    `env` is added to this process's environment. Raises SageError if program or log cannot be opened.
+    A log that is full is moved aside before. `env` is added to this process's environment. Raises SageError
+    if program or log cannot be opened.
     """
     if not argv:
         raise UsageError("There is no command to start.")
     try:
-        log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        output = open_log(log)
     except OSError as error:
         raise SageError(f"Cannot write the log {log}: {error.strerror}.") from error
     actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [

@@ -15,7 +15,7 @@ from typing import Self
 
 from sage.common.errors import ConflictError, ForbiddenError, NotFoundError, SageError, UsageError
 
-__all__ = ["FileSystem", "StateDirectory", "explain", "read_secret", "write_atomic"]
+__all__ = ["FileSystem", "StateDirectory", "explain", "owner_of", "read_secret", "write_atomic"]
 
 _LOCK = "owner.lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -106,6 +106,20 @@ def read_secret(path: Path) -> str:
                 hint=f"Run `chmod 600 {path}`, or delete it to get a new one.",
             )
         return file.read().strip()
+
+
+def owner_of(path: Path) -> int | None:
+    """The process that owns this state directory at the moment. Only looks: nothing is made or locked."""
+    try:
+        with (path / _LOCK).open() as file:
+            text, inode = file.read(32).strip(), os.fstat(file.fileno()).st_ino
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    # "1: FLOCK  ADVISORY  WRITE 7021 fe:00:131116 0 EOF". The pid in the file may be that of a dead one.
+    fields = [line.split() for line in locks if " FLOCK " in line and "->" not in line]
+    held = {(words[4], words[5].rpartition(":")[2]) for words in fields}
+    return int(text) if (text, str(inode)) in held else None
 
 
 class StateDirectory:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from sage.cli.commands.stack import Json, paths
@@ -9,16 +11,23 @@ from sage.cli.output import columns, emit
 
 __all__ = ["doctor"]
 
+Fix = Annotated[bool, typer.Option("--fix", help="End processes of a dead stack and forget its record.")]
 
-def doctor(as_json: Json = False) -> None:
+
+def doctor(as_json: Json = False, fix: Fix = False) -> None:
     """Is everything here that a stack needs?"""
     from sage.cli.checks import run_checks
+    from sage.platform.diagnosis import repair
 
-    checks = run_checks(paths())
+    where = paths()
+    repairs = repair(where) if fix else []
+    checks = run_checks(where)
     failed = any(check.state == "fail" for check in checks)
     if as_json:
-        emit({"ok": not failed, "checks": [check.to_dict() for check in checks]})
+        emit({"ok": not failed, "repairs": repairs, "checks": [check.to_dict() for check in checks]})
     else:
+        for line in repairs:
+            print(f"repair: {line}")
         print(columns(("STATE", "CHECK", "FOUND"), [(c.state, c.name, c.found) for c in checks]))
         for check in checks:
             if check.hint:
