@@ -191,4 +191,8 @@ _SCRIPTS = {
 def scripts() -> dict[str, str]:
     """The whole text of each script by its name."""
     prelude = Path(__file__).with_name("redis.lua").read_text(encoding="utf-8")
-    return {name: prelude + text for name, text in _SCRIPTS.items()}
+    # A server without memory refuses a put before its first step; consumers may go on, for that makes room.
+    return {
+        name: ("#!lua\n" if name == "put" else "#!lua flags=allow-oom\n") + prelude + text
+        for name, text in _SCRIPTS.items()
+    }

@@ -19,7 +19,8 @@ _T = TypeVar("_T")
 class Signal:
     """Wakes those who wait in this event loop; a change between a look and the wait after it counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, poll: float = POLL) -> None:
+        self._poll = poll
         self._event = asyncio.Event()
 
     def notify(self) -> None:
@@ -41,7 +42,7 @@ class Signal:
             if found or left <= 0:
                 return found
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.001, min(left, again, POLL))):
+                async with asyncio.timeout(max(0.001, min(left, again, self._poll))):
                     await event.wait()
 
 

@@ -6,9 +6,9 @@ or its lease ends. What changes something goes through `Database.write`, so conc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import apsw
 
@@ -25,9 +25,10 @@ from sage.platform.queue.port import (
     full,
     lost,
 )
-from sage.platform.storage.sqlite import Database
 
-__all__ = ["SqliteQueue"]
+__all__ = ["SqliteQueue", "Transactions"]
+
+_T = TypeVar("_T")
 
 _READY, _DELAYED, _, _DEAD = range(4)  # and 2 is leased
 
@@ -250,33 +251,45 @@ def _query(db: apsw.Connection, sql: str, *values: float | str | None) -> list[A
     return db.execute(sql, values).fetchall()
 
 
-class SqliteQueue:
-    """A `Queue` in a database of this process; `await SqliteQueue.open(database, "jobs")` makes one.
+class Transactions(Protocol):
+    """What the queue needs of a database; `sage.platform.storage.sqlite.Database` is one."""
 
-    Closing the queue leaves the database open. Two objects for one name in one process work, but wake each
-    other only within half a second.
+    async def write(self, fn: Callable[[apsw.Connection], _T]) -> _T:
+        """Run `fn` in a transaction of its own or with others; its result, when that is committed."""
+        ...
+
+
+class SqliteQueue:
+    """A `Queue` in a `Database`; `await SqliteQueue.open(database, "jobs")` makes one.
+
+    Closing the queue leaves the database open. Two objects for one name work, in one process or in two, but
+    see each other only every `poll` seconds.
     """
 
-    def __init__(self, database: Database, rows: _Rows, clock: Clock) -> None:
+    def __init__(self, database: Transactions, rows: _Rows, clock: Clock, poll: float) -> None:
         self._database = database
         self._rows = rows
         self._clock = clock
-        self._arrived = Signal()
-        self._room = Signal()
+        self._arrived = Signal(poll)
+        self._room = Signal(poll)
 
     @classmethod
     async def open(
         cls,
-        database: Database,
+        database: Transactions,
         name: str,
         options: QueueOptions | None = None,
         *,
         clock: Clock | None = None,
-    ) -> SqliteQueue:
-        """The queue of that name, with what it held before. Leases made before go on to their end."""
+        poll: float = POLL,
+    ) -> Self:
+        """The queue of that name, with what it held before. Leases made before go on to their end.
+
+        `poll`: in how many seconds a waiting get or put sees what another object or process did.
+        """
         rows = _Rows(name, options or QueueOptions())
         await database.write(rows.prepare)
-        return cls(database, rows, clock or SystemClock())
+        return cls(database, rows, clock or SystemClock(), poll)
 
     async def put(self, body: bytes, *, priority: int = 0, delay: float = 0.0, key: str | None = None) -> str:
         """See `Queue.put`; on disk when this returns."""
