@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from sage.platform.testing.supervision import Bench, SupervisorSuite
 
-LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 @pytest.mark.parametrize("case", [name for name in dir(SupervisorSuite) if name.startswith("test_")])
-@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
-def test_supervisor(case: str, loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["asyncio", "uvloop"])
+def test_supervisor(case: str, module: str, tmp_path: Path) -> None:
+    loops = pytest.importorskip(module)
+
     async def run() -> None:
         bench = Bench(tmp_path)
         try:
@@ -24,5 +23,5 @@ def test_supervisor(case: str, loop: Callable[[], asyncio.AbstractEventLoop], tm
         finally:
             await bench.supervisor.close()
 
-    with asyncio.Runner(loop_factory=loop) as runner:
+    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
         runner.run(run())

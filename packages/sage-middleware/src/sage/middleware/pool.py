@@ -112,10 +112,13 @@ class EnginePool:
         for member in self._members.values():
             member.up = False
             self._control_plane.engine_down(member.spec.name, "the engines are being stopped")
-        await self._processes.close()
+        try:
+            await self._processes.close()
+        finally:
+            for member in self._members.values():
+                if member.lease is not None:
+                    member.lease.release()
         for member in self._members.values():
-            if member.lease is not None:
-                member.lease.release()
             if member.engine is not None:
                 await member.engine.close()
 
