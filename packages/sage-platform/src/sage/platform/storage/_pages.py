@@ -73,6 +73,10 @@ class _Pages(apsw.VFSFile):
     def raw(self, number: int) -> bytes:
         return super().xRead(PAGE, number * PAGE)
 
+    def xDeviceCharacteristics(self) -> int:  # noqa: N802
+        # Else SQLite reads overflow pages in part, past the checksum, and answers with what was not checked.
+        return super().xDeviceCharacteristics() & ~apsw.SQLITE_IOCAP_SUBPAGE_READ
+
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         data = super().xRead(amount, offset)
         if len(data) == PAGE and not offset % PAGE:
