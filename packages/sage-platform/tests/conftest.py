@@ -12,4 +12,4 @@ from sage.platform.testing.supervision import Bench
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    await made.supervisor.close()
+    await made.close()

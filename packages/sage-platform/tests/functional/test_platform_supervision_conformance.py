@@ -10,7 +10,6 @@ import pytest
 from sage.platform.testing.supervision import Bench, SupervisorSuite
 
 
-
 @pytest.mark.parametrize("case", [name for name in dir(SupervisorSuite) if name.startswith("test_")])
 @pytest.mark.parametrize("module", ["asyncio", "uvloop"])
 def test_supervisor(case: str, module: str, tmp_path: Path) -> None:
@@ -21,7 +20,7 @@ def test_supervisor(case: str, module: str, tmp_path: Path) -> None:
         try:
             await getattr(SupervisorSuite(), case)(bench)
         finally:
-            await bench.supervisor.close()
+            await bench.close()
 
     with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
         runner.run(run())

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from sage.common.errors import ConflictError, NotFoundError, UnavailableError
-from sage.common.ports import find_free, is_free
+from sage.common.ports import is_free
 from sage.platform.daemon import alive
+from sage.platform.leases import PortLease, lease_port
 from sage.platform.service import (
     Drain,
     ResourceLimits,
@@ -37,12 +38,13 @@ _PATIENCE_S = 30.0
 
 
 class Bench:
-    """A supervisor whose status changes can be waited for, and scripted services for it."""
+    """A supervisor whose status changes can be waited for, and scripted services for it; to be closed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: list[ServiceStatus] = []
         self._changed = asyncio.Event()
+        self._leases: list[PortLease] = []
         self.supervisor = Supervisor(self._record, restarts=_FAST, watch_every=0.02)
 
     def _record(self, status: ServiceStatus) -> None:
@@ -51,10 +53,17 @@ class Bench:
 
     def spec(self, name: str = "svc", *, script: dict[str, Any] | None = None, **fields: Any) -> ServiceSpec:
         """A scripted service on a free port; `script` are options of `scripted_service`."""
-        port = find_free((20000, 29999))
+        self._leases.append(lease_port((20000, 29999)))
+        port = self._leases[-1].port
         fields.setdefault("argv", scripted_service(port, **(script or {})))
         fields.setdefault("probe_url", f"http://127.0.0.1:{port}/health")
         return ServiceSpec(name=name, log=self.folder / f"{name}.log", **fields)
+
+    async def close(self) -> None:
+        """Stop all services and give their ports back."""
+        await self.supervisor.close()
+        for lease in self._leases:
+            lease.release()
 
     async def up(self, spec: ServiceSpec) -> ServiceStatus:
         """Start it and wait until it is ready."""
