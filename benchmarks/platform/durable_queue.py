@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each arm in each round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    chosen = arms()
+    chosen, load = arms(), os.getloadavg()[0]
     for turn in range(options.rounds):
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
         for arm in chosen.values():
@@ -220,7 +220,7 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip()
     results = {
         "machine": machine(),
-        "load_before": os.getloadavg()[2],
+        "load_at_start": round(load, 2),  # of the last minute; other work on the machine slows all arms
         "versions": versions(),
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
