@@ -35,6 +35,7 @@ __all__ = ["Bench", "SupervisorSuite"]
 
 _FAST = RestartPolicy(first=0.01, factor=1.0, cap=0.01, window=60)
 _PATIENCE_S = 30.0
+_PORTS = (25000, 29999)  # a service that restarts must find its port: away from where others look first
 
 
 class Bench:
@@ -53,7 +54,7 @@ class Bench:
 
     def spec(self, name: str = "svc", *, script: dict[str, Any] | None = None, **fields: Any) -> ServiceSpec:
         """A scripted service on a free port; `script` are options of `scripted_service`."""
-        self._leases.append(lease_port((20000, 29999)))
+        self._leases.append(lease_port(_PORTS))
         port = self._leases[-1].port
         fields.setdefault("argv", scripted_service(port, **(script or {})))
         fields.setdefault("probe_url", f"http://127.0.0.1:{port}/health")
