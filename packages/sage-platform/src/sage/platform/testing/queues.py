@@ -169,6 +169,16 @@ class QueueConformance:
         stats = await queue.stats()
         assert (stats.dead, stats.items, stats.bytes) == (1, 0, 0)
 
+    async def test_the_last_attempt_has_no_delay(self, live: LiveQueue) -> None:
+        """What is dead stays dead, whatever delay the last nack asked for."""
+        queue = await live.make(QueueOptions(max_attempts=1))
+        await queue.put(b"x")
+        await queue.nack((await queue.get())[0], delay=live.short, reason="enough")
+        assert (await queue.stats()).dead == 1
+        await live.after(live.short)
+        assert await queue.get(wait=0) == []
+        assert [letter.reason for letter in await queue.dead_letters()] == ["enough"]
+
     async def test_dead_letters_come_back_when_told(self, live: LiveQueue) -> None:
         """Dead letters come back when told."""
         queue = await live.make(QueueOptions(max_attempts=1))
