@@ -88,6 +88,14 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         pass
 
 
+async def test_the_owner_of_a_folder_opens_databases_in_it(tmp_path: Path) -> None:
+    with StateDirectory(tmp_path):
+        database = Database(tmp_path / "store.db")
+        await database.close()
+        with pytest.raises(ConflictError):
+            StateDirectory(tmp_path).acquire()
+
+
 def _child(script: str, *args: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", script, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -106,24 +114,24 @@ async def test_a_second_process_is_refused_and_this_one_may_share(database: Data
 
 KILLED = (
     OPEN
-    + f"""
+    + """
 import asyncio
 async def main():
     database = Database(Path(sys.argv[1]))
-    await database.write(lambda db: db.execute("{TABLE}"))
+    await database.write(lambda db: db.execute(sys.argv[2]))
     async def write(first):
         for row in range(first, 10**6, 16):
             await database.write(lambda db: db.execute("INSERT INTO rows VALUES (?, NULL)", (row,)))
             print(row, flush=True)
     await asyncio.gather(*map(write, range(16)))
 asyncio.run(main())
-"""  # noqa: S608
+"""
 )
 
 
 @pytest.mark.parametrize("lines", [1, 300, 2000])
 async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, lines: int) -> None:
-    child = _child(KILLED, tmp_path / "store.db")
+    child = _child(KILLED, tmp_path / "store.db", TABLE)
     assert child.stdout is not None
     said = [child.stdout.readline() for _ in range(lines)]
     child.send_signal(signal.SIGKILL)
@@ -139,12 +147,12 @@ async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, lines
 
 FULL = (
     OPEN
-    + f"""
+    + """
 import resource, signal
 from sage.common.errors import SageError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 database = Database(Path(sys.argv[1]))
-database.write_sync(lambda db: db.execute("{TABLE}"))
+database.write_sync(lambda db: db.execute(sys.argv[2]))
 SQL = "INSERT INTO rows VALUES (?, zeroblob(9000))"
 put = lambda row: database.write_sync(lambda db: db.execute(SQL, (row,)))
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -159,12 +167,12 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 put(5000)
 ids = database.read_sync(lambda db: [row for (row,) in db.execute("SELECT id FROM rows ORDER BY id")])
 print(row > 0 and ids == [*range(row), 5000])
-"""  # noqa: S608
+"""
 )
 
 
 async def test_a_full_disk_is_said_and_it_works_again_without_a_restart(tmp_path: Path) -> None:
-    child = _child(FULL, tmp_path / "store.db")
+    child = _child(FULL, tmp_path / "store.db", TABLE)
     out, error = await asyncio.to_thread(child.communicate)
     assert error == ""
     assert str(tmp_path / "store.db") in out

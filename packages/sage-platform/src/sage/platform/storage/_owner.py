@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from pathlib import Path
 
 from sage.common.errors import ConflictError
-from sage.platform.state import StateDirectory
+from sage.platform.state import StateDirectory, owner_of
 
 __all__ = ["own", "release"]
 
@@ -26,7 +25,7 @@ def own(folder: Path) -> None:
             try:
                 state.acquire()
             except ConflictError:
-                if _holder(folder) != os.getpid():
+                if owner_of(folder) != os.getpid():
                     raise
         _held[folder] = (state, count + 1)
 
@@ -40,9 +39,3 @@ def release(folder: Path) -> None:
             _held[folder] = (state, count - 1)
         else:
             state.release()
-
-
-def _holder(folder: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / "owner.lock").read_text())
-    return None
