@@ -113,7 +113,7 @@ async def test_a_second_process_is_refused_and_this_one_may_share(database: Data
 
 
 KILLED = (
-    OPEN
+    OPEN  # noqa: S608
     + """
 import asyncio
 async def main():
@@ -146,7 +146,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, lines
 
 
 FULL = (
-    OPEN
+    OPEN  # noqa: S608
     + """
 import resource, signal
 from sage.common.errors import SageError
