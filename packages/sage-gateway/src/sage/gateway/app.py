@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from sage.common.errors import BadRequestError, NotFoundError, SageError
+from sage.common.errors import BadRequestError, ModelNotFoundError, NotFoundError, SageError
 from sage.common.version import VERSION
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
@@ -51,7 +51,7 @@ def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
     async def get_model(model: str) -> dict[str, Any]:
         known = {entry["id"]: entry for entry in models()}
         if model not in known:
-            raise NotFoundError(
+            raise ModelNotFoundError(
                 f"There is no model {model!r}; there are: {', '.join(sorted(known)) or 'none yet'}.",
                 param="model",
             )
