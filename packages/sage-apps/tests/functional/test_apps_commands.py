@@ -48,6 +48,14 @@ def test_a_missing_model_folder_is_code_5(env: dict[str, str], tmp_path: Path) -
     assert "no-model" in done.stderr
 
 
+def test_an_interpreter_that_is_not_there_is_code_5(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("text")
+    given = ("--docs", str(tmp_path), "--engine", "vllm", "--engine-python", str(tmp_path / "python"))
+    done = sage(env, "quickstart", *given)
+    assert done.returncode == 5
+    assert "no Python interpreter at" in done.stderr
+
+
 def test_an_unknown_app_and_no_stack_have_their_codes(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("text")
     ask = ["--docs", str(tmp_path), "--question", "x"]

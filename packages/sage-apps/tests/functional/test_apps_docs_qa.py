@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class ScriptedStack:
 
     url: str
     records: list[Decision] = field(default_factory=list)
+    later: list[Decision] = field(default_factory=list)
     starts: int = 0
 
     @property
@@ -111,7 +113,8 @@ class ScriptedStack:
         return "key"
 
     def decisions(self, limit: int) -> list[Decision]:
-        return self.records
+        found, self.records = self.records, self.later or self.records
+        return found
 
 
 def record(**changes: Any) -> Decision:
@@ -121,7 +124,7 @@ def record(**changes: Any) -> Decision:
 
 
 def options(docs: Path | None, *questions: str) -> Options:
-    return Options(docs, questions, keep=False, process_start=time.time())
+    return Options(docs, questions, keep=False, process_start=time.time(), settle_s=0)
 
 
 async def test_a_first_run_does_every_step(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,9 +144,26 @@ async def test_a_first_run_does_every_step(docs: Path, capsys: pytest.CaptureFix
     assert json.loads(as_document(outcome))["passages"] == 2
 
 
+async def test_the_table_waits_for_records_that_lag_behind(docs: Path) -> None:
+    running, done = (record(outcome=outcome, latency_s=0.5) for outcome in ("running", "done"))
+    async with ScriptedEngine() as engine:
+        stack = ScriptedStack(engine.url, [record(), running], later=[record(), done])
+        patient = dataclasses.replace(options(docs, "Which port?"), settle_s=60)
+        outcome = await asyncio.to_thread(FirstRun(stack, patient, Talk(data=False)).run)
+    assert [(row.done, row.requests) for row in outcome.served] == [(2, 2)]
+
+
+def test_own_documents_may_lie_elsewhere_and_have_their_own_questions(docs: Path) -> None:
+    stack = ScriptedStack("http://127.0.0.1:1")
+    FirstRun(stack, dataclasses.replace(options(None), own_docs=docs), Talk())
+    with pytest.raises(NotFoundError, match="elsewhere"):
+        FirstRun(stack, dataclasses.replace(options(None), own_docs=docs / "elsewhere"), Talk())
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
+        ([record(), record(request_id="r", outcome="running")], "not served; the first is running"),
         ([], "no record of these requests as done"),
         ([record(), record(request_id="r", outcome="failed", reason="it broke")], "1 requests .* it broke"),
     ],

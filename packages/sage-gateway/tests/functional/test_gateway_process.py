@@ -57,6 +57,8 @@ async def test_the_keys_are_in_no_log(spawner: Any) -> None:
         words = (await gateway.process.stderr.read()).decode()
         assert keys.default not in words
         assert keys.admin not in words
+        events = [json.loads(line)["event"] for line in words.splitlines()]
+        assert events[-1] == "stopped"
 
 
 async def test_not_ready_until_each_engine_is_and_503_meanwhile(spawner: Any) -> None:
@@ -68,12 +70,15 @@ async def test_not_ready_until_each_engine_is_and_503_meanwhile(spawner: Any) ->
     gateway = await spawner.start(config_for(engine))
     ready = await gateway.http("GET", f"{gateway.run.health_url}/readyz")
     assert ready.status == 503
-    assert "engine-0" in ready.json["missing"][0]
+    assert ready.json["missing"] == ["engine engine-0 is starting"]
     assert (await gateway.http("GET", f"{gateway.run.health_url}/healthz")).status == 200
     url = f"{gateway.run.base_url}/chat/completions"
     answer = await gateway.http("POST", url, key=gateway.keys.default, body=BODY)
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) >= 1
+    one = await gateway.http("GET", f"{gateway.run.base_url}/models/scripted", key=gateway.keys.default)
+    assert (one.status, one.error["code"]) == (503, "engine_unavailable")
+    assert int(one.headers["retry-after"]) >= 1
     await engine.start(port)
     await gateway.until_ready()
     assert (await gateway.http("POST", url, key=gateway.keys.default, body=BODY)).status == 200

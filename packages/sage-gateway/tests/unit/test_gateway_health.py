@@ -64,6 +64,32 @@ def test_other_paths_and_methods(health: Health) -> None:
     assert ask(health, "POST", "/healthz")[0] == 405
 
 
+@pytest.mark.parametrize(
+    ("hosts", "status"),
+    [
+        (("localhost",), 200),
+        (("LOCALHOST:8887",), 200),
+        (("[::1]:1",), 200),
+        (("evil.example",), 403),
+        (("127.0.0.1.evil.example:8887",), 403),
+        ((), 400),
+        (("",), 403),
+        (("localhost", "evil.example"), 400),
+    ],
+)
+def test_only_names_of_this_machine_are_answered(health: Health, hosts: tuple[str, ...], status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", health.port, timeout=10)
+    connection.putrequest("GET", "/healthz", skip_host=True)
+    for host in hosts:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    assert response.status == status
+    assert b"evil" not in body
+
+
 def test_a_client_that_says_nothing_or_too_much_holds_nobody_up(health: Health) -> None:
     with socket.create_connection(("127.0.0.1", health.port)) as silent:
         with socket.create_connection(("127.0.0.1", health.port)) as loud:

@@ -218,6 +218,12 @@ def test_importing_the_kernel_imports_nothing_heavy() -> None:
     ).stdout.split()
     heavy = {"pydantic", "ruamel.yaml", "fastapi", "aiohttp", "torch", "ray", "typer", "importlib.metadata"}
     assert heavy.isdisjoint(loaded)
+    assert "asyncio" not in loaded  # a plan is built and checked without the runtime
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'RemoteThing'"):
+        _ = sage.kernel.RemoteThing  # type: ignore[attr-defined]
 
 
 def test_failures_are_values() -> None:

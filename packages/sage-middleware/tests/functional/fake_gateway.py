@@ -1,8 +1,9 @@
 """A serving process for tests of `sage.middleware.stack`: real sockets and signals, engines by script.
 
-The log-in, the run file and the admin answers are those of the real one. What it does is told by the
-model of its first engine: `ready` comes up after two look-ups, `fails` has an engine that fails, `dies` says
-why and ends, `silent` ends without a word, `hangs` never listens.
+The lock, the log-in, the run file and the admin answers are those of the real one. What it does is told by
+the model of its first engine: `ready` comes up after two look-ups, `recovers` is degraded before, `fails` has
+an engine that fails, `dies` says why and ends, `silent` ends without a word, `hangs` never listens, `drains`
+ends half a second after SIGTERM. With `--after FILE` it begins when that file is there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,13 +19,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from sage.common.errors import ConflictError
+from sage.platform.state import StateDirectory
+
 TOKEN = "token-of-the-test"
 LOOKS = iter(range(1_000_000))
 
 
 def engine(behaviour: str) -> dict[str, Any]:
-    state, detail = "starting", ""
-    if next(LOOKS) >= 2:
+    state, detail, look = "starting", "", next(LOOKS)
+    if behaviour == "recovers" and look == 2:
+        state = "degraded"
+    elif look >= 2:
         state, detail = ("failed", "no space left on device") if behaviour == "fails" else ("ready", "")
     return {
         "name": "llm-0",
@@ -68,11 +75,20 @@ def serve(behaviour: str, state: Path) -> None:
     server.serve_forever()
 
 
+def drain(state: Path) -> None:
+    time.sleep(0.5)
+    (state / "drained").touch()
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--after", type=Path)
     given = parser.parse_args()
+    while given.after and not given.after.exists():
+        time.sleep(0.01)
     behaviour = json.loads(given.config.read_text())["engines"][0]["model"]
     if behaviour == "dies":
         print("loading", file=sys.stderr)
@@ -81,7 +97,13 @@ def main() -> None:
         sys.exit(1)
     if behaviour == "hangs":
         threading.Event().wait()
-    serve(behaviour, given.state_dir)
+    if behaviour == "drains":
+        signal.signal(signal.SIGTERM, lambda *_: drain(given.state_dir))
+    try:
+        with StateDirectory(given.state_dir):
+            serve(behaviour, given.state_dir)
+    except ConflictError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import BadRequestError, ConfigError, EngineError, NotFoundError
 from sage.middleware.engines.adapter import HttpEngine, splice
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import option
+from sage.middleware.engines.launch import option, require
 from sage.middleware.engines.port import Call, Capability, Engine, Route
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room
@@ -275,6 +275,13 @@ class TestKinds:
         assert "--scheduling-policy" not in pooling.argv
         with pytest.raises(ConfigError, match="no Python interpreter at /nowhere"):
             engine_kind("vllm").spec(config.model_copy(update={"python": "/nowhere"}))
+
+    def test_an_engine_that_is_not_installed_is_told_so_before_anything_starts(self) -> None:
+        config = EngineConfig(name="v", kind="x", model=RANDOM)
+        with pytest.raises(ConfigError, match=r"v: no_such_engine is not installed .* sage-stack\[vllm\]"):
+            require(config, "no_such_engine", "vllm")
+        require(config.model_copy(update={"python": "/usr/bin/python3"}), "no_such_engine", "vllm")
+        require(config, "transformers", "cpu")
 
     def test_a_missing_folder(self) -> None:
         config = EngineConfig(name="a", kind="transformers", model="/no/such/model")

@@ -129,7 +129,7 @@ async def test_bad_requests(server: Server, fields: dict[str, Any], param: str |
 async def test_other_errors(server: Server) -> None:
     assert (await server.post(b"{"))[0] == 400
     status, answer = await server.post(input="x", model="other")
-    assert (status, answer["error"]["code"]) == (404, "not_found")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
     assert "there is 'm'" in answer["error"]["message"]
     assert (await server.get("/nothing"))[0] == 404
     assert (await server.get("/health")) == (200, {"status": "ok", "running": 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ async def main():
 asyncio.run(main())
 """
 SLOW = "import threading; threading.Event().wait()"
+SHOWS = "import json, os; print(json.dumps(dict(os.environ))); exit(3)"
 BROKEN = "import sys; sys.exit('no model at ' + sys.argv[1])"
 
 
@@ -51,7 +53,7 @@ class ProcessKind:
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec | None:
         if config.model == "missing":
             raise ConfigError(f"Engine {config.name}: there is no model folder 'missing'.")
-        code = {"broken": BROKEN, "slow": SLOW}.get(config.model, SERVE)
+        code = {"broken": BROKEN, "slow": SLOW, "shows": SHOWS}.get(config.model, SERVE)
         probe = f"http://127.0.0.1:{port}/health"
         return ServiceSpec(
             config.name, (sys.executable, "-c", code, str(port)), probe, Path("x.log"), cores=cores
@@ -241,3 +243,21 @@ async def test_an_engine_that_somebody_else_runs_is_watched(tmp_path: Path) -> N
     assert "does not answer" in down.detail
     await site.plane.close(1.0)
     await site.pool.close()
+
+
+async def test_no_key_of_ours_reaches_an_engine_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEY_OF_ANOTHER", "SAGE_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, f"not-for-engines {name}")
+    remote = EngineConfig(
+        name="remote", kind="openai", model="far", url="http://127.0.0.1:1", api_key_env="KEY_OF_ANOTHER"
+    )
+    one = Site(tmp_path, remote, ours(model="shows"))
+    with pytest.raises(SageError, match="exited with code 3"):
+        await one.pool.start()
+    await one.plane.close(1.0)
+    seen = json.loads((tmp_path / "ours.log").read_text().splitlines()[0])
+    assert seen["PATH"] == os.environ["PATH"]
+    assert [name for name, value in seen.items() if "not-for-engines" in value] == []
+    assert os.environ["KEY_OF_ANOTHER"] == "not-for-engines KEY_OF_ANOTHER"

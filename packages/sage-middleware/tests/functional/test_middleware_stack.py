@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sage.common.api import RunInfo
-from sage.common.config import EngineConfig, PortsConfig, SageConfig
+from sage.common.config import EngineConfig, GatewayConfig, PortsConfig, SageConfig
 from sage.common.errors import ConflictError, NotFoundError, SageError, UnauthorizedError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.middleware import stack
@@ -87,6 +88,31 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(paths: SagePaths) 
     assert stack.read_run(paths) == run
 
 
+def test_of_two_starts_at_once_the_loser_leaves_the_winner_alone(paths: SagePaths, tmp_path: Path) -> None:
+    gate, won, said = tmp_path / "gate", [], []
+
+    def overtake(line: str) -> None:
+        """After this start has looked for another stack, and before its own process has the lock."""
+        said.append(line)
+        if line.startswith("gateway:"):
+            won.append(start(paths, "ready")[0])
+            gate.touch()
+
+    program = (*PROGRAM, "--after", str(gate))
+    with pytest.raises(SageError, match=r"is in use by process \d+"):
+        stack.start(config("ready", start_timeout_s=77), paths, on_progress=overtake, command=program)
+    assert not alive(pid_of(said))
+    assert stack.read_run(paths) == won[0]
+    assert alive(won[0].pid)
+    assert SageConfig.model_validate_json((paths.state / "effective.yaml").read_bytes()) == config("ready")
+    assert [file.name for file in paths.state.glob("effective*")] == ["effective.yaml"]
+
+
+def test_a_degraded_engine_is_waited_for(paths: SagePaths) -> None:
+    _, said = start(paths, "recovers")
+    assert [line.rpartition(" ")[2] for line in said[1:]] == ["starting", "degraded", "ready"]
+
+
 def test_a_stopped_stack_can_be_started_again(paths: SagePaths) -> None:
     first, _ = start(paths, "ready")
     stack.stop(paths)
@@ -118,18 +144,51 @@ def test_the_reason_is_not_that_of_an_earlier_start(paths: SagePaths) -> None:
         start(paths, "silent")
 
 
-def test_an_interrupted_start_leaves_nothing(paths: SagePaths) -> None:
+@pytest.mark.parametrize("begin", ["gateway", "llm-0"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError])
+def test_an_interrupted_start_leaves_nothing(
+    paths: SagePaths, begin: str, error: type[BaseException]
+) -> None:
     said: list[str] = []
 
     def interrupt(line: str) -> None:
         said.append(line)
-        if "starting" in line and line.startswith("llm-0"):
-            raise KeyboardInterrupt
+        if line.startswith(begin):
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         stack.start(config("ready"), paths, on_progress=interrupt, command=PROGRAM)
     assert not alive(pid_of(said))
     assert not paths.run_file.exists()
+    assert not list(paths.state.glob("effective*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_can_be_interrupted_like_ctrl_c(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), stack.interruptible():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stack.interruptible():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("drain_s", "drained"), [(0.0, False), (30.0, True)])
+def test_stop_waits_as_long_as_the_configuration_lets_it_drain(
+    paths: SagePaths, monkeypatch: pytest.MonkeyPatch, drain_s: float, drained: bool
+) -> None:
+    monkeypatch.setattr(stack, "_STOP_MARGIN_S", 0.0)
+    told = config("drains").model_copy(update={"gateway": GatewayConfig(drain_s=drain_s)})
+    stack.start(told, paths, on_progress=lambda _: None, command=PROGRAM)
+    assert stack.stop(paths)
+    assert (paths.state / "drained").exists() == drained
 
 
 def test_a_start_that_takes_too_long_is_given_up(paths: SagePaths) -> None:
@@ -217,6 +276,15 @@ def test_the_quick_configuration_keeps_what_was_set(paths: SagePaths) -> None:
     assert made.ports.gateway == 23456
     assert (made.engines[0].kind, made.engines[0].model) == ("vllm", "owner/name")
     assert not made.engines[0].random_weights
+
+
+def test_the_quick_llm_can_run_in_another_environment(paths: SagePaths) -> None:
+    llm, embed = stack.quick_config(
+        None, "vllm", paths, engine_python=Path(os.path.relpath(sys.executable))
+    ).engines
+    assert (llm.python, embed.python) == (os.path.abspath(os.path.relpath(sys.executable)), "")
+    with pytest.raises(NotFoundError, match="no Python interpreter at"):
+        stack.quick_config(None, "vllm", paths, engine_python=Path("no-such-python"))
 
 
 def test_a_missing_model_folder_is_refused(paths: SagePaths) -> None:

@@ -321,7 +321,7 @@ def test_an_unknown_model_is_not_found_and_the_models_are_named() -> None:
     core = make()
     with pytest.raises(NotFoundError, match=r"'x' does not exist; there are: m") as caught:
         core.check(chat_job("a", model="x"))
-    assert caught.value.param == "model"
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     with pytest.raises(NotFoundError, match="no engine is configured"):
         Core(load_policy("fifo"), Limits(), 10).check(chat_job("a"))
 

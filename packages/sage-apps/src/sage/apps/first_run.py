@@ -25,16 +25,23 @@ from sage.middleware.operators.documents import documents, find_documents
 __all__ = ["FirstRun", "Options", "Outcome", "Stack", "as_document", "next_steps"]
 
 DECISIONS = 1000
+SETTLE_S = 5.0
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to run. `docs` None is the project's own `docs`; `process_start` is in Unix seconds."""
+    """What to run. `docs` None is the project's own, `own_docs`; `process_start` is in Unix seconds.
+
+    `settle_s`: how long records of requests that are answered may lag behind.
+    """
 
     docs: Path | None
     questions: tuple[str, ...]
     keep: bool
     process_start: float
+    own_docs: Path = Path("docs")
+    settle_s: float = SETTLE_S
 
 
 class Stack(Protocol):
@@ -88,7 +95,7 @@ class FirstRun:
 
     def __init__(self, stack: Stack, options: Options, talk: Talk) -> None:
         self._stack, self._options, self._talk = stack, options, talk
-        self._docs = options.docs or Path("docs")
+        self._docs = options.docs or options.own_docs
         find_documents(self._docs)  # before anything is started
         self._questions = options.questions or self._choose()
 
@@ -157,17 +164,30 @@ class FirstRun:
         return {"chat": text, "random_weights": random_weights, "embedding_dimensions": dimensions}
 
     def _served(self, outcome: Outcome) -> list[Row]:
-        decisions = self._stack.decisions(DECISIONS)
+        decisions = self._settled()
         known = {decision.request_id: decision.outcome for decision in decisions}
         lost = [a.answer.request_id for a in outcome.answers if known.get(a.answer.request_id) != "done"]
         if lost:
             raise SageError(f"The control plane has no record of these requests as done: {', '.join(lost)}.")
-        failed = [d for d in decisions if d.outcome not in ("done", "running")]
+        failed = [d for d in decisions if d.outcome != "done"]
         if failed:
-            raise SageError(f"{len(failed)} requests were not served; the first: {failed[0].reason}.")
+            first = failed[0]
+            raise SageError(
+                f"{len(failed)} requests were not served; the first is {first.outcome}: {first.reason}."
+            )
         rows = summarise(decisions)
         self._talk.table(HEADINGS, [cells(row) for row in rows])
         return rows
+
+    def _settled(self) -> list[Decision]:
+        """The records once all are final: a client has its answer a moment before the times are noted."""
+        deadline = time.monotonic() + self._options.settle_s
+        while True:
+            decisions = self._stack.decisions(DECISIONS)
+            pending = any(d.outcome in ("waiting", "running") for d in decisions)
+            if not pending or time.monotonic() >= deadline:
+                return decisions
+            time.sleep(_POLL_S)
 
 
 def next_steps(keep: bool, base_url: str, key_file: Path) -> Sequence[str]:

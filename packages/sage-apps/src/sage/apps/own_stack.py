@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from sage.common.api import Decision, RunInfo
 from sage.common.config import SageConfig
@@ -48,7 +46,12 @@ class OwnStack:
 
 @contextmanager
 def own_stack(
-    model: str | None, engine: str, *, keep: bool, on_progress: Callable[[str], None]
+    model: str | None,
+    engine: str,
+    *,
+    keep: bool,
+    on_progress: Callable[[str], None],
+    engine_python: Path | None = None,
 ) -> Iterator[OwnStack]:
     """Make a stack for this command and stop it at the end; SIGTERM and SIGHUP end it like Ctrl-C.
 
@@ -61,9 +64,9 @@ def own_stack(
     if keep:
         _refuse_running(default)
     paths = default if keep else replace(default, state=default.state / f"{_PREFIX}{os.getpid()}")
-    made = OwnStack(stack.quick_config(model, engine, paths), paths)
+    made = OwnStack(stack.quick_config(model, engine, paths, engine_python=engine_python), paths)
     done = False
-    with _interruptible():
+    with stack.interruptible():
         try:
             yield made
             done = True
@@ -97,16 +100,3 @@ def _sweep(state: Path) -> None:
         except SageError:
             continue  # not what a stack of this version wrote: leave it to its owner
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -26,11 +26,15 @@ def command(
         str | None, typer.Option(help="Hub name or folder of the LLM; else a small one with random weights.")
     ] = None,
     engine: Annotated[LlmEngine, typer.Option(help="What runs the LLM.")] = LlmEngine.transformers,
+    engine_python: Annotated[
+        Path | None, typer.Option(help="Interpreter of another environment that has this engine.")
+    ] = None,
     question: Annotated[
         list[str] | None, typer.Option(help="Ask this instead; may be given several times.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    own_docs: Annotated[Path, typer.Option(hidden=True, help="The project's own documents.")] = Path("docs"),
 ) -> None:
     """Start engines and gateway, index documents, answer three questions, show who served what, stop.
 
@@ -42,9 +46,11 @@ def command(
     from sage.middleware.operators.documents import find_documents
 
     talk = Talk(data=not as_json)
-    options = Options(docs, tuple(question or ()), keep, _process_start())
-    find_documents(docs or Path("docs"))  # before a model is made or a stale stack is stopped
-    with own_stack(model, engine.value, keep=keep, on_progress=talk.say) as stack:
+    options = Options(docs, tuple(question or ()), keep, _process_start(), own_docs)
+    find_documents(docs or own_docs)  # before a model is made or a stale stack is stopped
+    with own_stack(
+        model, engine.value, keep=keep, on_progress=talk.say, engine_python=engine_python
+    ) as stack:
         outcome = FirstRun(stack, options, talk).run()
     if as_json:
         print(as_document(outcome))

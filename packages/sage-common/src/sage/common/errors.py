@@ -14,6 +14,7 @@ __all__ = [
     "ConflictError",
     "EngineError",
     "ForbiddenError",
+    "ModelNotFoundError",
     "NotFoundError",
     "OverloadedError",
     "RequestTooLargeError",
@@ -101,6 +102,12 @@ class NotFoundError(SageError):
     type = "invalid_request_error"
     status = 404
     exit_code = 5
+
+
+class ModelNotFoundError(NotFoundError):
+    """No engine serves a model of that name; the code is the one that OpenAI's clients know."""
+
+    code = "model_not_found"
 
 
 class ConflictError(SageError):

@@ -11,8 +11,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from sage.common.errors import BadRequestError, NotFoundError, SageError
+from sage.common.errors import (
+    BadRequestError,
+    ModelNotFoundError,
+    NotFoundError,
+    SageError,
+    UnavailableError,
+)
 from sage.common.version import VERSION
+from sage.gateway.edge import MethodError
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 
@@ -35,8 +42,13 @@ def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
     return app
 
 
-def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
-    """What the data plane serves beside the hot routes. `models` gives the OpenAI model objects of now."""
+def data_app(
+    models: Callable[[], Iterable[dict[str, Any]]], known: Callable[[], Iterable[str]] = tuple
+) -> FastAPI:
+    """What the data plane serves beside the hot routes.
+
+    `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet.
+    """
 
     async def index() -> dict[str, Any]:
         return {
@@ -49,13 +61,17 @@ def data_app(models: Callable[[], Iterable[dict[str, Any]]]) -> FastAPI:
         return {"object": "list", "data": list(models())}
 
     async def get_model(model: str) -> dict[str, Any]:
-        known = {entry["id"]: entry for entry in models()}
-        if model not in known:
-            raise NotFoundError(
-                f"There is no model {model!r}; there are: {', '.join(sorted(known)) or 'none yet'}.",
-                param="model",
+        ready = {entry["id"]: entry for entry in models()}
+        if model in ready:
+            return ready[model]
+        every = sorted({*ready, *known()})
+        if model in every:  # as a request for it is answered
+            raise UnavailableError(
+                f"No engine of the model {model!r} is ready.", param="model", retry_after=1.0
             )
-        return known[model]
+        raise ModelNotFoundError(
+            f"There is no model {model!r}; there are: {', '.join(every) or 'none'}.", param="model"
+        )
 
     return make_app("SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model})
 
@@ -82,9 +98,8 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
         return _json(
             NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}.")
         )
-    response = _json(
-        BadRequestError(f"{request.method} {request.url.path}: {error.detail}."), error.status_code
-    )
+    kind = MethodError if error.status_code == 405 else BadRequestError
+    response = _json(kind(f"{request.method} {request.url.path}: {error.detail}."), error.status_code)
     response.headers.update(error.headers or {})
     return response
 

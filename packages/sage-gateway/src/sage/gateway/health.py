@@ -18,12 +18,15 @@ from typing import Final
 
 import msgspec
 
+from sage.gateway.edge import hostname
+
 __all__ = ["Health", "Snapshot"]
 
 STALE_READY_S: Final = 5.0
 STALE_ALIVE_S: Final = 30.0
 READ_S: Final = 2.0
 MAX_HEAD: Final = 8192
+HOSTS: Final = (b"127.0.0.1", b"localhost", b"[::1]")  # another name leads here only by DNS rebinding
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,17 @@ class Health:
                 await writer.wait_closed()
 
     def _respond(self, head: bytes) -> tuple[int, bytes]:
-        method, _, rest = head.partition(b" ")
+        line, *fields = head.split(b"\r\n")
+        hosts = [
+            value.strip() for name, _, value in (f.partition(b":") for f in fields) if name.lower() == b"host"
+        ]
+        if len(hosts) != 1:
+            return 400, msgspec.json.encode({"status": "one Host header is needed"})
+        if hostname(hosts[0]) not in HOSTS:
+            return 403, msgspec.json.encode(
+                {"status": "host not allowed", "hosts": [h.decode() for h in HOSTS]}
+            )
+        method, _, rest = line.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
         if method != b"GET":
             return 405, msgspec.json.encode({"status": "method not allowed"})

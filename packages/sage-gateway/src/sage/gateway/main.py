@@ -11,16 +11,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import uvloop
 
+from sage.common import log as log_output
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.clock import SystemClock
 from sage.common.config import SageConfig
-from sage.common.errors import NotFoundError, SageError
+from sage.common.errors import ConfigError, NotFoundError, SageError
 from sage.common.paths import SagePaths
 from sage.common.settings import Loaded, load
 from sage.common.version import VERSION
@@ -113,7 +114,7 @@ class Gateway:
         limits = ParseLimits.of(gateway, self._config.control_plane)
         handler = DataPlane(self._control_plane, limits, TokenDecoder())
         settings = Settings(Edge(keys, hosts=gateway.allowed_hosts, bodies=bodies), handler)
-        return Listener(data_app(self._models), settings, on_beat=self._beat)
+        return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
 
     def _admin_listener(self, keys: KeyRing, loaded: Loaded) -> Listener:
         edge = Edge(keys, hosts=self._config.gateway.allowed_hosts, bodies={}, admin_only=True, hot={})
@@ -133,15 +134,17 @@ class Gateway:
             for model in self._control_plane.models()
         ]
 
+    def _known_models(self) -> set[str]:
+        """With those whose engines are not ready."""
+        return {engine.model for engine in self._control_plane.engines()}
+
     def _beat(self) -> None:
         self._health.publish(Snapshot(time.monotonic(), self._missing()))
 
     def _missing(self) -> tuple[str, ...]:
         if self._stopping:
             return ("the gateway is shutting down",)
-        return tuple(
-            _why(engine) for engine in self._pool.statuses() if engine.state not in ("ready", "degraded")
-        )
+        return not_ready(self._pool.statuses())
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -218,8 +221,9 @@ class Gateway:
         log.info("serving %s, admin %s, health %s", info.base_url, info.admin_url, info.health_url)
 
 
-def _why(engine: EngineStatus) -> str:
-    return f"engine {engine.name} is {engine.state}" + (f": {engine.detail}" if engine.detail else "")
+def not_ready(engines: Iterable[EngineStatus]) -> tuple[str, ...]:
+    """The engines that get no work, for callers without a key: `detail` with its paths is the admin API's."""
+    return tuple(f"engine {one.name} is {one.state}" for one in engines if one.state != "ready")
 
 
 def _port(sock: socket.socket) -> int:
@@ -286,15 +290,30 @@ def _flags(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def configure_logs(env: Mapping[str, str]) -> None:
+    """Logs to stderr, redacted, by `SAGE_LOG_LEVEL` and `SAGE_LOG_STYLE`. Raises ConfigError for a value
+    that is neither.
+    """
+    level = _choice(env, "SAGE_LOG_LEVEL", ("info", "debug", "warning", "error"))
+    style = _choice(env, "SAGE_LOG_STYLE", get_args(log_output.LogStyle))
+    log_output.configure(level, style=cast(log_output.LogStyle, style))
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of its life is said here
+
+
+def _choice(env: Mapping[str, str], name: str, valid: Sequence[str]) -> str:
+    """The value of a variable; the first valid one if it is not set."""
+    value = env.get(name, "").lower() or valid[0]
+    if value not in valid:
+        raise ConfigError(f"env {name}: found {value!r}, valid is one of {', '.join(valid)}.")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the serving process; the exit code is that of the error which stopped it, 0 after a signal."""
     options = _arguments(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it says of its life is said here
     paths = SagePaths.default()
     try:
+        configure_logs(os.environ)
         loaded = load(_flags(options), options.config, cwd=Path.cwd(), env=os.environ, paths=paths)
         if loaded.config.state_dir is not None:
             paths = dataclasses.replace(paths, state=loaded.config.state_dir.expanduser().resolve())

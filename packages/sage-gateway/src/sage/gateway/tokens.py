@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sage.common.errors import UnavailableError
@@ -11,9 +15,11 @@ from sage.common.errors import UnavailableError
 if TYPE_CHECKING:
     from tiktoken import Encoding
 
-__all__ = ["TokenDecoder", "holds_token_ids"]
+__all__ = ["TokenDecoder", "holds_token_ids", "table_file"]
 
 ENCODING: Final = "cl100k_base"
+FILE: Final = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"  # its name in tiktoken's cache
+SHA256: Final = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 _IDS: Final = re.compile(rb'"input"\s*:\s*\[\s*(?:\[\s*)?\d')
 
 
@@ -23,29 +29,22 @@ def holds_token_ids(body: bytes) -> bool:
 
 
 class TokenDecoder:
-    """Decodes `cl100k_base`, and loads its tables when it is first needed."""
+    """Decodes `cl100k_base`, and loads its table when it is first needed; from disk only."""
 
     def __init__(self, source: Callable[[str], Encoding] | None = None) -> None:
-        """`source` gives an encoding by name; tiktoken's own by default."""
+        """`source` gives an encoding by name; that of tiktoken's cache by default."""
         self._source = source
         self._encoding: Encoding | None = None
 
     @property
     def loaded(self) -> bool:
-        """Whether the tables are in memory."""
+        """Whether the table is in memory."""
         return self._encoding is not None
 
     def load(self) -> Encoding:
-        """Load the tables: about a second, so not on the event loop. Raises UnavailableError without them."""
+        """Load the table: about a second, so not on the event loop. Raises UnavailableError without it."""
         if self._encoding is None:
-            try:
-                self._encoding = (self._source or _tiktoken())(ENCODING)
-            except Exception as error:  # a client library's network error of any kind
-                raise UnavailableError(
-                    f"Token ids cannot be decoded: the table {ENCODING} is not on this machine.",
-                    hint="Send strings, or set TIKTOKEN_CACHE_DIR to a folder that holds it and restart.",
-                    param="input",
-                ) from error
+            self._encoding = (self._source or _from_disk)(ENCODING)
         return self._encoding
 
     def __call__(self, tokens: list[int]) -> str:
@@ -60,8 +59,39 @@ class TokenDecoder:
             raise ValueError(f"{error} is not a token of {ENCODING}") from error
 
 
-def _tiktoken() -> Callable[[str], Encoding]:
-    import tiktoken  # its import takes longer than the start of the gateway should
+def table_file(env: Mapping[str, str]) -> Path | None:
+    """Where tiktoken keeps the table, by its own rules; None when its cache is turned off."""
+    usual = str(Path(tempfile.gettempdir(), "data-gym-cache"))
+    folder = env.get("TIKTOKEN_CACHE_DIR", env.get("DATA_GYM_CACHE_DIR", usual))
+    return Path(folder, FILE) if folder else None
 
-    source: Callable[[str], Encoding] = tiktoken.get_encoding
-    return source
+
+def _from_disk(name: str) -> Encoding:
+    """The encoding from tiktoken's cache. A request never makes tiktoken download it."""
+    try:
+        import tiktoken  # its import takes longer than the start of the gateway should
+    except ImportError as error:
+        raise UnavailableError(
+            "Token ids cannot be decoded: tiktoken is not installed.",
+            hint="Send strings, or install sage-gateway[tokens] (sage-stack[cpu] has it) and restart.",
+            param="input",
+        ) from error
+    if not _is_table(table_file(os.environ)):
+        raise _without_table()
+    return tiktoken.get_encoding(name)
+
+
+def _is_table(file: Path | None) -> bool:
+    """Whether it is there and whole; tiktoken would replace a damaged one by a download."""
+    try:
+        return file is not None and hashlib.sha256(file.read_bytes()).hexdigest() == SHA256
+    except OSError:
+        return False
+
+
+def _without_table() -> UnavailableError:
+    return UnavailableError(
+        f"Token ids cannot be decoded: the table {ENCODING} is not on this machine.",
+        hint="Send strings, or fetch it once into TIKTOKEN_CACHE_DIR as docs/api.md says and restart.",
+        param="input",
+    )

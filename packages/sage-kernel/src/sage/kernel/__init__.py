@@ -1,4 +1,9 @@
-"""Layer 3: declarative dataflow plans and the runtime that runs them."""
+"""Layer 3: declarative dataflow plans and the runtime that runs them.
+
+The runtime is imported when it is first asked for: who only builds or checks a plan needs no event loop.
+"""
+
+from typing import TYPE_CHECKING
 
 from sage.kernel.flow import Flow, Keyed, Stream
 from sage.kernel.options import Batch, Failure, Part, Retry, Use, use
@@ -6,10 +11,12 @@ from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Sink, Source
 from sage.kernel.registry import Registry, default_registry, operator
-from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
-from sage.kernel.runtime.local import LocalEnvironment
-from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
 from sage.kernel.serial import flow_schema
+
+if TYPE_CHECKING:
+    from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
+    from sage.kernel.runtime.local import LocalEnvironment
+    from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
 
 __all__ = [
     "Batch",
@@ -40,3 +47,24 @@ __all__ = [
     "parse_yaml",
     "use",
 ]
+
+_RUNTIME = {
+    "Job": "job",
+    "LocalEnvironment": "local",
+    "OperatorError": "report",
+    "OperatorReport": "report",
+    "ReplyError": "job",
+    "ReplyStream": "job",
+    "RunReport": "report",
+}
+
+
+if not TYPE_CHECKING:  # else a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        if name not in _RUNTIME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"sage.kernel.runtime.{_RUNTIME[name]}"), name)
+        return value

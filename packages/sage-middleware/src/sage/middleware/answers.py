@@ -16,6 +16,7 @@ from sage.common.errors import (
     ConflictError,
     EngineError,
     ForbiddenError,
+    ModelNotFoundError,
     NotFoundError,
     OverloadedError,
     RequestTooLargeError,
@@ -30,22 +31,21 @@ from sage.middleware.engines.sse import Splitter, data_of
 
 __all__ = ["ChatReader", "Patience", "error_from", "read_embeddings"]
 
-_BY_STATUS: dict[int, type[SageError]] = {
-    kind.status: kind
-    for kind in (
-        BadRequestError,
-        UnauthorizedError,
-        ForbiddenError,
-        NotFoundError,
-        ConflictError,
-        RequestTooLargeError,
-        OverloadedError,
-        EngineError,
-        UnavailableError,
-        TimedOutError,
-    )
-}
-_BY_CODE: dict[str, type[SageError]] = {kind.code: kind for kind in _BY_STATUS.values()}
+_KINDS: tuple[type[SageError], ...] = (
+    BadRequestError,
+    UnauthorizedError,
+    ForbiddenError,
+    ModelNotFoundError,
+    NotFoundError,
+    ConflictError,
+    RequestTooLargeError,
+    OverloadedError,
+    EngineError,
+    UnavailableError,
+    TimedOutError,
+)
+_BY_STATUS = {kind.status: kind for kind in _KINDS}  # of two with one status, the more general is last
+_BY_CODE = {kind.code: kind for kind in _KINDS}
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0

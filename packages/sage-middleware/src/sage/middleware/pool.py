@@ -25,6 +25,7 @@ __all__ = ["EnginePool", "Processes"]
 log: Final = logging.getLogger("sage.middleware.pool")
 
 GRACE_S: Final = 3.0  # after the first failed start, for others that fail too
+KEYS: Final = ("SAGE_API_KEY", "OPENAI_API_KEY")  # of the clients that share our environment
 POLL_S: Final = 2.0  # between two looks at an engine that somebody else runs
 
 
@@ -161,9 +162,16 @@ class EnginePool:
             port = member.lease.port
         service = member.kind.service(config, port, member.cores)
         if service is not None:
-            member.service = replace(service, log=self._logs / f"{config.name}.log")
+            env = {**self._no_keys(), **service.env}
+            member.service = replace(service, log=self._logs / f"{config.name}.log", env=env)
         member.url = config.url or f"http://{LOOPBACK}:{port}"
         member.engine = member.kind.connect(config, member.url)
+
+    def _no_keys(self) -> dict[str, str]:
+        """No engine's process needs the keys that this one has; an empty variable counts as none."""
+        return dict.fromkeys(
+            (*KEYS, *(one.api_key_env for one in self._config.engines if one.api_key_env)), ""
+        )
 
     async def _start_all(self) -> None:
         """Raises as soon as one fails, with those that fail at about the same time."""

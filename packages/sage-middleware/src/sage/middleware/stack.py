@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import secrets
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.config import EngineConfig, PortsConfig, SageConfig
-from sage.common.errors import ConflictError, SageError, UnauthorizedError, UnreachableError
+from sage.common.errors import ConflictError, NotFoundError, SageError, UnauthorizedError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.common.ports import is_free
 from sage.middleware.admin import AdminClient
@@ -19,29 +23,38 @@ from sage.platform.runs import read_run, recorded_run
 from sage.platform.service.logs import LogMark
 from sage.platform.state import explain, read_secret, write_atomic
 
-__all__ = ["admin_client", "client_key", "quick_config", "read_run", "start", "stop"]
+__all__ = ["admin_client", "client_key", "interruptible", "quick_config", "read_run", "start", "stop"]
 
 GATEWAY = (sys.executable, "-m", "sage.gateway")
 _POLL_S = 0.1
 _KILL_AFTER_S = 10.0
+_STOP_MARGIN_S = 15.0  # beside the drain: for the engines and the admin API
 _REASON_LINES = 3
 
 
 def quick_config(
-    model: str | None, engine: str, paths: SagePaths, *, base: SageConfig | None = None
+    model: str | None,
+    engine: str,
+    paths: SagePaths,
+    *,
+    engine_python: Path | None = None,
+    base: SageConfig | None = None,
 ) -> SageConfig:
     """A stack that needs no configuration file: one LLM engine `llm-0` and one embedding engine `embed-0`.
 
     `model` is a hub name or a folder; None makes a small random-weight model once under the cache directory.
+    `engine_python` is the interpreter of another environment, in which the LLM engine is installed.
     Everything else comes from `base`. Default ports that are in use are replaced by free ones.
-    Raises NotFoundError for a folder that holds no model.
+    Raises NotFoundError for a folder that holds no model, and for an interpreter that is not there.
     """
+    python = _interpreter(engine_python) if engine_python else ""
     found = resolve(model or RANDOM, paths.cache)
     llm = EngineConfig(
         name="llm-0",
         kind=engine,
         model=found.path_or_id,
         served_as=found.served_as,
+        python=python,
         random_weights=found.random_weights,
     )
     embed = EngineConfig(
@@ -64,7 +77,8 @@ def start(
     `on_progress` gets one line per change. `command` is the serving program, called with `--config FILE
     --state-dir DIR`; it has `gateway_timeout` seconds beside what its slowest engine may take. Raises
     ConflictError when a stack already runs here, and SageError with the reason from the log when this one
-    does not come up; then nothing of it is left running.
+    does not come up; then nothing of it is left running. Of two that start at once one wins, as one process
+    owns the state directory; the other fails and leaves the winner's files alone.
     """
     try:
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,36 +86,42 @@ def start(
     except OSError as exc:
         raise explain(exc, paths.state) from exc
     _refuse_second(paths)
-    file = paths.state / "effective.yaml"
-    write_atomic(file, json.dumps(config.model_dump(mode="json"), indent=2).encode())  # JSON is YAML
+    # Under a name of its own: two starts may run at once, and only the one that comes up may be `effective`.
+    draft = paths.state / f"effective-{secrets.token_hex(4)}.yaml"
+    write_atomic(draft, json.dumps(config.model_dump(mode="json"), indent=2).encode())  # JSON is YAML
     log = paths.logs / "gateway.log"
     mark = LogMark.now(log)
-    argv = (*command, "--config", str(file), "--state-dir", str(paths.state))
-    pid = spawn(argv, log)
-    on_progress(f"gateway: starting (pid {pid}, log {log})")
     patience = gateway_timeout + max((e.start_timeout_s for e in config.engines), default=0.0)
+    pid = 0
     try:
-        return _wait_ready(pid, paths, time.monotonic() + patience, on_progress)
+        pid = spawn((*command, "--config", str(draft), "--state-dir", str(paths.state)), log)
+        on_progress(f"gateway: starting (pid {pid}, log {log})")
+        run = _wait_ready(pid, paths, time.monotonic() + patience, on_progress)
+        draft.replace(_effective(paths))
     except BaseException as exc:
-        terminate(pid, _KILL_AFTER_S)
-        paths.run_file.unlink(missing_ok=True)
+        if pid:
+            terminate(pid, _KILL_AFTER_S)
+            _forget(paths, pid)
+        draft.unlink(missing_ok=True)
         if isinstance(exc, _DiedError):
             raise SageError(_reason(mark.text()), hint=f"The whole log is {log}.") from None
         raise
+    return run
 
 
-def stop(paths: SagePaths, *, grace: float = 45.0) -> bool:
+def stop(paths: SagePaths, *, grace: float | None = None) -> bool:
     """Stop the stack of this state directory: True once it is gone, False when none ran.
 
-    It gets `grace` seconds to finish its streams (SIGTERM), then SIGKILL. A stale `run.json` is removed.
+    It gets `grace` seconds to finish its streams (SIGTERM), then SIGKILL; None is what its configuration
+    gives it to drain, and some more to end its engines. A stale `run.json` is removed.
     """
     run = recorded_run(paths)
     if run is None:
         return False
     ran = alive(run.pid, run.started_at)
     if ran:
-        terminate(run.pid, grace, run.started_at)
-    paths.run_file.unlink(missing_ok=True)
+        terminate(run.pid, _grace(paths) if grace is None else grace, run.started_at)
+    _forget(paths, run.pid)
     return ran
 
 
@@ -115,6 +135,25 @@ def client_key(paths: SagePaths) -> str:
     return read_secret(paths.default_key_file)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is inside like Ctrl-C, so that it can clean up. Main thread only.
+
+    A signal that is ignored, as SIGHUP below `nohup`, stays so.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # ---- start -------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +164,26 @@ def _refuse_second(paths: SagePaths) -> None:
             f"A stack already runs for {paths.state} (pid {run.pid}, {run.base_url}).",
             hint="Use it, or stop it with `sage down`.",
         )
-    paths.run_file.unlink(missing_ok=True)
+
+
+def _forget(paths: SagePaths, pid: int) -> None:
+    """Remove `run.json` if it speaks of this process, not of another one that came since."""
+    run = recorded_run(paths)
+    if run is not None and run.pid == pid:
+        paths.run_file.unlink(missing_ok=True)
+
+
+def _effective(paths: SagePaths) -> Path:
+    return paths.state / "effective.yaml"
+
+
+def _grace(paths: SagePaths) -> float:
+    """How long the running stack may take to stop."""
+    try:
+        config = SageConfig.model_validate_json(_effective(paths).read_bytes())
+    except (OSError, ValueError):
+        config = SageConfig()  # not started by `start`, or by another version: what is usual
+    return config.gateway.drain_s + _STOP_MARGIN_S
 
 
 class _DiedError(Exception):
@@ -137,8 +195,8 @@ def _wait_ready(pid: int, paths: SagePaths, deadline: float, on_progress: Callab
     while time.monotonic() < deadline:
         if not alive(pid):
             raise _DiedError
-        engines = _engines(paths)
-        if engines is not None:
+        run, engines = _look(pid, paths)
+        if run is not None:
             for engine in engines:
                 _report(engine, seen, on_progress)
             failed = [e for e in engines if e.state == "failed"]
@@ -149,8 +207,8 @@ def _wait_ready(pid: int, paths: SagePaths, deadline: float, on_progress: Callab
                     ),
                     hint=f"Its log is in {paths.logs}.",
                 )
-            if all(e.state in ("ready", "degraded") for e in engines):
-                return read_run(paths)
+            if all(e.state == "ready" for e in engines):
+                return run
         time.sleep(_POLL_S)
     waiting = ", ".join(f"{name} {state}" for name, state in seen.items()) or "gateway not listening"
     raise SageError(
@@ -159,12 +217,16 @@ def _wait_ready(pid: int, paths: SagePaths, deadline: float, on_progress: Callab
     )
 
 
-def _engines(paths: SagePaths) -> list[EngineStatus] | None:
-    """None while the gateway does not listen yet."""
+def _look(pid: int, paths: SagePaths) -> tuple[RunInfo | None, list[EngineStatus]]:
+    """Where process `pid` listens and its engines; None while it does not, whoever else may."""
     try:
-        return admin_client(paths).engines().engines
+        run = read_run(paths)
+        if run.pid != pid:
+            return None, []
+        token = read_secret(paths.admin_token_file)
+        return run, AdminClient(run, token).engines().engines
     except (UnreachableError, UnauthorizedError):
-        return None
+        return None, []
 
 
 def _report(engine: EngineStatus, seen: dict[str, str], on_progress: Callable[[str], None]) -> None:
@@ -183,6 +245,17 @@ def _reason(said: str) -> str:
     if errors:
         return errors[-1][len("error:") :].strip()
     return "The gateway ended before it was ready: " + " / ".join(lines[-_REASON_LINES:])
+
+
+def _interpreter(python: Path) -> str:
+    """Its absolute path, links kept: an environment is known by the link in its own `bin`."""
+    path = python.expanduser().absolute()
+    if not path.is_file():
+        raise NotFoundError(
+            f"There is no Python interpreter at {path}.",
+            hint="Name the one of the environment that has the engine, such as .venv-vllm/bin/python.",
+        )
+    return str(path)
 
 
 def _free_ports(ports: PortsConfig) -> PortsConfig:

@@ -13,6 +13,7 @@ __all__ = ["check_lock", "check_namespace", "check_pins", "normalized"]
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(.*?)\s*(?:;.*)?$")
 _CUDA = re.compile(r"^(nvidia-(?!ml-py)|cuda|cupy|triton$|pytorch-triton|.*-cu\d{2})")
+_ELSEWHERE = ("vllm", "ray")  # extras that the cpu profile leaves out
 _LOCK = Path("requirements/cpu.txt")
 _EXACT = re.compile(r"^[a-z0-9][a-z0-9-]*==[^\s;]+$")
 
@@ -80,11 +81,12 @@ def check_lock(tree: Tree) -> list[Finding]:
 
 
 def _direct(data: dict[str, Any]) -> set[str]:
-    """Normalised names of what a package requires for the cpu profile, its build included."""
+    """Normalised names of what a package requires in the cpu profile, which is all but `_ELSEWHERE`."""
     project = data["project"]
-    extras = project.get("optional-dependencies", {})
-    wanted = [*project.get("dependencies", []), *extras.get("cpu", []), *extras.get("dev", [])]
-    wanted += data["build-system"]["requires"]
+    wanted = [*project.get("dependencies", []), *data["build-system"]["requires"]]
+    for extra, needs in project.get("optional-dependencies", {}).items():
+        if extra not in _ELSEWHERE:
+            wanted += needs
     return {normalized(match[1]) for text in wanted if (match := _REQUIREMENT.match(str(text)))}
 
 

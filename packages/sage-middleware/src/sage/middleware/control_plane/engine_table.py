@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sage.common.api import EngineState
-from sage.common.errors import BadRequestError, NotFoundError
+from sage.common.errors import BadRequestError, ModelNotFoundError
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Capability, EngineSpec
@@ -132,12 +132,12 @@ class EngineTable:
         return max(1.0, min(probes, default=1.0))
 
     def check(self, job: Job) -> None:
-        """Raise NotFoundError for an unknown model, BadRequestError for what no engine with it can do."""
+        """Raise ModelNotFoundError, or BadRequestError for what no engine of the model can do."""
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]
         if not of_model:
             models = sorted({load.spec.model for load in self._engines.values()})
             known = f"there are: {', '.join(models)}" if models else "no engine is configured"
-            raise NotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
+            raise ModelNotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
         if any(job.needs <= spec.capabilities for spec in of_model):
             return
         fewest = min((sorted(job.needs - spec.capabilities) for spec in of_model), key=len)

@@ -8,7 +8,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, source_of
+from sage.middleware.engines.launch import describe, environment, log_file, require, source_of
 from sage.middleware.engines.port import Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 
@@ -29,6 +29,7 @@ class EmbeddingKind:
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
         """One process with as many threads as it has cores."""
+        require(config, "sentence_transformers", "cpu")
         source = source_of(config)
         argv = [
             sys.executable,

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from sage.common.errors import BadRequestError, EngineError, NotFoundError, SageError
+from sage.common.errors import BadRequestError, EngineError, ModelNotFoundError, NotFoundError, SageError
 from sage.middleware.engines.batching import Item, Work, plan, take
 from sage.middleware.engines.server import Exchange, ServerProtocol
 
@@ -228,7 +228,7 @@ class EmbeddingApp:
         except msgspec.DecodeError as error:
             raise BadRequestError(f"The body is not an embeddings request: {error}.") from error
         if body.model != self._served_as:
-            raise NotFoundError(
+            raise ModelNotFoundError(
                 f"There is no model {body.model!r}; there is {self._served_as!r}.", param="model"
             )
         if body.encoding_format not in ("float", "base64"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from sage.common.config import EngineConfig
+from sage.common.errors import ConfigError
 from sage.common.paths import SagePaths
 from sage.middleware.engines.port import Capability, EngineSpec
 from sage.middleware.models import RANDOM, ModelSource, resolve, served_name
 
-__all__ = ["describe", "environment", "log_file", "option", "source_of"]
+__all__ = ["describe", "environment", "log_file", "option", "require", "source_of"]
 
 
 def describe(config: EngineConfig, capabilities: frozenset[Capability]) -> EngineSpec:
@@ -23,6 +25,15 @@ def describe(config: EngineConfig, capabilities: frozenset[Capability]) -> Engin
         max_running=config.max_running,
         random_weights=config.random_weights or config.model == RANDOM,
     )
+
+
+def require(config: EngineConfig, package: str, extra: str) -> None:
+    """Raise ConfigError when the engine is to run in this environment, which does not hold `package`."""
+    if not config.python and find_spec(package) is None:
+        raise ConfigError(
+            f"Engine {config.name}: {package} is not installed in this environment.",
+            hint=f"Install sage-stack[{extra}], or name by `python:` the interpreter of one that has it.",
+        )
 
 
 def source_of(config: EngineConfig) -> ModelSource:

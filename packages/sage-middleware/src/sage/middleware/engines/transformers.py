@@ -24,7 +24,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import BadRequestError, EngineError
 from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, option, source_of
+from sage.middleware.engines.launch import describe, environment, log_file, option, require, source_of
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec, Route, Usage
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.sse import DONE, Splitter, data_of
@@ -77,6 +77,7 @@ class TransformersKind:
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
         """The serving process. `args` come last, so that `--cb-num-blocks N` there wins."""
+        require(config, "transformers", "cpu")
         source = source_of(config)
         argv = [config.python or sys.executable, "-m", "transformers.cli.transformers", "serve"]
         argv += [source.path_or_id, "--continuous-batching", "--host", "127.0.0.1", "--port", str(port)]

