@@ -66,7 +66,7 @@ def test_an_unknown_choice_names_the_valid_ones(name: str) -> None:
 
 def engine(**fields: Any) -> EngineStatus:
     usual = {"name": "llm-0", "kind": "vllm", "model": "m", "url": "", "running": 0, "max_running": 1}
-    counts = {"served": 0, "failed": 0, "random_weights": False}
+    counts = {"task": "generate", "served": 0, "failed": 0, "random_weights": False}
     return EngineStatus(**{**usual, **counts, **fields})
 
 
