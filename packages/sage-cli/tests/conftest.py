@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 ENGINES = [
-    {"name": "llm-0", "kind": "transformers", "model": "tiny", "random_weights": True},
-    {"name": "embed-0", "kind": "embedding", "model": "minilm", "random_weights": False},
+    {"name": "llm-0", "kind": "transformers", "model": "tiny", "random_weights": True, "task": "generate"},
+    # A kind that says nothing of its task: what an engine does is told by `task` alone.
+    {"name": "embed-0", "kind": "vllm", "model": "minilm", "random_weights": False, "task": "embed"},
 ]
 
 

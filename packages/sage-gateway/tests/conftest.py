@@ -235,7 +235,8 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         edge = Edge(
             keys.ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT)
         )
-        app = data_app(lambda: [{"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}])
+        tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
+        app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"])
         listener = Listener(app, Settings(edge, handler, **settings))
         port = sock.getsockname()[1]
         front = Front(keys, handler, listener, port, asyncio.create_task(listener.serve([sock])))

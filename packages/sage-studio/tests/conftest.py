@@ -24,7 +24,8 @@ TOKEN = "sk-sage-admin.secret"
 
 def engine(name: str, **changes: Any) -> EngineStatus:
     base = {"name": name, "kind": "transformers", "model": "tiny", "state": "ready", "max_running": 8}
-    return EngineStatus.model_validate({**base, "url": "http://127.0.0.1:1", **changes})
+    fixed = {"task": "generate", "url": "http://127.0.0.1:1"}
+    return EngineStatus.model_validate({**base, **fixed, **changes})
 
 
 def decision(number: int, **changes: Any) -> Decision:
@@ -55,7 +56,9 @@ class Admin:
     engines: list[EngineStatus] = field(
         default_factory=lambda: [
             engine("llm-0", random_weights=True, running=3, served=128, cores=[0]),
-            engine("embed-0", kind="embedding", model="all-MiniLM-L6-v2", served=942, cores=[1]),
+            engine(
+                "embed-0", kind="embedding", task="embed", model="all-MiniLM-L6-v2", served=942, cores=[1]
+            ),
         ]
     )
     decisions: list[Decision] = field(

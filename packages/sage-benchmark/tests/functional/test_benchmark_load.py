@@ -107,7 +107,7 @@ class Admin:
 
     def engines(self) -> EngineList:
         engine = EngineStatus(
-            name="llm-0", kind="transformers", model="tiny", state="ready", url="http://127.0.0.1:1",
+            name="llm-0", kind="transformers", model="tiny", task="generate", state="ready", url="http://127.0.0.1:1",
             max_running=4, random_weights=True,
         )  # fmt: skip
         return EngineList(engines=[engine])

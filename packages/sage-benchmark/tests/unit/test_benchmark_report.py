@@ -28,6 +28,7 @@ def engine(**changes: Any) -> EngineStatus:
         "name": "llm-0",
         "kind": "transformers",
         "model": "tiny",
+        "task": "generate",
         "state": "ready",
         "url": "http://127.0.0.1:1",
     }

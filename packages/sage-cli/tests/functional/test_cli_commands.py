@@ -47,7 +47,7 @@ def status() -> dict[str, Any]:
         "version": "26.11.0",
         "uptime_s": 61.4,
         "policy": "least_load",
-        "engines": [{**engine, "max_running": 4, "running": 2, "random_weights": True}],
+        "engines": [{**engine, "task": "generate", "max_running": 4, "running": 2, "random_weights": True}],
         "queues": [{**queue, "completed": 7, "failed": 0}],
     }
 
@@ -130,7 +130,7 @@ def test_status_as_text_and_as_json(running: Run, stack: Any) -> None:
 def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -> None:
     stack.stream("/v1/chat/completions", *CHAT)
     done = running("chat", "Hi", "--system", "Be brief.", "--max-tokens", "8")
-    assert (done.returncode, done.stdout) == (0, "Hello, wörld\n")
+    assert (done.returncode, done.stdout) == (0, "[RANDOM-WEIGHTS] Hello, wörld\n")
     assert "RANDOM-WEIGHTS" in done.stderr
     assert "`sage explain req-1`" in done.stderr
     _, _, key, body = stack.asked[-1]
@@ -150,7 +150,7 @@ def test_chat_reads_a_pipe_and_writes_ndjson(running: Run, stack: Any) -> None:
     done = running("chat", "--json", stdin="first\nsecond\n")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["text"] for line in lines[:-1]] == ["Hello, ", "wörld"]
-    assert all(line["random_weights"] for line in lines[:-1])
+    assert all(line["random_weights"] is True for line in lines)
     assert lines[-1]["usage"]["completion_tokens"] == 2
     assert lines[-1]["request_id"] == "req-1"
     assert stack.asked[-1][3]["messages"][0]["content"] == "first\nsecond"
@@ -160,7 +160,7 @@ def test_a_stream_that_breaks_off_is_a_failure(running: Run, stack: Any) -> None
     stack.answer("POST", "/v1/chat/completions", b'data: {"choices": [{"delta": {"content": "He"}}]}\n\n')
     done = running("chat", "Hi")
     assert done.returncode == 1
-    assert done.stdout.startswith("He")
+    assert done.stdout.startswith("[RANDOM-WEIGHTS] He")
     assert "error: The answer broke off before its end." in done.stderr
 
 
@@ -210,6 +210,75 @@ def test_down_ends_the_process_and_forgets_it(running: Any) -> None:
     done = running("down")
     assert (done.returncode, done.stderr) == (0, "stopped\n"), pid
     assert not (running.state / "run.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("--quiet", "status")])
+def test_a_broken_local_file_keeps_nobody_from_the_stack(
+    running: Any, stack: Any, arguments: tuple[str, ...]
+) -> None:
+    stack.answer("GET", "/admin/v1/status", status())
+    (running.home / "sage.yaml").write_text("ports: {gatway: 1}\n")
+    found = running(*arguments)
+    assert (found.returncode, "llm-0" in found.stdout) == (0, True)
+    assert found.stderr.startswith("warning: ")
+    assert "gatway" in found.stderr
+    assert f"looking in {running.state}." in found.stderr
+    assert running("chat", "Hi").returncode == 2
+    assert running("down").stderr.endswith("stopped\n")
+
+
+def test_a_broken_file_that_was_named_is_refused(running: Any) -> None:
+    (running.home / "mine.yaml").write_text("ports: {gatway: 1}\n")
+    assert running("down", "--config", "mine.yaml").returncode == 2
+    assert (running.state / "run.json").exists()
+
+
+def test_the_fallback_heeds_the_environment(sage: Any, tmp_path: Any) -> None:
+    sage.home.mkdir()
+    (sage.home / "sage.yaml").write_text("nonsense: 1\n")
+    sage.env["SAGE_STATE_DIR"] = str(tmp_path / "elsewhere")
+    assert f"nothing was running for {tmp_path / 'elsewhere'}" in sage("down").stderr
+
+
+def test_a_stack_is_found_by_the_configuration_it_was_started_with(running: Any, stack: Any) -> None:
+    moved = running.home / "moved"
+    running.state.rename(moved)
+    (running.home / "mine.yaml").write_text(f"state_dir: {moved}\n")
+    named = ("--config", "mine.yaml")
+    stack.answer("GET", "/admin/v1/status", status())
+    stack.answer("GET", "/admin/v1/policy", {"name": "fifo", "available": ["fifo"]})
+    stack.answer("PUT", "/admin/v1/policy", {"name": "fifo", "available": ["fifo"]})
+    stack.answer("GET", "/admin/v1/decisions/req-1", DECISION)
+    stack.answer("POST", "/v1/embeddings", {"data": [{"embedding": [1.0]}]})
+    stack.stream("/v1/chat/completions", *CHAT)
+    asked = (
+        ("chat", "hi"),
+        ("embed", "hi"),
+        ("explain", "req-1"),
+        ("policy", "show"),
+        ("policy", "set", "fifo"),
+    )
+    for arguments in (*asked, ("status",)):
+        assert running(*arguments).returncode == 3
+        assert running(*arguments, *named).returncode == 0, arguments
+    assert f"pid {json.loads((moved / 'run.json').read_text())['pid']}" in running("doctor", *named).stdout
+    assert running("down", *named).stderr == "stopped\n"
+
+
+@pytest.mark.parametrize("option", [("--engine", "vllm"), ("--engine-python", "python3")])
+def test_an_engine_beside_a_configuration_that_has_engines_is_refused(
+    sage: Any, option: tuple[str, str]
+) -> None:
+    sage("config", "init")
+    done = sage("up", *option)
+    assert done.returncode == 2
+    assert "names its engines" in done.stderr
+
+
+def test_an_interpreter_that_is_not_there_is_refused(sage: Any) -> None:
+    done = sage("up", "--engine", "vllm", "--engine-python", "no/python")
+    assert done.returncode == 5
+    assert f"no Python interpreter at {sage.home / 'no/python'}" in done.stderr
 
 
 def test_an_interrupt_exits_130(running: Any, stack: Any) -> None:

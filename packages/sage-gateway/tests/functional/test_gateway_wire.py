@@ -381,3 +381,18 @@ async def test_an_admin_after_a_key_on_one_connection_is_an_admin(front: Any) ->
         await wire.send(front.post(b'{"n": 1}', authorization=f"Bearer {key}"))
         assert (await wire.answer()).status == 200
     assert [request.admission.principal.admin for request in front.handler.requests] == [False, True, False]
+
+
+async def test_another_method_on_a_route_of_the_application(front: Any) -> None:
+    answer = await front.ask(front.request("DELETE", "/v1/models"))
+    assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET"
+
+
+async def test_a_model_that_is_known_and_not_served_yet(front: Any) -> None:
+    served = await front.ask(front.request("GET", "/v1/models/org/tiny"))
+    coming = await front.ask(front.request("GET", "/v1/models/org/coming"))
+    never = await front.ask(front.request("GET", "/v1/models/org/none"))
+    assert (served.status, coming.status, never.status) == (200, 503, 404)
+    assert coming.error["code"] == "engine_unavailable"
+    assert "org/coming, org/tiny" in never.error["message"]

@@ -66,12 +66,12 @@ def test_an_unknown_choice_names_the_valid_ones(name: str) -> None:
 
 def engine(**fields: Any) -> EngineStatus:
     usual = {"name": "llm-0", "kind": "vllm", "model": "m", "url": "", "running": 0, "max_running": 1}
-    counts = {"served": 0, "failed": 0, "random_weights": False}
+    counts = {"task": "generate", "served": 0, "failed": 0, "random_weights": False}
     return EngineStatus(**{**usual, **counts, **fields})
 
 
 def test_what_is_missing_names_the_state_and_no_detail() -> None:
-    secret = "exited with code 1; last log line: /home/someone/models is gone"
+    secret = "exited with code 1; last log line: the folder of models is gone"
     engines = [
         engine(name=state, state=state, detail=secret)
         for state in ("ready", "degraded", "failed", "starting")

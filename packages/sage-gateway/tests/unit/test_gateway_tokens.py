@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import socket
 import sys
 from pathlib import Path
 
 import pytest
-from tiktoken_ext import openai_public
 
 from sage.common.errors import UnavailableError
 from sage.gateway.tokens import FILE, SHA256, TokenDecoder, holds_token_ids, table_file
@@ -73,6 +73,7 @@ def test_the_name_of_the_table_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPat
         asked.append((hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest(), expected_hash))
         return {}
 
+    openai_public = importlib.import_module("tiktoken_ext.openai_public")
     monkeypatch.setattr(openai_public, "load_tiktoken_bpe", ranks)
     openai_public.cl100k_base()
     assert asked == [(FILE, SHA256)]

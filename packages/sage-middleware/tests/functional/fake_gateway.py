@@ -36,6 +36,7 @@ def engine(behaviour: str) -> dict[str, Any]:
         "name": "llm-0",
         "kind": "transformers",
         "model": behaviour,
+        "task": "generate",
         "state": state,
         "url": "",
         "max_running": 1,

@@ -225,6 +225,16 @@ class TestKinds:
         with pytest.raises(ConfigError, match=r"no engine kind 'vlm'; there are: embedding, openai"):
             engine_kind("vlm")
 
+    def test_the_task_is_told_whatever_the_kind(self, tmp_path: Path) -> None:
+        python = tmp_path / "python"
+        python.touch()
+        base = EngineConfig(name="a", kind="x", model="o/m", url="http://127.0.0.1:1", python=str(python))
+        for kind in ("vllm", "openai"):
+            for task in ("generate", "embed"):
+                assert engine_kind(kind).spec(base.model_copy(update={"task": task})).task == task
+        assert engine_kind("transformers").spec(base).task == "generate"
+        assert engine_kind("embedding").spec(base.model_copy(update={"python": ""})).task == "embed"
+
     def test_transformers_is_honest(self) -> None:
         spec = engine_kind("transformers").spec(EngineConfig(name="a", kind="transformers", model=RANDOM))
         assert spec.capabilities == {Capability.CHAT, Capability.COMPLETIONS}

@@ -26,6 +26,10 @@ class Talk:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def warn(self, text: str) -> None:
+        """Something is not as it was asked for, on stderr, with `--quiet` too."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
 
 def emit(value: BaseModel | dict[str, Any] | list[Any]) -> None:
     """One JSON document on stdout, indented."""

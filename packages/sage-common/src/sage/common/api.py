@@ -42,6 +42,7 @@ class EngineStatus(_Wire):
     name: str
     kind: str
     model: str = Field(description="the id that clients ask for")
+    task: Literal["generate", "embed"] = Field(description="what it is asked for: text, or vectors")
     state: EngineState
     url: str
     pid: int | None = None

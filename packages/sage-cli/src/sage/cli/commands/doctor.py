@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sage.cli.commands.stack import Json, paths
+from sage.cli.commands.stack import Config, Json, paths
 from sage.cli.output import columns, emit
 
 __all__ = ["doctor"]
@@ -14,12 +14,12 @@ __all__ = ["doctor"]
 Fix = Annotated[bool, typer.Option("--fix", help="End processes of a dead stack and forget its record.")]
 
 
-def doctor(as_json: Json = False, fix: Fix = False) -> None:
+def doctor(config: Config = None, as_json: Json = False, fix: Fix = False) -> None:
     """Is everything here that a stack needs?"""
     from sage.cli.checks import run_checks
     from sage.platform.diagnosis import repair
 
-    where = paths()
+    where = paths(config)
     repairs = repair(where) if fix else []
     checks = run_checks(where)
     failed = any(check.state == "fail" for check in checks)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sage.cli.commands.stack import Json, paths
+from sage.cli.commands.stack import Config, Json, paths
 from sage.cli.output import Talk, columns, emit_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sage.common.api import EngineStatus
     from sage.middleware.rest import Rest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["chat", "embed"]
 
 _TIMEOUT_S = 600.0
-_LABEL = "RANDOM-WEIGHTS: the text of this model means nothing"
+_LABEL = "RANDOM-WEIGHTS"
 
 
 def chat(
@@ -31,12 +32,13 @@ def chat(
     model: Annotated[str | None, typer.Option(help="Its id; by default the first LLM.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="At most this many tokens.")] = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model; the answer streams to stdout."""
     talk: Talk = ctx.obj
     text = "\n".join(_texts([prompt] if prompt else []))
-    rest, engine = _find(model, embeds=False)
+    rest, engine = _find(model, config, embeds=False)
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model or engine.model,
@@ -47,26 +49,32 @@ def chat(
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     if engine.random_weights:
-        talk.say(_LABEL)
+        talk.say(f"{_LABEL}: the text of this model means nothing")
+    label = f"[{_LABEL}] " if engine.random_weights else ""
     for event in rest.events("/chat/completions", body):
-        _show(event, engine, as_json, rest.request_id)
+        if as_json:
+            _emit(event, engine, rest.request_id)
+        elif text := _text(event):
+            print(f"{label}{text}", end="", flush=True)
+            label = ""
     if not as_json:
         print()
     if rest.request_id:
         talk.say(f"served as {rest.request_id}; `sage explain {rest.request_id}` says where and why")
 
 
-def _show(event: dict[str, Any], engine: EngineStatus, as_json: bool, request_id: str) -> None:
-    """One event of the stream: its text, and with JSON the usage of the last one."""
-    texts = [choice.get("delta", {}).get("content") or "" for choice in event.get("choices", [])]
-    text = "".join(texts)
-    if not as_json:
-        print(text, end="", flush=True)
-        return
-    if text:
-        emit_line({"text": text, "random_weights": engine.random_weights})
+def _text(event: dict[str, Any]) -> str:
+    """The text of one event of the stream."""
+    return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", []))
+
+
+def _emit(event: dict[str, Any], engine: EngineStatus, request_id: str) -> None:
+    """One event of the stream: its text, or the usage of the last one."""
+    random = {"random_weights": engine.random_weights}
+    if text := _text(event):
+        emit_line({"text": text, **random})
     if event.get("usage"):
-        emit_line({"usage": event["usage"], "model": engine.model, "request_id": request_id})
+        emit_line({"usage": event["usage"], "model": engine.model, "request_id": request_id, **random})
 
 
 def embed(
@@ -74,11 +82,12 @@ def embed(
         list[str] | None, typer.Argument(help="Texts; without any, or for `-`, the lines of standard input.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Its id; by default the first embedding model.")] = None,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Embed texts; --json prints one line with a vector for each."""
     lines = [line for line in _texts(texts or []) if line.strip()]
-    rest, engine = _find(model, embeds=True)
+    rest, engine = _find(model, config, embeds=True)
     raw = rest.call("POST", "/embeddings", {"model": model or engine.model, "input": lines})
     vectors = [item["embedding"] for item in json.loads(raw)["data"]]
     if as_json:
@@ -111,17 +120,18 @@ def _lines() -> Iterator[str]:
         yield line.rstrip("\n")
 
 
-def _find(model: str | None, *, embeds: bool) -> tuple[Rest, EngineStatus]:
+def _find(model: str | None, config: Path | None, *, embeds: bool) -> tuple[Rest, EngineStatus]:
     """The data plane, and the engine that `model` names: the first one of its sort when it is None."""
     from sage.common.errors import NotFoundError
     from sage.middleware.rest import Rest
     from sage.middleware.stack import admin_client, client_key, read_run
 
-    where = paths()
+    where = paths(config)
+    task = "embed" if embeds else "generate"
     run = read_run(where)
     engines = admin_client(where).engines().engines
     for engine in engines:
-        if engine.model == model or (model is None and (engine.kind == "embedding") == embeds):
+        if engine.model == model or (model is None and engine.task == task):
             return Rest(run.base_url, client_key(where), timeout=_TIMEOUT_S), engine
     served = ", ".join(engine.model for engine in engines) or "none"
     wanted = repr(model) if model else f"to {'embed' if embeds else 'chat'} with by default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,54 +15,87 @@ if TYPE_CHECKING:
     from sage.common.config import SageConfig
     from sage.common.paths import SagePaths
 
-__all__ = ["Json", "down", "explain", "paths", "policy", "status", "up"]
+__all__ = ["Config", "Json", "down", "explain", "paths", "policy", "status", "up"]
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="The configuration file that `sage up` was given.")
+]
 policy = typer.Typer(help="The scheduling policy in force.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def paths() -> SagePaths:
+def paths(config: Path | None = None) -> SagePaths:
     """Where this user's stack lives: the configuration's `state_dir`, else the platform's place."""
     from sage.common.settings import load
 
-    return _place(load().config)
+    return _place(load(file=config).config.state_dir)
 
 
-def _place(settings: SageConfig) -> SagePaths:
+def _paths_at_any_rate(config: Path | None, talk: Talk) -> SagePaths:
+    """As `paths`; a mistake in a file that was not named must not keep a user from a stack that runs."""
+    from sage.common.errors import ConfigError
+
+    try:
+        return paths(config)
+    except ConfigError as exc:
+        if config is not None:
+            raise
+        state = os.environ.get("SAGE_STATE_DIR")
+        where = _place(Path(state).expanduser() if state else None)
+        talk.warn(f"{exc.message}\nThe configuration cannot be used; looking in {where.state}.")
+        return where
+
+
+def _place(state: Path | None) -> SagePaths:
     from dataclasses import replace
 
     from sage.common.paths import SagePaths
 
     here = SagePaths.default()
-    return replace(here, state=settings.state_dir) if settings.state_dir else here
+    return replace(here, state=state) if state else here
 
 
 def up(
     ctx: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A configuration file.")] = None,
     model: Annotated[str | None, typer.Option(help="Hub name or folder of the LLM.")] = None,
-    engine: Annotated[str, typer.Option(help="What runs it: transformers or vllm.")] = "transformers",
+    engine: Annotated[
+        str | None, typer.Option(help="What runs it: transformers (if not given) or vllm.")
+    ] = None,
+    engine_python: Annotated[
+        Path | None, typer.Option(help="Interpreter of another environment that has this engine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Start engines and gateway; print what an OpenAI client needs."""
     from sage.middleware import stack
 
     talk: Talk = ctx.obj
-    settings, where = _settings(config, model, engine)
-    run = stack.start(settings, where, on_progress=talk.say)
+    settings, where = _settings(config, model, engine, engine_python)
+    with stack.interruptible():
+        run = stack.start(settings, where, on_progress=talk.say)
     _print_run(run, stack.client_key(where), as_json)
     talk.say(f"ready (pid {run.pid}); stop it with `sage down`")
 
 
-def _settings(config: Path | None, model: str | None, engine: str) -> tuple[SageConfig, SagePaths]:
+def _settings(
+    config: Path | None, model: str | None, engine: str | None, engine_python: Path | None
+) -> tuple[SageConfig, SagePaths]:
     """The configuration as given; without engines, or with a `model` to run, the quick one."""
+    from sage.common.errors import UsageError
     from sage.common.settings import load
     from sage.middleware.stack import quick_config
 
     settings = load(file=config).config
-    where = _place(settings)
+    where = _place(settings.state_dir)
     if model is not None or not settings.engines:
-        settings = quick_config(model, engine, where, base=settings)
+        kind = engine or "transformers"
+        settings = quick_config(model, kind, where, engine_python=engine_python, base=settings)
+    elif engine or engine_python:
+        raise UsageError(
+            "The configuration names its engines, so --engine and --engine-python say nothing about them.",
+            hint="Set `kind` and `python` there, or give --model too: it is then run instead.",
+        )
     return settings, where
 
 
@@ -73,11 +107,11 @@ def _print_run(run: RunInfo, key: str, as_json: bool) -> None:
     print(f"OPENAI_API_KEY={key}")
 
 
-def status(as_json: Json = False) -> None:
+def status(ctx: typer.Context, config: Config = None, as_json: Json = False) -> None:
     """Engines, queues and policy of the running stack."""
     from sage.middleware.stack import admin_client
 
-    found = admin_client(paths()).status()
+    found = admin_client(_paths_at_any_rate(config, ctx.obj)).status()
     if as_json:
         emit(found)
         return
@@ -112,12 +146,14 @@ def _note(engine: EngineStatus) -> str:
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The x-request-id of an answer.")], as_json: Json = False
+    request_id: Annotated[str, typer.Argument(help="The x-request-id of an answer.")],
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Why a request was served where it was, and how long it took."""
     from sage.middleware.stack import admin_client
 
-    decision = admin_client(paths()).decision(request_id)
+    decision = admin_client(paths(config)).decision(request_id)
     if as_json:
         emit(decision)
         return
@@ -148,11 +184,11 @@ def _count(tokens: int | None) -> str:
 
 
 @policy.command("show")
-def policy_show(as_json: Json = False) -> None:
+def policy_show(config: Config = None, as_json: Json = False) -> None:
     """The policy in force and the others there are."""
     from sage.middleware.stack import admin_client
 
-    found = admin_client(paths()).policy()
+    found = admin_client(paths(config)).policy()
     if as_json:
         emit(found)
         return
@@ -160,16 +196,20 @@ def policy_show(as_json: Json = False) -> None:
 
 
 @policy.command("set")
-def policy_set(ctx: typer.Context, name: Annotated[str, typer.Argument(help="See `policy show`.")]) -> None:
+def policy_set(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="See `policy show`.")],
+    config: Config = None,
+) -> None:
     """Put another policy in force, at once and until the stack stops."""
     from sage.middleware.stack import admin_client
 
-    ctx.obj.say(f"policy in force: {admin_client(paths()).set_policy(name).name}")
+    ctx.obj.say(f"policy in force: {admin_client(paths(config)).set_policy(name).name}")
 
 
-def down(ctx: typer.Context) -> None:
+def down(ctx: typer.Context, config: Config = None) -> None:
     """Let streams finish, then stop the stack."""
     from sage.middleware.stack import stop
 
-    where = paths()
+    where = _paths_at_any_rate(config, ctx.obj)
     ctx.obj.say("stopped" if stop(where) else f"nothing was running for {where.state}")

@@ -73,6 +73,7 @@ def engine_status(load: EngineLoad, now: float) -> EngineStatus:
         name=load.name,
         kind=load.spec.kind,
         model=load.spec.model,
+        task=load.spec.task,
         state=state,
         url="",
         running=load.running,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sage.common.config import EngineConfig
 from sage.platform.service import ServiceSpec
@@ -49,6 +49,12 @@ class EngineSpec:
     max_running: int
     random_weights: bool = False
     group: str = ""  # engines of one group share a device
+
+    @property
+    def task(self) -> Literal["generate", "embed"]:
+        """What it is asked for: `embed` when it computes vectors and writes no text."""
+        writes = self.capabilities & {Capability.CHAT, Capability.COMPLETIONS}
+        return "embed" if Capability.EMBEDDINGS in self.capabilities and not writes else "generate"
 
 
 @dataclass(frozen=True, slots=True)

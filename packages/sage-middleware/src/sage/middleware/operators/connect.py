@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from sage.common.errors import UsageError
 from sage.common.paths import SagePaths
@@ -31,12 +32,15 @@ def connect(environ: Mapping[str, str] | None = None, paths: SagePaths | None = 
     return HttpClient(read_run(paths).base_url, client_key(paths))
 
 
-def stack_paths() -> SagePaths:
-    """Where this user's stack lives: the configuration's `state_dir`, else the platform's place."""
+def stack_paths(config: Path | None = None) -> SagePaths:
+    """Where this user's stack lives: the configuration's `state_dir`, else the platform's place.
+
+    `config` is a file to read beside those that are always read.
+    """
     from sage.common.settings import load
 
     here = SagePaths.default()
-    state = load().config.state_dir
+    state = load(file=config).config.state_dir
     return replace(here, state=state) if state else here
 
 
