@@ -62,9 +62,59 @@ class TestPassThrough:
     async def test_the_requests_own_fault(self, server: ScriptedEngine, engine: Engine, status: int) -> None:
         server.script = Script(status=status)
         sink = RecordingSink()
-        with pytest.raises(BadRequestError, match=f"refused the request: scripted {status}"):
+        with pytest.raises(
+            BadRequestError, match=rf"^The engine scripted refused the request with {status}\.$"
+        ):
             await engine.send(call_for(engine, Route.CHAT, **CHAT), sink)
         assert sink.status == 0
+
+    async def test_an_engines_words_go_to_the_log_alone(
+        self, server: ScriptedEngine, engine: Engine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """FastAPI repeats the request in `input`: that goes nowhere."""
+        detail = {"type": "too_long", "loc": ["body", "messages", 0, "content"], "msg": "UPSTREAM words"}
+        body = msgspec.json.encode({"detail": [{**detail, "input": "a SECRET prompt"}]})
+        server.script = Script(status=422, error=body)
+        with pytest.raises(BadRequestError) as caught:
+            await engine.send(call_for(engine, Route.CHAT, **CHAT), RecordingSink())
+        assert caught.value.param == "messages[0].content"
+        assert "UPSTREAM" not in str(caught.value)
+        assert "scripted answered 422: messages[0].content: too_long, UPSTREAM words" in caplog.text
+        assert "SECRET" not in caplog.text
+
+    async def test_a_prompt_that_is_too_long_is_told_in_numbers(
+        self, server: ScriptedEngine, engine: Engine
+    ) -> None:
+        text = (
+            "This model's maximum context length is 2048 tokens. However, you requested 5000 tokens; UPSTREAM"
+        )
+        body = msgspec.json.encode({"error": {"message": text, "param": "messages"}})
+        server.script = Script(status=400, error=body)
+        with pytest.raises(BadRequestError, match="context of 2048 tokens; it comes to 5000") as caught:
+            await engine.send(call_for(engine, Route.CHAT, **CHAT, stream=True), RecordingSink())
+        assert caught.value.param == "messages"
+        assert "UPSTREAM" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("kind", "stream"), [("openai", True), ("transformers", True), ("transformers", False)]
+    )
+    async def test_an_error_in_the_middle_is_logged_and_not_passed_on(
+        self, server: ScriptedEngine, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
+    ) -> None:
+        server.script = Script(error=b'{"error":{"message":"UPSTREAM cuda at /srv/x"}}')
+        plain = engine_kind("openai").connect(server.config(), server.url)
+        dialect = TransformersDialect("upstream-name", "m", Room("upstream-name", 4096))
+        other = HttpEngine(plain.spec, dialect, HttpPool(server.url))
+        engine = plain if kind == "openai" else other
+        sink = RecordingSink()
+        with pytest.raises(EngineError) as caught:
+            await engine.send(call_for(engine, Route.CHAT, **CHAT, stream=stream), sink)
+        assert "UPSTREAM" not in str(caught.value)
+        assert b"UPSTREAM" not in sink.body
+        assert "UPSTREAM cuda" in caplog.text
+        assert "engine scripted" in caplog.text
+        await plain.close()
+        await other.close()
 
     @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502, 503])
     async def test_the_engines_fault(self, server: ScriptedEngine, engine: Engine, status: int) -> None:

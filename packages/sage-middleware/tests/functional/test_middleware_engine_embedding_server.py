@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sage.common.errors import NotFoundError
+from sage.middleware.engines.batching import Work
 from sage.middleware.engines.embedding_server import EmbeddingApp, load_model, main
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.server import ServerProtocol
@@ -36,6 +37,8 @@ class Held:
         assert self.free.wait(10)
         if "poison" in texts:
             raise RuntimeError("poisoned")
+        if "short" in texts:
+            return np.zeros((1, 4), dtype=np.float32), [1]
         rows = [[len(text), ord(text[0]), 3.0, 4.0] for text in texts]
         return np.asarray(rows, dtype=np.float32), [len(text.split()) for text in texts]
 
@@ -168,6 +171,37 @@ async def test_a_batch_that_fails_fails_its_requests_only(server: Server) -> Non
     assert status == 502
     assert "poisoned" in answer["error"]["message"]
     assert (await server.post(input="fine"))[0] == 200
+
+
+@pytest.mark.parametrize("failed_too", [False, True])
+async def test_a_request_that_cannot_take_its_vectors_leaves_the_worker(
+    server: Server, failed_too: bool
+) -> None:
+    told: list[Exception] = []
+
+    def done(_vectors: list[object], _tokens: int) -> None:
+        raise ValueError("cannot take them")
+
+    def failed(error: Exception) -> None:
+        told.append(error)
+        if failed_too:
+            raise error
+
+    server.app._batcher.submit(Work(["x"], done, failed))
+    assert (await server.post(input="fine"))[0] == 200
+    assert [str(error) for error in told] == ["cannot take them"]
+    assert (await server.get("/health"))[0] == 200
+
+
+async def test_a_model_that_gives_too_few_rows_fails_its_request(server: Server) -> None:
+    status, _ = await server.post(input=["short", "rows"])
+    assert status == 502
+    assert (await server.post(input="fine"))[0] == 200
+
+
+async def test_a_worker_that_has_ended_is_not_healthy(server: Server) -> None:
+    await asyncio.to_thread(server.app.close)
+    assert (await server.get("/health")) == (503, {"status": "the worker has ended", "running": 0})
 
 
 async def test_malformed_http(server: Server) -> None:

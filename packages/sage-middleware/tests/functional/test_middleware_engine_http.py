@@ -10,7 +10,7 @@ import pytest
 
 from sage.common.errors import ConfigError, EngineError, UnreachableError
 from sage.common.ports import find_free
-from sage.middleware.engines.http import HttpLimits, HttpPool
+from sage.middleware.engines.http import HttpLimits, HttpPool, _Connection
 from sage.middleware.testing.engines import RecordingSink, Script, ScriptedEngine
 
 BODY = b'{"model":"m","messages":[],"stream":true}'
@@ -201,6 +201,46 @@ async def test_interim_answers_are_skipped() -> None:
     assert (sink.status, sink.body) == (200, b"ok")
     pool.close()
     server.close()
+
+
+async def test_a_connection_that_is_lost_while_the_reader_is_slow_is_told_as_that() -> None:
+    lost = asyncio.Event()
+
+    class Slow(Raw):
+        """Drained only when its connection has gone."""
+
+        async def drain(self) -> None:
+            await lost.wait()
+
+    class Watched(HttpPool):
+        def forget(self, connection: _Connection) -> None:
+            super().forget(connection)
+            lost.set()
+
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\nhalf"
+    server, url = await raw_server(says(half, hang=True))
+    pool = Watched(url, limits=HttpLimits(total_s=0.1, between_chunks_s=0.1))
+    with pytest.raises(EngineError, match=r"did not finish within 0\.1 s"):
+        await ask(pool, Slow(pause=True))
+    pool.close()
+    server.close()
+
+
+async def test_a_connection_that_is_lost_before_its_first_request_is_replaced(server: ScriptedEngine) -> None:
+    connections: list[_Connection] = []
+
+    class Unlucky(HttpPool):
+        async def _connect(self) -> _Connection:
+            connections.append(await super()._connect())
+            if len(connections) == 1:
+                connections[0].abort()
+                await server.until(lambda: not server._open)
+            return connections[-1]
+
+    pool = Unlucky(server.url)
+    assert (await ask(pool)).status == 200
+    assert len(connections) == 2
+    pool.close()
 
 
 async def test_what_the_receiver_raises_comes_out(server: ScriptedEngine) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ class Site:
         low = find_free((20000, 29000))
         ports = PortsConfig(llm=llm if llm[0] else (low, low + 900))
         self.changed = asyncio.Event()
+        self.tell: Callable[[ServiceStatus], None] | None = None
         self.plane = WatchedPlane(self.changed)
         config = SageConfig(engines=engines, ports=ports)
         self.pool = EnginePool(config, logs, self.plane, supervisor=self._supervise, kinds=kinds, poll_s=0.01)
@@ -97,6 +99,7 @@ class Site:
             on_change(status)
             self.changed.set()
 
+        self.tell = tell
         return Supervisor(tell, restarts=RestartPolicy(first=0.05))
 
     def status(self, name: str) -> EngineStatus:
@@ -153,6 +156,18 @@ async def test_an_engine_lives_dies_and_comes_back(site: Site, tmp_path: Path) -
     assert site.status("ours").state == "stopped"
     with pytest.raises(UnavailableError, match=r"are being stopped|is failed"):
         await site.chat(patience_s=0.0)
+
+
+async def test_a_degraded_engine_is_sent_no_work_until_it_answers_again(site: Site) -> None:
+    await site.pool.start()
+    assert site.tell is not None
+    degraded = ServiceStatus("ours", "degraded", detail="no answer to 3 probes")
+    site.tell(degraded)
+    assert site.plane.models() == []
+    with pytest.raises(UnavailableError):
+        await site.chat(patience_s=0.0)
+    site.tell(replace(degraded, state="ready", detail=""))
+    assert await site.chat() == "one two three"
 
 
 async def test_starts_that_fail_are_told_together_and_leave_nothing(tmp_path: Path) -> None:

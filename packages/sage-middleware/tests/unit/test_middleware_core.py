@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.core import Core, Limits
+from sage.middleware.control_plane.engine_table import FAULTS_TO_EJECT
 from sage.middleware.control_plane.policy import Choice, EngineView, available_policies, load_policy
+from sage.middleware.control_plane.reports import engine_status
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -54,6 +56,20 @@ def fail(
     core: Core, ident: str, at: float = 0.0, *, retryable: bool = True, fault: bool = True
 ) -> list[Action]:
     return core.handle(Failed(at, ident, "it broke", retryable, fault))
+
+
+def test_an_engine_is_degraded_while_it_is_sent_no_work() -> None:
+    """Ejected it is; on probation it needs a request to show that it is well, so that it counts as ready."""
+    core = make()
+    for index in range(FAULTS_TO_EJECT):
+        arrive(core, f"r{index}")
+        fail(core, f"r{index}", retryable=False)
+    (load,) = core.engines
+    ejected, probation = engine_status(load, 1.0), engine_status(load, load.breaker.until)
+    faults = f"{FAULTS_TO_EJECT} faults in a row"
+    assert (ejected.state, ejected.detail) == ("degraded", f"{faults}; ejected for 9 s")
+    assert (probation.state, probation.detail) == ("ready", f"{faults}; on probation")
+    assert [type(action) for action in arrive(core, "late", at=load.breaker.until)] == [Dispatch]
 
 
 def embed_job(ident: str, request_class: RequestClass) -> Job:

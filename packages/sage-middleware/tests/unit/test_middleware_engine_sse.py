@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sage.common.errors import EngineError
 from sage.middleware.engines.adapter import PassThrough
 from sage.middleware.engines.aggregate import Aggregator
+from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 from sage.middleware.engines.sse import MAX_EVENT_BYTES, Splitter, data_of, usage_of
 from sage.middleware.engines.transformers import TransformersStream
@@ -198,8 +199,11 @@ class TestPassThrough:
 
     def test_an_error_event(self) -> None:
         translator = PassThrough(hide_usage=True)
-        with pytest.raises(EngineError, match="middle of its answer: out of memory"):
+        with pytest.raises(
+            UpstreamError, match=r"^The engine failed in the middle of its answer\.$"
+        ) as caught:
             translator.feed(b'data: {"error":{"message":"out of memory","code":500}}\n\n')
+        assert caught.value.told == "out of memory"
 
     def test_the_end_is_required(self) -> None:
         translator = PassThrough(hide_usage=True)
@@ -239,8 +243,11 @@ class TestTransformersStream:
 
     def test_its_unescaped_errors(self) -> None:
         translator = TransformersStream(FOLDER, "tiny", include_usage=False)
-        with pytest.raises(EngineError, match="no blocks"):
+        with pytest.raises(
+            UpstreamError, match=r"^The engine failed in the middle of its answer\.$"
+        ) as caught:
             translator.feed(b'data: {"error": "no "blocks" left; no blocks"}\n\n')
+        assert "no blocks" in caught.value.told
 
     def test_a_cut_stream(self) -> None:
         translator = TransformersStream(FOLDER, "tiny", include_usage=False)

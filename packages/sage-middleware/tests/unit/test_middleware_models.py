@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sage.common.errors import NotFoundError, UnavailableError
+from sage.common.errors import ConfigError, NotFoundError, UnavailableError
 from sage.middleware.models import MINILM, RANDOM, minilm_folder, random_model, resolve, served_name
 
 
@@ -73,6 +73,51 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(UnavailableError, match="Cannot write the random-weight model"):
         random_model(tmp_path)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from sage.common.errors import SageError
+from sage.middleware.models import random_model
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+try:
+    random_model(Path(sys.argv[1]))
+except SageError as error:
+    print(error.code, error)
+"""
+
+
+@pytest.mark.parametrize(("bytes_left", "file"), [(100, "tokenizer.json"), (100_000, "model.safetensors")])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, bytes_left: int, file: str) -> None:
+    """The writers are Rust: their errors are not OSError."""
+    argv = [sys.executable, "-c", FULL, str(tmp_path), str(bytes_left)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"engine_unavailable Cannot write the random-weight model to {tmp_path}/")
+    assert f"{file}: " in done.stdout
+    assert "File too large" in done.stdout
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_without_the_libraries_that_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tokenizers", "safetensors"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"safetensors, tokenizers is not installed.*sage-stack\[cpu\]"):
+        random_model(tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "holds a list"), (b"", "is not JSON")],
+)
+def test_a_broken_config_names_its_file(tmp_path: Path, raw: bytes, says: str) -> None:
+    (tmp_path / "config.json").write_bytes(raw)
+    with pytest.raises(ConfigError, match=f"config.json {says}"):
+        resolve(str(tmp_path), tmp_path)
 
 
 def test_resolve_random(cache: Path) -> None:

@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sage.common.errors import NotFoundError, UnavailableError
+from sage.common.errors import ConfigError, NotFoundError, UnavailableError
 
 __all__ = ["MINILM", "RANDOM", "ModelSource", "minilm_folder", "random_model", "resolve", "served_name"]
 
@@ -69,7 +71,8 @@ def resolve(model: str, cache: Path) -> ModelSource:
 
     `random` is the random-weight model (made under `cache` if it is not there yet) and `all-MiniLM-L6-v2` the
     packaged one. Anything that looks like a path (`/…`, `./…`, `~…`) or that exists as a folder must hold a
-    `config.json`; every other name goes to the hub as it is. Raises NotFoundError with what was found.
+    `config.json`; every other name goes to the hub as it is. Raises NotFoundError with what was found,
+    and ConfigError for a `config.json` that cannot be read.
     """
     if model == RANDOM:
         return ModelSource(str(random_model(cache)), RANDOM_SERVED_AS, random_weights=True)
@@ -81,8 +84,22 @@ def resolve(model: str, cache: Path) -> ModelSource:
         return ModelSource(model, served_name(model))
     _check(folder, hub_name=None if is_path else model)
     folder = folder.resolve()
-    mark = json.loads((folder / "config.json").read_text(encoding="utf-8")).get(_MARK, False)
+    mark = _read_config(folder / "config.json").get(_MARK, False)
     return ModelSource(str(folder), served_name(str(folder)), random_weights=bool(mark))
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ConfigError(
+            f"{file} is not JSON: {error}.", hint="Copy or download the model folder again."
+        ) from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds a {type(config).__name__}; a model's configuration is an object.")
+    return config
 
 
 def _check(folder: Path, hub_name: str | None) -> None:
@@ -146,11 +163,13 @@ def random_model(cache: Path) -> Path:
     """A folder with a tiny Llama of random weights, made once under `cache`; safe when two processes race.
 
     About 3 M parameters, byte-level BPE of 1,024 tokens, context 4,096, the same bytes on every machine. It
-    never emits its end token, so an answer is always `max_tokens` long.
+    never emits its end token, so an answer is always `max_tokens` long. Raises UnavailableError when it
+    cannot be written (nothing is left then) and ConfigError when the libraries for it are not installed.
     """
     target = cache / "models" / _RANDOM_FOLDER
     if (target / "config.json").is_file():
         return target
+    _require_writers()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
@@ -166,6 +185,28 @@ def random_model(cache: Path) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def _require_writers() -> None:
+    missing = [
+        name for name in ("numpy", "safetensors", "tokenizers") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise ConfigError(
+            f"The random-weight model cannot be made: {', '.join(missing)} is not installed.",
+            hint="Install sage-stack[cpu], or name a model folder.",
+        )
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Errors of a library that writes `file` as what they are: the Rust ones know no OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{file.name}: {error}") from error
 
 
 def _write_model(folder: Path) -> None:
@@ -215,7 +256,8 @@ def _write_tokenizer(folder: Path) -> list[int]:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sentences(), trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    with _writing(folder / "tokenizer.json"):
+        tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|begin|>",
@@ -261,4 +303,5 @@ def _write_weights(folder: Path, readable: list[int]) -> None:
     head = np.zeros((_VOCABULARY, _HIDDEN), dtype=np.float32)
     head[readable] = normal(len(readable), _HIDDEN)
     weights["lm_head.weight"] = head
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with _writing(folder / "model.safetensors"):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -69,7 +69,9 @@ class EnginePool:
 
     `logs` is the folder for the engines' logs. `supervisor` makes what runs the processes, given whom to tell
     of changes; `kinds` finds a kind of engine by its name. Every engine is announced at once, so that its
-    model exists and is answered with 503 until it is ready. Raises one ConfigError with all that is wrong.
+    model exists and is answered with 503 until it is ready. A process that stops answering its probe
+    (`degraded`) is sent no more work, though it is not killed and what runs there may end. Raises one
+    ConfigError with all that is wrong.
     """
 
     def __init__(
@@ -124,7 +126,11 @@ class EnginePool:
                 await member.engine.close()
 
     def statuses(self) -> list[EngineStatus]:
-        """Each engine: its process and what the control plane counts."""
+        """Each engine: its process and what the control plane counts.
+
+        Only `ready` is sent work. A degraded engine is not, and so does not count as ready: its process does
+        not answer its probe, or the control plane ejected it for a time after faults in a row.
+        """
         counted = {status.name: status for status in self._control_plane.engines()}
         processes = {status.name: status for status in self._processes.statuses()}
         return [

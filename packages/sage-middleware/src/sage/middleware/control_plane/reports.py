@@ -64,8 +64,8 @@ def engine_status(load: EngineLoad, now: float) -> EngineStatus:
     """One engine at time `now`; the URL and the process are the pool's to add."""
     state, detail = load.state, load.detail
     if state == "ready" and load.breaker.tripped:
-        state = "degraded"
         left = load.breaker.until - now
+        state = "degraded" if left > 0 else "ready"  # on probation it needs work to show that it is well
         detail = f"{load.breaker.faults} faults in a row; " + (
             f"ejected for {left:.0f} s" if left > 0 else "on probation"
         )

@@ -12,6 +12,7 @@ import msgspec
 
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.middleware.engines.aggregate import Aggregator
+from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import Call, EngineSpec, Route, Sink, Usage
 from sage.middleware.engines.sse import Splitter, data_of, usage_of
@@ -86,10 +87,14 @@ class HttpEngine:
             receiver = _Aggregated(sink, self._dialect.translator(call))
         else:
             receiver = _Whole(sink)
-        await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=self._headers)
-        if receiver.status // 100 != 2:
-            raise _refusal(self._spec.name, receiver.status, receiver.joined())
-        return receiver.finish()
+        try:
+            await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=self._headers)
+            if receiver.status // 100 != 2:
+                raise _refusal(self._spec.name, receiver.status, receiver.joined())
+            return receiver.finish()
+        except UpstreamError as error:
+            _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
+            raise
 
     async def ready(self) -> bool:
         """Whether its health page answers 200."""
@@ -212,30 +217,12 @@ class _Stream(_Answer):
 
 
 def _refusal(engine: str, status: int, body: bytes) -> SageError:
-    """An engine's error in our words; its own text goes to the client only where the client is at fault."""
-    text, param = _error_text(body)
-    _log.warning("engine %s answered %d: %s", engine, status, text)
+    """An engine's error in our words; its own go to the log alone."""
+    complaint = complaint_of(body)
+    _log.warning("engine %s answered %d: %s", engine, status, complaint.words)
     if status in _REFUSALS:
-        return BadRequestError(f"The engine refused the request: {text}", param=param)
+        return refused(engine, status, complaint)
     return EngineError(f"The engine {engine} answered {status}.")
-
-
-def _error_text(body: bytes) -> tuple[str, str | None]:
-    """The message and field of an error body; OpenAI's form, a bare string, or FastAPI's `detail`."""
-    found: Any = None
-    param = None
-    try:
-        answer = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        answer = None
-    if isinstance(answer, dict):
-        found = answer.get("error", answer.get("detail", answer.get("message")))
-        if isinstance(found, dict):
-            param = found.get("param") if isinstance(found.get("param"), str) else None
-            found = found.get("message")
-    text = found if isinstance(found, str) else msgspec.json.encode(found).decode() if found else ""
-    text = " ".join(text.split()) or "no reason given"
-    return text[:300], param
 
 
 # ---- OpenAI's own dialect ----------------------------------------------------------------------------------
@@ -316,9 +303,9 @@ class PassThrough:
         try:
             chunk = _CHUNK.decode(data)
         except msgspec.DecodeError as error:
-            raise EngineError(f"The engine's stream cannot be read: {error}.") from error
+            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
         if chunk.error is not None:
-            raise EngineError(f"The engine failed in the middle of its answer: {_error_text(data)[0]}")
+            raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
         usage = usage_of(data)
         if usage is None:
             return event

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from sage.common.errors import EngineError
+from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 from sage.middleware.engines.sse import Splitter, data_of
 
@@ -95,7 +96,7 @@ class Aggregator:
         try:
             chunk = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError as error:
-            raise EngineError(f"The engine's stream cannot be read: {error}.") from error
+            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
         choices = chunk.pop("choices", None) or ()
         self._usage = chunk.pop("usage", None) or self._usage
         if not self._top:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import logging
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from sage.middleware.engines.server import Exchange, ServerProtocol
 
 __all__ = ["Batcher", "EmbeddingApp", "Model", "load_model", "main"]
 
+_log = logging.getLogger("sage.engines.embedding")
 MAX_INPUTS = 2048
 _GATHER_S = 0.003  # at most this long, and at most 5 % of a batch, to let the same clients come again
 
@@ -95,6 +97,11 @@ class Batcher:
             self._wake.notify()
 
     @property
+    def alive(self) -> bool:
+        """Whether the worker runs: without it nothing is ever answered."""
+        return self._thread.is_alive()
+
+    @property
     def waiting(self) -> int:
         """Requests with texts that are not being computed yet."""
         return sum(not work.cancelled for work in tuple(self._queue))
@@ -136,17 +143,33 @@ class Batcher:
             return
         try:
             vectors, tokens = self._model.encode([work.texts[index] for work, index in batch])
+            rows = list(zip(batch, vectors, tokens, strict=True))
         except Exception as error:  # the model's own errors are of any type; the server goes on
             for work in {work for work, _ in batch}:
-                work.cancelled = True
-                work.failed(error)
+                _give_up(work, error)
             return
-        for (work, index), vector, count in zip(batch, vectors, tokens, strict=True):
+        for (work, index), vector, count in rows:
             work.vectors[index] = vector
             work.tokens += count
             work.missing -= 1
             if not work.missing:
-                work.done(work.vectors, work.tokens)
+                _hand_over(work)
+
+
+def _hand_over(work: Work) -> None:
+    """Give a request its vectors. One that cannot take them must not end the only worker."""
+    try:
+        work.done(work.vectors, work.tokens)
+    except Exception as error:
+        _give_up(work, error)
+
+
+def _give_up(work: Work, error: Exception) -> None:
+    work.cancelled = True
+    try:
+        work.failed(error)
+    except Exception:
+        _log.exception("a failed request could not be told so")
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
@@ -179,7 +202,9 @@ class EmbeddingApp:
             if path == ("POST", "/v1/embeddings"):
                 self._embed(exchange)
             elif path == ("GET", "/health"):
-                exchange.respond(200, msgspec.json.encode({"status": "ok", "running": self._running}))
+                alive = self._batcher.alive
+                report = {"status": "ok" if alive else "the worker has ended", "running": self._running}
+                exchange.respond(200 if alive else 503, msgspec.json.encode(report))
             elif path == ("GET", "/v1/models"):
                 entry = {"id": self._served_as, "object": "model", "created": 0, "owned_by": "sage"}
                 exchange.respond(200, msgspec.json.encode({"object": "list", "data": [entry]}))

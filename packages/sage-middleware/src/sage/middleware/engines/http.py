@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from sage.common.errors import ConfigError, EngineError, UnreachableError
+from sage.middleware.engines.faults import UpstreamError
 
 __all__ = ["HttpLimits", "HttpPool", "Receiver"]
 
@@ -84,15 +85,17 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, message: bytes, receiver: Receiver) -> None:
         """Send a request and pass its answer on. Leaves the connection idle, or closed after any fault."""
-        assert self._transport is not None
+        transport = self._transport
+        if transport is None:  # closed between its opening and now
+            raise _StaleConnectionError("The engine closed the connection without an answer.")
         self._begin(receiver)
         try:
-            self._transport.write(message)
+            transport.write(message)
             while await self._next() is _Wake.FULL:
-                self._transport.pause_reading()
+                self._read(False)
                 self._deadline = float("inf")  # the reader is slow, not the engine
                 await receiver.drain()
-                self._transport.resume_reading()
+                self._read(True)
                 self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
             if not self._keep_alive:
                 self.abort()
@@ -104,6 +107,15 @@ class _Connection(asyncio.Protocol):
             self._used = True
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _read(self, on: bool) -> None:
+        """Go on reading, or pause; a connection that is gone meanwhile has its error told by `_next`."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def _begin(self, receiver: Receiver) -> None:
         limits, now = self._pool.limits, self._loop.time()
@@ -182,7 +194,7 @@ class _Connection(asyncio.Protocol):
             self._fail(cause)
             return
         except httptools.HttpParserError as error:
-            self._fail(EngineError(f"The engine's answer is not HTTP: {error}."))
+            self._fail(UpstreamError("The engine's answer is not HTTP.", str(error)))
             return
         if self._complete:
             return

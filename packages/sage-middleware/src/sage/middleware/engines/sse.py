@@ -7,6 +7,7 @@ import re
 import msgspec
 
 from sage.common.errors import EngineError
+from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 
 __all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "data_of", "usage_of"]
@@ -90,5 +91,5 @@ def usage_of(body: bytes) -> Usage | None:
     try:
         found = _USAGE.decode(body).usage
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"The engine's answer cannot be read: {error}.") from error
+        raise UpstreamError("The engine's answer cannot be read.", str(error)) from error
     return None if found is None else Usage(found.prompt_tokens, found.completion_tokens)

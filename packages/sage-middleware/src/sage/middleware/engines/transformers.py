@@ -23,6 +23,7 @@ import msgspec
 from sage.common.config import EngineConfig
 from sage.common.errors import BadRequestError, EngineError
 from sage.middleware.engines.adapter import HttpEngine
+from sage.middleware.engines.faults import UpstreamError, brief
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import describe, environment, log_file, option, require, source_of
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec, Route, Usage
@@ -223,8 +224,8 @@ class TransformersStream:
     def _event(self, event: bytes) -> bytes:
         data = data_of(event)
         if data.startswith((b'{"error"', b'{"detail"')):  # not always valid JSON: it does not escape its text
-            text = data.decode("utf-8", "replace")[:300]
-            raise EngineError(f"The engine failed in the middle of its answer: {text}")
+            told = brief(data.decode("utf-8", "replace"))
+            raise UpstreamError("The engine failed in the middle of its answer.", told)
         event = self._model.sub(self._served, event, count=1)
         return self._finish(data_of(event)) if _FINISH in event else event
 
@@ -234,7 +235,8 @@ class TransformersStream:
             usage = chunk.pop("usage")
             self.usage = Usage(int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-            raise EngineError(f"The engine's finish chunk cannot be read: {error}.") from error
+            told = brief(f"{type(error).__name__}: {error}")
+            raise UpstreamError("The engine's finish chunk cannot be read.", told) from error
         self._finished = True
         out = _sse(chunk)
         if self._include_usage:

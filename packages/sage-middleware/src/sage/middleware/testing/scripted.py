@@ -30,7 +30,8 @@ class Script:
 
     `words` are the streamed pieces. With `gate`, the engine waits for that event after `gate_after` pieces
     (-1 = before the status line). `cut_at` closes the connection after that many bytes of the body;
-    `fragment` sends the body in pieces of that many bytes.
+    `fragment` sends the body in pieces of that many bytes. `error` is the body that goes with a `status`
+    other than 200; a stream holds it as an event, after the words and in place of the end.
     """
 
     words: tuple[str, ...] = ("one ", "two ", "three")
@@ -39,6 +40,7 @@ class Script:
     gate_after: int = -1
     cut_at: int | None = None
     fragment: int | None = None
+    error: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -156,10 +158,12 @@ class ScriptedEngine:
         status = 400 if (request.get("max_tokens") or 0) < 0 else script.status
         if status != 200:
             error = {"message": f"scripted {status}", "type": "scripted", "param": None, "code": None}
-            exchange.respond(status, msgspec.json.encode({"error": error}))
+            exchange.respond(status, script.error or msgspec.json.encode({"error": error}))
             return
         if request.get("stream"):
             parts = _stream(exchange.request.path, request, self.model, script.words)
+            if script.error is not None:
+                parts[len(script.words) :] = [b"data: " + script.error + b"\n\n"]
             exchange.begin(200, "text/event-stream; charset=utf-8")
         else:
             parts = [_whole(exchange.request.path, request, self.model, script.words)]
