@@ -174,6 +174,40 @@ def test_a_signal_ends_what_can_be_interrupted_like_ctrl_c(number: signal.Signal
         signal.signal(number, before)
 
 
+class _Signals:
+    """Its finaliser runs when a signal comes: what the handler raises there, Python drops."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_python_drops_comes_again(number: signal.Signals) -> None:
+    deadline = time.monotonic() + 30
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), stack.interruptible():
+        _Signals(number)
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert time.monotonic() < deadline
+    assert sys.unraisablehook is hook
+
+
+def test_other_exceptions_that_python_drops_are_reported_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __del__(self) -> None:
+            raise ValueError("dropped")
+
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: reported.append(found.exc_type))
+    with stack.interruptible():
+        Fails()
+    assert reported == [ValueError]
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

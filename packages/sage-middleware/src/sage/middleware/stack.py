@@ -29,6 +29,7 @@ __all__ = ["admin_client", "client_key", "interruptible", "quick_config", "read_
 GATEWAY = (sys.executable, "-m", "sage.gateway")
 _POLL_S = 0.1
 _KILL_AFTER_S = 10.0
+_AGAIN_S = 0.01
 _STOP_MARGIN_S = 15.0  # beside the drain: for the engines and the admin API
 _REASON_LINES = 3
 
@@ -146,11 +147,22 @@ def interruptible() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        # A signal that arrives in a finaliser or a weak reference's callback (an import has some) raises there,
+        # where Python prints the exception and goes on: it comes once more, a moment later.
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            hook(unraisable)
+
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in (*numbers, signal.SIGALRM)}
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
