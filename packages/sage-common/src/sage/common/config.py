@@ -19,7 +19,16 @@ from pydantic import (
     PositiveInt,
 )
 
-__all__ = ["ControlPlaneConfig", "EngineConfig", "GatewayConfig", "PortsConfig", "SageConfig"]
+__all__ = [
+    "ControlPlaneConfig",
+    "EngineConfig",
+    "GatewayConfig",
+    "PortsConfig",
+    "SageConfig",
+    "SloConfig",
+    "SlosConfig",
+    "TenantConfig",
+]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortRange = tuple[Annotated[int, Field(ge=1, le=65535)], Annotated[int, Field(ge=1, le=65535)]]
@@ -58,16 +67,51 @@ class GatewayConfig(_Section):
     drain_s: NonNegativeFloat = 30.0
 
 
+class SloConfig(_Section):
+    """What each request of a class should meet, in seconds; empty = no limit. A goal, not a timeout."""
+
+    ttft_s: PositiveFloat | None = Field(None, description="arrival to first token")
+    tpot_s: PositiveFloat | None = Field(None, description="mean gap between tokens")
+    total_s: PositiveFloat | None = Field(None, description="arrival to last byte")
+
+
+class SlosConfig(_Section):
+    """The goals of the request classes."""
+
+    chat: SloConfig = SloConfig(ttft_s=2.0, tpot_s=0.1)
+    completion: SloConfig = SloConfig(ttft_s=2.0, tpot_s=0.1)
+    embed_interactive: SloConfig = SloConfig(total_s=0.5)
+    embed_bulk: SloConfig = SloConfig()
+    rerank: SloConfig = SloConfig(total_s=1.0)
+    batch: SloConfig = SloConfig()
+
+
+class TenantConfig(_Section):
+    """One tenant. `weight`: its share relative to the others, who have 1 unless they are named here."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+    best_effort: bool = Field(False, description="late rather than refused")
+
+
 class ControlPlaneConfig(_Section):
     """Scheduling."""
 
-    policy: str = "least_load"
-    queue_max_requests: PositiveInt = 1024
+    policy: str = "hybrid"
+    queue_max_requests: PositiveInt = Field(1024, description="of one class, waiting")
     queue_max_bytes: PositiveInt = 256 * 1024 * 1024
     queue_max_wait_s: PositiveFloat = 30.0
     bulk_texts: PositiveInt = Field(8, description="more texts than this make an embedding request bulk")
     bulk_tokens: PositiveInt = Field(4000, description="so do more tokens than this")
     decision_history: PositiveInt = 4096
+    slos: SlosConfig = SlosConfig()
+    tenants: tuple[TenantConfig, ...] = ()
+    exploration: float = Field(0.01, ge=0, le=0.5, description="share of placements that try a near-best engine")
+    retry_share: float = Field(0.1, ge=0, le=1, description="retries, as a share of the traffic")
+    hedge_share: float = Field(0.02, ge=0, le=1, description="hedged calls, as a share of the traffic")
+    trace: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+        None, description="write every event and decision to this NDJSON file"
+    )
 
 
 class EngineConfig(_Section):
@@ -83,6 +127,10 @@ class EngineConfig(_Section):
     python: str = Field("", description="interpreter of another environment, where the engine is installed")
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")
     max_running: PositiveInt = 32
+    group: str = Field("", description="engines of one group share a device; empty = all that run on this machine")
+    kv_tokens: PositiveInt = Field(65536, description="tokens whose keys and values it can keep cached")
+    max_replicas: PositiveInt = Field(1, description="engines like this one that may be started under load")
+    min_replicas: int = Field(1, ge=0, description="0 = stopped when nothing asks for it")
     random_weights: bool = False
     start_timeout_s: PositiveFloat = 300.0
     args: tuple[str, ...] = Field((), description="extra arguments, appended to the engine's command line")

@@ -9,9 +9,14 @@ __all__ = [
     "HEADER_CLASS",
     "HEADER_DEADLINE",
     "HEADER_ENGINE",
+    "HEADER_EXPLAIN",
+    "HEADER_PARENT",
+    "HEADER_PRIORITY",
     "HEADER_QUEUE_MS",
     "HEADER_REASON",
     "HEADER_REQUEST_ID",
+    "HEADER_SLO_TPOT",
+    "HEADER_SLO_TTFT",
     "HEADER_TENANT",
     "RequestClass",
 ]
@@ -24,11 +29,18 @@ class RequestClass(StrEnum):
     COMPLETION = "completion"
     EMBED_INTERACTIVE = "embed_interactive"
     EMBED_BULK = "embed_bulk"
+    RERANK = "rerank"
+    BATCH = "batch"
 
 
 HEADER_CLASS: Final = "x-sage-class"
 HEADER_DEADLINE: Final = "x-sage-deadline-ms"
 HEADER_TENANT: Final = "x-sage-tenant"
+HEADER_SLO_TTFT: Final = "x-sage-slo-ttft-ms"
+HEADER_SLO_TPOT: Final = "x-sage-slo-tpot-ms"
+HEADER_PRIORITY: Final = "x-sage-priority"
+HEADER_PARENT: Final = "x-sage-parent"
+HEADER_EXPLAIN: Final = "x-sage-explain"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_ENGINE: Final = "x-sage-engine"
 HEADER_QUEUE_MS: Final = "x-sage-queue-ms"

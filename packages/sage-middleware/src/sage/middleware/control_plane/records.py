@@ -1,42 +1,80 @@
-"""One request's record: what the core decided about it, when, and how it went."""
+"""One request's record: what the core decided about it, when, and how it went; and its attempts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sage.middleware.control_plane.types import Job
+import msgspec
+
+from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 
-__all__ = ["History", "Outcome", "Record"]
+if TYPE_CHECKING:
+    from sage.middleware.control_plane.engine_table import EngineLoad
+
+__all__ = ["Attempt", "Candidate", "History", "Outcome", "Record"]
 
 Outcome = Literal["waiting", "running", "done", "failed", "rejected", "cancelled"]
 
 
-@dataclass(slots=True, eq=False)
-class Record:
-    """A request from arrival to its one end. Times are the core's own, in seconds."""
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """An engine that a decision could have fallen on. `predicted` in seconds."""
+
+    engine: str
+    running: int
+    free: int
+    predicted: float
+    cached_tokens: int
+
+
+class Record(msgspec.Struct, eq=False):
+    """A request from arrival to its one end. Times are the core's own, in seconds.
+
+    A request has `units` to be served: the texts of an embedding request, one for a generation. Those from
+    `taken` on wait, and so do the `returned` slices of failed attempts; `left` have no answer yet.
+    """
 
     job: Job
     sequence: int  # order of arrival
     policy: str
     arrived: float
-    deadline: float | None
+    deadline: float | None  # hard
+    slo: Slo
+    due: float  # when its first token (generation) or answer should be there; inf = whenever
+    prompt_tokens: int  # estimate
+    output_p50: float  # tokens of the answer, predicted; 0 for embeddings
+    output_p90: float
+    units: int
+    left: int
     queued: float  # when it began to wait: at arrival, or at the failure that made it wait again
+    taken: int = 0
+    returned: list[tuple[int, int]] = []
+    cost: float = 0.0  # predicted engine-seconds on the engine that would be quickest
+    charged: float = 0.0  # engine-seconds that its tenant was charged for it
+    cached: dict[str, int] | None = None  # engine to prompt tokens that it has cached
     outcome: Outcome = "waiting"
     reason: str = "waiting for a free engine"
     engine: str | None = None  # where it runs or ran last
     attempts: int = 0
+    crashes: int = 0  # of engines, while it was in flight there
     dispatched: float | None = None
     first_byte: float | None = None
     ended: float | None = None
     usage: Usage | None = None
+    predicted: float = 0.0  # by the last choice: seconds to the first token or answer; 0 = not predicted
+    running: list[Attempt] = []
+    candidates: tuple[Candidate, ...] = ()  # of the last choice, where the decision was sampled
+
+    @property
+    def waiting_units(self) -> int:
+        """Units in the queue."""
+        return self.units - self.taken + sum(stop - start for start, stop in self.returned)
 
     @property
     def cost_tokens(self) -> int:
         """Tokens it may take of an engine: its prompt, and the longest answer where it names one."""
-        return self.job.prompt_tokens + (self.job.max_tokens or 0)
+        return self.prompt_tokens + (self.job.max_tokens or 0)
 
     def end(self, outcome: Outcome, reason: str, now: float) -> None:
         """Close it. `reason` is kept only where it says more than why its engine was chosen."""
@@ -44,6 +82,24 @@ class Record:
         self.ended = now
         if reason:
             self.reason = reason
+
+
+class Attempt(msgspec.Struct, eq=False):
+    """One call to one engine. `slices`: record, first and last unit (exclusive)."""
+
+    number: int
+    engine: EngineLoad
+    slices: list[tuple[Record, int, int]]
+    sent: float
+    tokens: int  # uncached prompt tokens
+    outstanding: int  # what it adds to the engine's outstanding tokens
+    ahead: int  # prefill tokens of others that were before it
+    beside: int  # attempts that ran there when it was sent
+    predicted: float
+    threads: int = 0
+    hedge: bool = False
+    first_byte: float | None = None
+    progress: float = 0.0  # when it last had bytes, or was sent
 
 
 class History:

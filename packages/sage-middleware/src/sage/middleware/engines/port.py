@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
+import msgspec
+
 from sage.common.config import EngineConfig
 from sage.platform.service import ServiceSpec
 
@@ -30,6 +32,7 @@ class Capability(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
     RESPONSE_FORMAT = "response_format"
     TOOLS = "tools"
     TOOL_CHOICE = "tool_choice"
@@ -38,8 +41,7 @@ class Capability(StrEnum):
     PRIORITY = "priority"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
+class EngineSpec(msgspec.Struct, frozen=True):
     """What an engine is, fixed from its start to its end."""
 
     name: str
@@ -48,7 +50,14 @@ class EngineSpec:
     capabilities: frozenset[Capability]
     max_running: int
     random_weights: bool = False
-    group: str = ""  # engines of one group share a device
+    group: str = ""  # engines of one group share a device; empty = it has one of its own
+    cores: int = 0  # CPU cores that it computes on; 0 = not ours to know
+    elastic: bool = False  # takes a thread count per call, up to the cores of its device
+    batches: bool = True  # puts calls that are there at the same time into one batch by itself
+    kv_tokens: int = 65536  # prompt tokens that it can keep cached
+    chunk: int = 2048  # prefill tokens of one iteration
+    managed: bool = False  # its process is ours: it can be restarted
+    template: str = ""  # the configured engine that it is one more of; empty = it is configured itself
 
     @property
     def task(self) -> Literal["generate", "embed"]:
@@ -68,8 +77,7 @@ class Call:
     include_usage: bool  # the client asked for the usage chunk of a stream
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens as the engine counted them."""
 
     prompt_tokens: int = 0
