@@ -86,6 +86,7 @@ class EngineView(Protocol):
     spec: EngineSpec
     max_running: int  # attempts that it takes at once
     running: int  # attempts there now
+    free: int  # attempts it would take now; 0 = busy
     outstanding_tokens: int  # estimated tokens of what runs there: prompts, and the answers they may ask for
     prefill_tokens: int  # uncached prompt tokens sent there that have not shown a first byte
     last_dispatch: int  # number of the newest attempt sent there, counted over all engines; 0 = none yet
@@ -94,10 +95,6 @@ class EngineView(Protocol):
     embed: EmbedCost
     busy_until: float  # predicted end of what runs there (embedding engines)
 
-    @property
-    def free(self) -> int:
-        """Attempts it would take now; 0 = busy."""
-        ...
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -204,8 +201,12 @@ class Policy(Protocol):
         """How much the call that carries `record` may carry. Asked only where `traits.batches`."""
         ...
 
+    def charge(self, record: Record, seconds: float) -> None:
+        """Units of a request were sent that are predicted to take `seconds` of an engine."""
+        ...
+
     def settle(self, record: Record, seconds: float) -> None:
-        """A request that was charged `record.charged` engine-seconds took `seconds` of them."""
+        """A request that was charged `record.charged` engine-seconds in all took `seconds` of them."""
         ...
 
 

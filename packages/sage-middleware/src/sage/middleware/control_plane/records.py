@@ -32,7 +32,8 @@ class Record(msgspec.Struct, eq=False):
     """A request from arrival to its one end. Times are the core's own, in seconds.
 
     A request has `units` to be served: the texts of an embedding request, one for a generation. Those from
-    `taken` on wait, and so do the `returned` slices of failed attempts; `left` have no answer yet.
+    `taken` on wait, and so do the `returned` slices of failed attempts (first, last exclusive, attempts so
+    far); `left` have no answer yet.
     """
 
     job: Job
@@ -49,7 +50,7 @@ class Record(msgspec.Struct, eq=False):
     left: int
     queued: float  # when it began to wait: at arrival, or at the failure that made it wait again
     taken: int = 0
-    returned: list[tuple[int, int]] = []
+    returned: list[tuple[int, int, int]] = []
     cost: float = 0.0  # predicted engine-seconds on the engine that would be quickest
     charged: float = 0.0  # engine-seconds that its tenant was charged for it
     cached: dict[str, int] | None = None  # engine to prompt tokens that it has cached
@@ -69,7 +70,7 @@ class Record(msgspec.Struct, eq=False):
     @property
     def waiting_units(self) -> int:
         """Units in the queue."""
-        return self.units - self.taken + sum(stop - start for start, stop in self.returned)
+        return self.units - self.taken + sum(stop - start for start, stop, _ in self.returned)
 
     @property
     def cost_tokens(self) -> int:
@@ -85,21 +86,25 @@ class Record(msgspec.Struct, eq=False):
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """One call to one engine. `slices`: record, first and last unit (exclusive)."""
+    """One call to one engine. `slices`: record, first and last unit (exclusive), which try of them this is."""
 
     number: int
     engine: EngineLoad
-    slices: list[tuple[Record, int, int]]
+    slices: list[tuple[Record, int, int, int]]
     sent: float
+    texts: int
     tokens: int  # uncached prompt tokens
     outstanding: int  # what it adds to the engine's outstanding tokens
     ahead: int  # prefill tokens of others that were before it
     beside: int  # attempts that ran there when it was sent
     predicted: float
+    silence: float  # seconds without a byte that are no reason to worry
     threads: int = 0
     hedge: bool = False
     first_byte: float | None = None
     progress: float = 0.0  # when it last had bytes, or was sent
+    twin: Attempt | None = None  # the same slices, sent a second time
+    mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of `EngineLoad.mark`, at its first byte or at its start
 
 
 class History:

@@ -66,6 +66,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0  # higher goes first among equals of a tenant
     blocks: tuple[int, ...] = ()  # chained hashes of the prompt's 256-byte blocks, for prefix affinity
     batch_key: str = ""  # embedding requests of one key may share a call; empty = goes alone
+    stream: bool = False
     hedgeable: bool = False  # short and idempotent
     parent: str = ""  # the request whose deadline this one shares
     explain: bool = False  # the caller wants the whole list of candidates kept
