@@ -19,6 +19,7 @@ __all__ = [
     "HEADER_SLO_TTFT",
     "HEADER_TENANT",
     "RequestClass",
+    "ShedReason",
 ]
 
 
@@ -31,6 +32,17 @@ class RequestClass(StrEnum):
     EMBED_BULK = "embed_bulk"
     RERANK = "rerank"
     BATCH = "batch"
+
+
+class ShedReason(StrEnum):
+    """Why a request was refused before an engine had it: the kind; the words are in its decision."""
+
+    QUEUE_FULL = "queue_full"  # its class waits at its bound of count or bytes
+    EXPIRED = "expired"  # it waited longer than anything may
+    DEADLINE = "deadline"  # its own hard deadline passed while it waited
+    FORECAST = "forecast"  # the policy predicted that it would miss its goal
+    NO_ENGINE = "no_engine"  # no engine of its model may be sent work
+    OTHER = "other"
 
 
 HEADER_CLASS: Final = "x-sage-class"

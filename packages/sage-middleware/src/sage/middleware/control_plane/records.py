@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from sage.common.telemetry import ShedReason
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 
@@ -58,7 +59,12 @@ class Record(msgspec.Struct, eq=False):
     reason: str = "waiting for a free engine"
     engine: str | None = None  # where it runs or ran last
     attempts: int = 0
+    retries: int = 0  # slices sent once more after a fault
+    hedges: int = 0  # slices sent twice because they were late
     crashes: int = 0  # of engines, while it was in flight there
+    refusal: ShedReason | None = None  # the kind of `reason` of one that was refused
+    ahead: int | None = None  # requests in its lane before it when it came
+    ahead_seconds: float | None = None  # predicted engine-seconds of those
     dispatched: float | None = None
     first_byte: float | None = None
     ended: float | None = None
