@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 __all__ = [
+    "BATCH_TEXTS",
+    "BATCH_TOKENS",
+    "DISPATCH_OVERHEAD",
+    "DURATION",
+    "ENGINE_FAILED",
+    "ENGINE_RESTARTS",
+    "ENGINE_RUNNING",
+    "ENGINE_SERVED",
+    "ENGINE_SLOTS",
+    "ENGINE_STATE",
     "HEADER_CLASS",
     "HEADER_DEADLINE",
     "HEADER_ENGINE",
@@ -18,6 +29,25 @@ __all__ = [
     "HEADER_SLO_TPOT",
     "HEADER_SLO_TTFT",
     "HEADER_TENANT",
+    "HEDGES",
+    "METRICS",
+    "POLICY_INFO",
+    "PREDICTIONS",
+    "PREDICTION_CALIBRATION",
+    "PREDICTION_ERROR",
+    "QUARANTINED",
+    "QUEUE_BYTES",
+    "QUEUE_OLDEST",
+    "QUEUE_TIME",
+    "QUEUE_WAITING",
+    "REQUESTS",
+    "REQUESTS_MET",
+    "REQUESTS_SHED",
+    "RETRIES",
+    "TPOT",
+    "TTFT",
+    "UPTIME",
+    "Metric",
     "RequestClass",
     "ShedReason",
 ]
@@ -57,3 +87,144 @@ HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_ENGINE: Final = "x-sage-engine"
 HEADER_QUEUE_MS: Final = "x-sage-queue-ms"
 HEADER_REASON: Final = "x-sage-reason"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric, named as Prometheus names them.
+
+    `bounds`: exponents of the first and the last bucket of a histogram; its bounds are the powers of two
+    from one to the other.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[int, int] = (0, 0)
+
+
+_BY_TENANT: Final = ("request_class", "tenant")
+_WAITS: Final = (-10, 9)  # 1 ms to 512 s
+_GAPS: Final = (-10, 3)  # 1 ms to 8 s
+_MICROS: Final = (-20, -4)  # 1 us to 63 ms
+
+POLICY_INFO: Final = Metric("sage_policy_info", "gauge", "", "1 for the policy in force", ("policy",))
+UPTIME: Final = Metric("sage_uptime_seconds", "gauge", "s", "time since the serving process started")
+REQUESTS: Final = Metric(
+    "sage_requests_total",
+    "counter",
+    "requests",
+    "requests that have ended, by outcome: done, failed, rejected, cancelled",
+    (*_BY_TENANT, "outcome"),
+)
+REQUESTS_MET: Final = Metric(
+    "sage_requests_met_total", "counter", "requests", "requests done within every goal", _BY_TENANT
+)
+REQUESTS_SHED: Final = Metric(
+    "sage_requests_shed_total",
+    "counter",
+    "requests",
+    "requests refused, by the kind of reason",
+    (*_BY_TENANT, "reason"),
+)
+RETRIES: Final = Metric(
+    "sage_request_retries_total", "counter", "retries", "attempts made again after a fault", _BY_TENANT
+)
+HEDGES: Final = Metric(
+    "sage_request_hedges_total", "counter", "hedges", "late calls that were sent a second time", _BY_TENANT
+)
+QUARANTINED: Final = Metric(
+    "sage_requests_quarantined_total",
+    "counter",
+    "requests",
+    "requests given up because engines crashed twice while they ran there",
+    _BY_TENANT,
+)
+QUEUE_TIME: Final = Metric(
+    "sage_request_queue_seconds", "histogram", "s", "arrival to an engine", _BY_TENANT, _WAITS
+)
+TTFT: Final = Metric(
+    "sage_request_ttft_seconds",
+    "histogram",
+    "s",
+    "arrival to the first token of a stream",
+    _BY_TENANT,
+    _WAITS,
+)
+TPOT: Final = Metric(
+    "sage_request_tpot_seconds", "histogram", "s", "mean gap between tokens of a stream", _BY_TENANT, _GAPS
+)
+DURATION: Final = Metric(
+    "sage_request_duration_seconds", "histogram", "s", "arrival to the last byte", _BY_TENANT, _WAITS
+)
+QUEUE_WAITING: Final = Metric(
+    "sage_queue_waiting_requests", "gauge", "requests", "requests that wait", ("request_class",)
+)
+QUEUE_BYTES: Final = Metric(
+    "sage_queue_waiting_bytes", "gauge", "bytes", "bodies of the requests that wait", ("request_class",)
+)
+QUEUE_OLDEST: Final = Metric(
+    "sage_queue_oldest_seconds", "gauge", "s", "how long the oldest one has waited", ("request_class",)
+)
+DISPATCH_OVERHEAD: Final = Metric(
+    "sage_dispatch_overhead_seconds",
+    "histogram",
+    "s",
+    "the control plane's own time for one event, its decisions included",
+    (),
+    _MICROS,
+)
+BATCH_TEXTS: Final = Metric(
+    "sage_embedding_call_texts", "histogram", "texts", "texts in one embedding call", ("engine",), (0, 11)
+)
+BATCH_TOKENS: Final = Metric(
+    "sage_embedding_call_tokens",
+    "histogram",
+    "tokens",
+    "estimated tokens in one embedding call",
+    ("engine",),
+    (3, 18),
+)
+PREDICTIONS: Final = Metric(
+    "sage_predictions_total", "counter", "requests", "requests whose prediction could be checked", ("engine",)
+)
+PREDICTION_ERROR: Final = Metric(
+    "sage_prediction_error_ratio_p50",
+    "gauge",
+    "1",
+    "half of the predictions are off by at most this share of the actual time",
+    ("engine",),
+)
+PREDICTION_CALIBRATION: Final = Metric(
+    "sage_prediction_calibration_p90",
+    "gauge",
+    "1",
+    "nine of ten requests took at most this many times what was predicted",
+    ("engine",),
+)
+ENGINE_STATE: Final = Metric(
+    "sage_engine_state", "gauge", "", "1 for the state that the engine is in", ("engine", "model", "state")
+)
+ENGINE_RUNNING: Final = Metric(
+    "sage_engine_running_requests", "gauge", "requests", "calls at the engine now", ("engine",)
+)
+ENGINE_SLOTS: Final = Metric(
+    "sage_engine_max_running_requests", "gauge", "requests", "calls that it takes at once", ("engine",)
+)
+ENGINE_SERVED: Final = Metric(
+    "sage_engine_served_total", "counter", "requests", "calls that it answered", ("engine",)
+)
+ENGINE_FAILED: Final = Metric(
+    "sage_engine_failed_total", "counter", "requests", "calls that failed", ("engine",)
+)
+ENGINE_RESTARTS: Final = Metric(
+    "sage_engine_restarts_total",
+    "counter",
+    "restarts",
+    "times that its process was started again",
+    ("engine",),
+)
+
+METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

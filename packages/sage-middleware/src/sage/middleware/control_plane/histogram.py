@@ -1,0 +1,67 @@
+"""Counts of observations by size, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from math import ceil, log2
+from typing import Final
+
+from sage.common.api import Quantiles
+
+__all__ = ["FIRST", "LAST", "LogHistogram"]
+
+FIRST: Final = -20  # exponents of two: from about a microsecond, or a millionth
+LAST: Final = 20  # to about twelve days, or a million
+PER_OCTAVE: Final = 4
+_SIZE: Final = (LAST - FIRST) * PER_OCTAVE
+_OFFSET: Final = -FIRST * PER_OCTAVE
+_SMALLEST: Final = 2.0**FIRST
+
+
+class LogHistogram:
+    """Four buckets to an octave from 2^-20 to 2^20, upper bounds inclusive; a quantile is within 10 %."""
+
+    __slots__ = ("_counts", "count", "total")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (_SIZE + 2)  # the first is for what is smaller, the last for what is larger
+        self.count = 0
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        """Count one observation, 0 or more."""
+        self.count += 1
+        self.total += value
+        if value <= _SMALLEST:
+            self._counts[0] += 1
+        else:
+            index = ceil(PER_OCTAVE * log2(value)) + _OFFSET
+            self._counts[index if index <= _SIZE else -1] += 1
+
+    def merge(self, other: LogHistogram) -> None:
+        """Count what another one has counted."""
+        self._counts = [mine + theirs for mine, theirs in zip(self._counts, other._counts, strict=True)]
+        self.count += other.count
+        self.total += other.total
+
+    def quantile(self, share: float) -> float | None:
+        """The middle of the bucket below whose end `share` of the observations are; None without any."""
+        if not self.count:
+            return None
+        wanted = share * self.count
+        index = next(i for i, seen in enumerate(accumulate(self._counts)) if seen >= wanted)
+        return 0.0 if index == 0 else 2.0 ** ((index - 0.5) / PER_OCTAVE + FIRST)
+
+    def quantiles(self) -> Quantiles | None:
+        """Half, 90 % and 99 %."""
+        p50, p90, p99 = (self.quantile(share) for share in (0.5, 0.9, 0.99))
+        if p50 is None or p90 is None or p99 is None:
+            return None
+        return Quantiles(p50=p50, p90=p90, p99=p99)
+
+    def up_to(self, first: int, last: int) -> Iterator[tuple[float, int]]:
+        """For each power of two from 2^first to 2^last: it, and how many observations are at most that."""
+        seen = list(accumulate(self._counts))
+        for exponent in range(first, last + 1):
+            yield 2.0**exponent, seen[(exponent - FIRST) * PER_OCTAVE]
