@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
-from math import ceil, log2
 from typing import Final
 
 from sage.common.api import Quantiles
@@ -14,9 +14,7 @@ __all__ = ["FIRST", "LAST", "LogHistogram"]
 FIRST: Final = -20  # exponents of two: from about a microsecond, or a millionth
 LAST: Final = 20  # to about twelve days, or a million
 PER_OCTAVE: Final = 4
-_SIZE: Final = (LAST - FIRST) * PER_OCTAVE
-_OFFSET: Final = -FIRST * PER_OCTAVE
-_SMALLEST: Final = 2.0**FIRST
+_BOUNDS: Final = [2.0 ** (FIRST + step / PER_OCTAVE) for step in range((LAST - FIRST) * PER_OCTAVE + 1)]
 
 
 class LogHistogram:
@@ -25,7 +23,7 @@ class LogHistogram:
     __slots__ = ("_counts", "count", "total")
 
     def __init__(self) -> None:
-        self._counts = [0] * (_SIZE + 2)  # the first is for what is smaller, the last for what is larger
+        self._counts = [0] * (len(_BOUNDS) + 1)  # the last is for what is larger
         self.count = 0
         self.total = 0.0
 
@@ -33,11 +31,7 @@ class LogHistogram:
         """Count one observation, 0 or more."""
         self.count += 1
         self.total += value
-        if value <= _SMALLEST:
-            self._counts[0] += 1
-        else:
-            index = ceil(PER_OCTAVE * log2(value)) + _OFFSET
-            self._counts[index if index <= _SIZE else -1] += 1
+        self._counts[bisect_left(_BOUNDS, value)] += 1
 
     def merge(self, other: LogHistogram) -> None:
         """Count what another one has counted."""

@@ -70,7 +70,6 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     hedgeable: bool = False  # short and idempotent
     parent: str = ""  # the request whose deadline this one shares
     explain: bool = False  # the caller wants the whole list of candidates kept
-    stream: bool = True  # of a generation: its tokens are sent as they come; else its first byte is its last
 
 
 # ---- events ------------------------------------------------------------------------------------------------
