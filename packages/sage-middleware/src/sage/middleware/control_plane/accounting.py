@@ -187,8 +187,8 @@ class Books:
             tally.failed += 1
             tally.quarantined += record.crashes >= CRASHES_TO_QUARANTINE
 
-    def called(self, attempt: Attempt) -> None:
-        """A call was sent to an engine. Only those that compute vectors are counted."""
+    def answered(self, attempt: Attempt) -> None:
+        """An engine answered a call. Only those that compute vectors are counted."""
         if attempt.engine.spec.task == "embed":
             calls = self._engines.get(attempt.engine.name)
             calls.texts.add(attempt.texts)

@@ -1,26 +1,29 @@
 """The control plane's core: a state machine without clock, I/O, await or randomness.
 
-Events with their time go in, actions come out. Two drivers can run the same object: the live one and a
+Events with their time go in, actions come out. Two drivers run the same object: the live one and the
 simulator. Each request reaches exactly one of done, failed, rejected, cancelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final
 
-from sage.common.telemetry import RequestClass
+from sage.common.telemetry import RequestClass, ShedReason
+from sage.middleware.control_plane.accounting import Books
+from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
-from sage.middleware.control_plane.policy import Policy
-from sage.middleware.control_plane.queues import ClassCounts, Lane, Queues
-from sage.middleware.control_plane.records import History, Outcome, Record
+from sage.middleware.control_plane.estimator import Estimator, usage_of
+from sage.middleware.control_plane.lanes import ClassCounts, Lane, Lanes
+from sage.middleware.control_plane.options import CoreOptions
+from sage.middleware.control_plane.placement import Placement
+from sage.middleware.control_plane.policy import Policy, Shed
+from sage.middleware.control_plane.records import Attempt, History, Outcome, Record
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
+    Cancel,
     Cancelled,
-    Dispatch,
     EngineAdded,
     EngineDown,
     EngineRemoved,
@@ -29,47 +32,53 @@ from sage.middleware.control_plane.types import (
     Failed,
     Finished,
     FirstByte,
+    GaveUp,
     Job,
+    Progress,
     Reject,
+    RestartEngine,
+    StopEngine,
     Tick,
 )
+from sage.middleware.engines.port import Usage
 
-__all__ = ["Core", "Limits"]
+__all__ = ["Core"]
 
 RETRY_RESERVE: Final = 10.0  # retries that may come in a burst, and the first ones of a quiet server
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of each class's queue, and of retries."""
-
-    queue_max_requests: int = 1024
-    queue_max_bytes: int = 256 * 1024 * 1024
-    queue_max_wait_s: float = 30.0
-    max_attempts: int = 2
-    retry_share: float = 0.1  # of the traffic
+CRASHES_TO_QUARANTINE: Final = 2
+LOOK_S: Final = 1.0  # between two looks at engines that have work
+BLAME_S: Final = 2.0  # a connection may break this long before its process is known to be dead
 
 
 class Core:
-    """Queues, engines, placement, retries. `history` bounds how many records are kept."""
+    """Queues, engines, placement, retries."""
 
-    def __init__(self, policy: Policy, limits: Limits, history: int) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, options: CoreOptions | None = None) -> None:
+        self._options = options or CoreOptions()
+        self._limits = self._options.limits
         self.engines = EngineTable()
-        self._limits = limits
-        self._queues = Queues(limits.queue_max_wait_s)
-        self._history = History(history)
+        self.books = Books()
+        self._estimator = Estimator(self._options.slos)
+        self._lanes = Lanes(policy, self._limits.queue_max_wait_s)
+        self._attempts = Attempts()
+        self._placement = Placement(policy, self._options, self.engines, self._lanes, self._attempts)
+        self._history = History(self._options.history)
         self._live: dict[str, Record] = {}
         self._arrivals = 0
-        self._dispatches = 0
         self._retries = RETRY_RESERVE
+        self._blamed: list[tuple[float, EngineLoad, Record]] = []  # faults that a crash may explain
+        self._leaving: set[str] = set()  # engines that are stopped once they are idle
+        self._next_look = 0.0
+        self._next_probe: float | None = None
         self._actions: list[Action] = []
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Arrived: self._arrived,
             FirstByte: self._first_byte,
+            Progress: self._progress,
             Finished: self._finished,
             Failed: self._failed,
             Cancelled: self._cancelled,
+            GaveUp: self._gave_up,
             EngineAdded: self._engine_added,
             EngineUp: self._engine_up,
             EngineDown: self._engine_down,
@@ -80,23 +89,40 @@ class Core:
     # ---- what a driver calls -------------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Action]:
-        """Take one event in and say what to do. Events about requests that have ended change nothing."""
-        self._actions = []
+        """Take one event in and say what to do. Events about what has ended change nothing."""
+        actions: list[Action] = []
+        self._actions = actions
+        if self._next_probe is not None and event.at >= self._next_probe:
+            self._health_changed(event.at)
         self._handlers[type(event)](event)
-        if self._queues.waiting and not isinstance(event, FirstByte):  # a first byte frees nothing
-            self._expire(event.at)
-            self._place_waiting(event.at)
-            if isinstance(event, Arrived):
-                self._settle(self._live.get(event.job.id), event.at)
-        return self._actions
+        return actions
 
     def check(self, job: Job) -> None:
         """Raise what is wrong with a job whatever the load: NotFoundError or BadRequestError."""
         self.engines.check(job)
 
-    def next_expiry(self) -> float | None:
-        """When a `Tick` is due; None when nothing waits."""
-        return self._queues.next_expiry()
+    def set_policy(self, policy: Policy, now: float) -> list[Action]:
+        """Put another policy in force: what waits is ordered and placed by it."""
+        actions: list[Action] = []
+        self._actions = actions
+        self._lanes.set_policy(policy, now)
+        self._placement.set_policy(policy)
+        self._place(now)
+        return actions
+
+    def next_wake(self) -> float | None:
+        """When a `Tick` is due; None when only an event can change something."""
+        times = [self._lanes.next_expiry(), self._placement.next_wake(), self._attempts.next_due()]
+        if self._attempts:
+            times.append(self._next_look)
+        if self._lanes.waiting and self._next_probe is not None:
+            times.append(self._next_probe)
+        return min((at for at in times if at is not None), default=None)
+
+    @property
+    def policy(self) -> Policy:
+        """The one in force."""
+        return self._placement.policy
 
     @property
     def live(self) -> int:
@@ -117,11 +143,11 @@ class Core:
 
     def counts(self, request_class: RequestClass) -> ClassCounts:
         """Counts of one class."""
-        return self._queues.counts[request_class]
+        return self._lanes.counts[request_class]
 
     def oldest(self, request_class: RequestClass) -> float | None:
         """When the longest-waiting request of a class began to wait."""
-        return self._queues.oldest(request_class)
+        return self._lanes.oldest(request_class)
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -129,188 +155,323 @@ class Core:
         job, now = event.job, event.at
         self._arrivals += 1
         self._retries = min(RETRY_RESERVE, self._retries + self._limits.retry_share)
-        record = Record(job, self._arrivals, self.policy.name, now, event.deadline, queued=now)
+        deadline = self._deadline(event)
+        record = self._estimator.record(job, self._arrivals, self.policy.name, now, deadline)
         self._live[job.id] = record
         self._history.add(record)
-        self._queues.push(record)
-
-    def _settle(self, record: Record | None, now: float) -> None:
-        """Refuse a newcomer that nothing can serve, or whose class already waits at its bounds."""
-        if record is None or record.outcome != "waiting":
-            return
-        if not self.engines.candidates(record.job, now):
-            self._queues.remove(record)
+        lane = self._lanes.lane(job)
+        engines = lane.engines(self.engines, now)
+        if not engines:
             self._reject_unserved(record, now)
             return
-        counts = self._queues.counts[record.job.request_class]
-        over_count = counts.waiting > self._limits.queue_max_requests
-        if not over_count and counts.waiting_bytes <= self._limits.queue_max_bytes:
-            self._queues.watch(record)
+        reference = lane.reference or engines[0]
+        record.cost = reference.seconds(record, record.units)
+        if not lane.records and self._placement.place(lane, record, now, self._actions):
+            if not record.waiting_units:
+                return
+        elif refused := self._refusal(record, lane, engines, now):
+            self._shed(record, *refused, now)
             return
-        oldest = self._queues.oldest(record.job.request_class)
-        self._queues.remove(record)
-        counts.shed += 1
-        bound = (
-            f"{self._limits.queue_max_requests} requests"
-            if over_count
-            else f"{self._limits.queue_max_bytes} bytes"
-        )
-        # the oldest one's wait so far is the least that a newcomer would wait
-        wait = max(1.0, now - oldest) if oldest is not None else 1.0
-        self._reject(record, 429, f"the queue of {record.job.request_class} is full ({bound})", wait, now)
+        self._lanes.push(lane, record, now)
+        self._lanes.watch(record)
+        if lane.discipline.head(now) is record:
+            self._place(now)
+
+    def _deadline(self, event: Arrived) -> float | None:
+        """Its own hard deadline, or what is left of the chain that it belongs to."""
+        parent = self.record(event.job.parent) if event.job.parent else None
+        if parent is None or parent.deadline is None:
+            return event.deadline
+        return parent.deadline if event.deadline is None else min(parent.deadline, event.deadline)
+
+    def _refusal(
+        self, record: Record, lane: Lane, engines: list[EngineLoad], now: float
+    ) -> tuple[Shed, ShedReason] | None:
+        """Why a newcomer that cannot go at once may not even wait."""
+        request_class = record.job.request_class
+        counts = self._lanes.counts[request_class]
+        bound = ""
+        if counts.waiting >= self._limits.queue_max_requests:
+            bound = f"{self._limits.queue_max_requests} requests"
+        elif counts.waiting_bytes + record.job.body_bytes > self._limits.queue_max_bytes:
+            bound = f"{self._limits.queue_max_bytes} bytes"
+        if bound:
+            wait = max(1.0, lane.ahead / len(engines))
+            return Shed(f"the queue of {request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
+        shed = self.policy.admit(record, engines, lane.ahead, now)
+        return None if shed is None else (shed, ShedReason.FORECAST)
 
     def _first_byte(self, event: FirstByte) -> None:
-        record = self._live.get(event.id)
-        if record is not None and record.first_byte is None:
-            record.first_byte = event.at
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or attempt.first_byte is not None:
+            return
+        attempt.engine.began(attempt, event.at)
+        self._estimator.began(attempt, event.at)
+        for record, _, _, _ in attempt.slices:
+            if record.first_byte is None:
+                record.first_byte = event.at
+        if self._lanes.waiting:
+            self._place(event.at)
+
+    def _progress(self, event: Progress) -> None:
+        for number in event.attempts:
+            attempt = self._attempts.get(number)
+            if attempt is not None:
+                attempt.progress = event.at
+                attempt.engine.silence.sign(event.at)
 
     def _finished(self, event: Finished) -> None:
-        record = self._live.get(event.id)
-        if record is None or record.outcome != "running":
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None:
             return
-        load = self._free_slot(record)
+        now, load = event.at, attempt.engine
+        self._estimator.finished(attempt, event.usage, now)
+        self._drop(attempt, now)
         load.served += 1
         load.breaker.success()
-        record.usage = event.usage
-        self._queues.counts[record.job.request_class].completed += 1
-        self._end(record, "done", "", event.at)
+        load.silence.sign(now)
+        if attempt.twin is not None:
+            self._break_off(attempt.twin, now)
+        self.books.answered(attempt)
+        for record, start, stop, _ in attempt.slices:
+            record.left -= stop - start
+            record.usage = usage_of(record, stop - start, attempt, event.usage)
+            if record.left == 0 and record.outcome == "running":
+                self._complete(record, record.usage, load, now)
+        self._place(now)
+
+    def _complete(self, record: Record, usage: Usage, load: EngineLoad, now: float) -> None:
+        self.policy.settle(record, load.seconds(record, record.units, usage.completion_tokens))
+        self._lanes.counts[record.job.request_class].completed += 1
+        self._end(record, "done", "", now)
 
     def _failed(self, event: Failed) -> None:
-        record = self._live.get(event.id)
-        if record is None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None:
             return
-        now = event.at
-        if record.outcome == "waiting":
-            self._queues.remove(record)
-        else:
-            load = self._free_slot(record)
-            load.failed += 1
-            if event.fault:
-                load.breaker.fault(now)
-        if event.retryable and event.fault:
-            self._retry(record, event)
-        else:
-            self._end(record, "failed", event.reason, now)
-        if record.outcome != "waiting":
-            self._queues.counts[record.job.request_class].failed += 1
-        self._reject_stranded(now)
-
-    def _retry(self, record: Record, event: Failed) -> None:
-        """Let it wait again at the head of its lane, or refuse it."""
-        now = event.at
-        if record.attempts >= self._limits.max_attempts:
-            self._reject(
-                record, 502, f"{record.attempts} attempts failed, the last one: {event.reason}", None, now
-            )
-        elif self._retries < 1.0:
-            self._reject(record, 502, f"no retries left for now; it failed with: {event.reason}", None, now)
-        elif not self.engines.candidates(record.job, now):
-            self._reject_unserved(record, now)
-        else:
+        now, load = event.at, attempt.engine
+        self._drop(attempt, now)
+        load.failed += 1
+        if event.fault:
+            load.breaker.fault(now, refused=event.refused)
+            load.changed_health()
+            self._health_changed(now)
+        twin = attempt.twin
+        if twin is not None:  # the same slices still run elsewhere
+            twin.twin = None
+        again = event.retryable and event.fault
+        if again and twin is None:
             self._retries -= 1.0
-            record.outcome, record.first_byte, record.queued = "waiting", None, now
-            record.reason = f"waiting for a second attempt; the first one failed: {event.reason}"
-            self._queues.push(record, front=True)
-            self._queues.watch(record)
+        for record, start, stop, tries in attempt.slices:
+            if event.fault:
+                self._blamed.append((now, load, record))
+            if twin is not None or record.job.id not in self._live:
+                continue
+            if again:
+                self._retry(record, (start, stop, tries), event.reason, now)
+            else:
+                self._lanes.counts[record.job.request_class].failed += 1
+                self._close(record, "failed", event.reason, now)
+        self._reject_stranded(now)
+        self._place(now)
+
+    def _retry(self, record: Record, part: tuple[int, int, int], reason: str, now: float) -> None:
+        """Let a slice wait again, or refuse its request."""
+        tries = part[2]
+        lane = self._lanes.lane(record.job)
+        if record.crashes >= CRASHES_TO_QUARANTINE:
+            what = f"quarantined: {record.crashes} engines crashed while it ran there; the last one: {reason}"
+        elif tries >= self._limits.max_attempts:
+            what = f"{tries} attempts failed, the last one: {reason}"
+        elif self._retries < 0.0:
+            what = f"no retries left for now; it failed with: {reason}"
+        elif not lane.engines(self.engines, now):
+            self._lanes.counts[record.job.request_class].failed += 1
+            self._reject_unserved(record, now)
+            return
+        else:
+            record.returned.append(part)
+            record.retries += 1
+            if record.job.id not in lane.records:
+                record.queued = now
+                if not record.running:
+                    record.outcome = "waiting"
+                record.reason = f"waiting for a second attempt; the first one failed: {reason}"
+                self._lanes.push(lane, record, now)
+                self._lanes.watch(record)
+            return
+        self._lanes.counts[record.job.request_class].failed += 1
+        self._reject(record, 502, what, None, now)
 
     def _cancelled(self, event: Cancelled) -> None:
-        record = self._live.get(event.id)
-        if record is None:
-            return
-        if record.outcome == "waiting":
-            self._queues.remove(record)
-            self._end(record, "cancelled", "the client went away while it waited", event.at)
-        else:
-            self._free_slot(record)
-            self._end(record, "cancelled", "", event.at)
+        self._leave(event.id, "cancelled", "the client went away while it waited", event.at)
 
-    # ---- engines and time ----------------------------------------------------------------------------
+    def _gave_up(self, event: GaveUp) -> None:
+        record = self._live.get(event.id)
+        if record is not None:
+            self._lanes.counts[record.job.request_class].failed += 1
+            record.reason = event.reason
+            self._leave(event.id, "failed", event.reason, event.at)
+
+    def _leave(self, ident: str, outcome: Outcome, reason: str, now: float) -> None:
+        record = self._live.get(ident)
+        if record is not None:
+            self._close(record, outcome, reason if record.outcome == "waiting" else "", now)
+            self._place(now)
+
+    # ---- engines -------------------------------------------------------------------------------------
 
     def _engine_added(self, event: EngineAdded) -> None:
-        load = self.engines.add(event.spec)
-        load.state, load.detail = "starting", ""
+        self.engines.add(event.spec).set_state("starting", "")
         self._reject_stranded(event.at)
 
     def _engine_up(self, event: EngineUp) -> None:
         load = self.engines.add(event.spec)
-        load.state, load.detail = "ready", ""
+        load.set_state("ready", "")
         load.breaker.success()
+        load.silence.sign(event.at)
+        load.changed_health()
+        self._placement.forget(load)  # a process that is new has cached nothing
+        self._place(event.at)
 
     def _engine_down(self, event: EngineDown) -> None:
         load = self.engines.get(event.name)
-        if load is not None and load.state != "draining":
-            load.state, load.detail = "failed", event.reason
+        if load is None:
+            return
+        if event.crashed:
+            self._blame(load, event.at)
+        if load.state != "draining":
+            load.set_state("failed", event.reason)
+            self._placement.forget(load)
+            self.engines.version += 1
             self._reject_stranded(event.at)
+
+    def _blame(self, load: EngineLoad, now: float) -> None:
+        """Its process ended by itself: count that for what ran there, and for what broke off just before."""
+        suspects = [record for attempt in load.attempts.values() for record, _, _, _ in attempt.slices]
+        suspects += [record for at, one, record in self._blamed if one is load and now - at <= BLAME_S]
+        for record in {id(record): record for record in suspects}.values():
+            record.crashes += 1
+        self._blamed = [entry for entry in self._blamed if entry[1] is not load]
 
     def _engine_removed(self, event: EngineRemoved) -> None:
         load = self.engines.get(event.name)
         if load is None:
             return
-        load.state, load.detail = "draining", f"removed; {load.running} requests still run"
-        if not load.running:
-            self.engines.forget(load)
+        load.set_state("draining", f"removed; {load.running} requests still run")
+        self.engines.version += 1
+        self._forget_if_idle(load)
         self._reject_stranded(event.at)
 
-    def _ticked(self, event: Tick) -> None:
-        """Time passed: nothing but what `handle` does after each event."""
+    def drain(self, name: str, reason: str, now: float) -> None:
+        """Send an engine no more work, and stop it when the last of it has ended."""
+        load = self.engines[name]
+        load.set_state("draining", reason)
+        self.engines.version += 1
+        self._leaving.add(name)
+        self._stop_if_idle(load)
+        self._reject_stranded(now)
 
-    # ---- decisions -----------------------------------------------------------------------------------
-
-    def _place_waiting(self, now: float) -> None:
-        """Send what can be sent: interactive lanes first, and by arrival within a tier."""
-        for lanes in self._queues.tiers():
-            while lanes:
-                lane = min(lanes, key=_arrival) if len(lanes) > 1 else lanes[0]
-                if not self._place(lane.head, now) or not lane.records:
-                    lanes.remove(lane)
-
-    def _place(self, record: Record, now: float) -> bool:
-        job = record.job
-        candidates = self.engines.candidates(job, now)
-        if record.engine is not None:  # it failed there: any other free one is better
-            others = [load for load in candidates if load.name != record.engine]
-            candidates = others if any(load.free for load in others) else candidates
-        if not any(load.free for load in candidates):
-            return False
-        choice = self.policy.choose(candidates, job, now)
-        if choice is None:
-            return False
-        load = self.engines[choice.engine]
-        if load.free <= 0 or load not in candidates:
-            raise RuntimeError(
-                f"The policy {self.policy.name!r} chose {choice.engine!r}, which has no free slot."
-            )
-        self._queues.remove(record)
-        self._dispatches += 1
-        load.take(record, self._dispatches)
-        record.outcome, record.engine, record.reason = "running", choice.engine, choice.reason
-        record.policy, record.dispatched = self.policy.name, now
-        record.attempts += 1
-        self._actions.append(Dispatch(job.id, choice.engine, choice.reason, record.attempts))
-        return True
-
-    def _free_slot(self, record: Record) -> EngineLoad:
-        load = self.engines[record.engine or ""]
-        load.give_back(record)
-        if load.state == "draining" and not load.running:
+    def _forget_if_idle(self, load: EngineLoad) -> None:
+        if not load.running:
             self.engines.forget(load)
-        return load
+            self._leaving.discard(load.name)
 
-    def _expire(self, now: float) -> None:
-        for record in self._queues.expired(now):
-            self._queues.remove(record)
-            self._queues.counts[record.job.request_class].shed += 1
+    def _stop_if_idle(self, load: EngineLoad) -> None:
+        if not load.running:
+            self._leaving.discard(load.name)
+            self._actions.append(StopEngine(load.name, load.detail))
+
+    # ---- time ----------------------------------------------------------------------------------------
+
+    def _ticked(self, event: Tick) -> None:
+        now = event.at
+        for record in self._lanes.expired(now):
             waited = now - record.arrived
             late = record.deadline is not None and now >= record.deadline
             why = "its deadline passed" if late else "no engine became free in time"
-            self._reject(record, 429, f"{why}: it waited {waited:.1f} s", max(1.0, waited), now)
+            shed = Shed(f"{why}: it waited {waited:.1f} s", max(1.0, waited))
+            self._shed(record, shed, ShedReason.DEADLINE if late else ShedReason.EXPIRED, now)
+        for attempt in self._attempts.presumed_begun(now):
+            attempt.engine.began(attempt, now)
+        if now >= self._next_look:
+            self._next_look = now + LOOK_S
+            self._look(now)
+        self._placement.hedge(now, self._actions)
+        self._place(now)
+
+    def _health_changed(self, now: float) -> None:
+        """Who may be sent work has to be found out again, now and at the next probe."""
+        self._next_probe = self.engines.next_probe(now)
+        self.engines.version += 1
+
+    def _look(self, now: float) -> None:
+        """Notice engines that have work and nothing to say."""
+        self._blamed = [entry for entry in self._blamed if now - entry[0] <= BLAME_S]
+        for load in self.engines:
+            if not load.running or load.state != "ready":
+                continue
+            before = load.silence.degraded
+            allowed = max(attempt.silence for attempt in load.attempts.values())
+            hangs = load.silence.look(now, allowed)
+            if load.silence.degraded != before:
+                self.engines.version += 1
+            if hangs:
+                load.breaker.eject(now)
+                load.changed_health()
+                self._health_changed(now)
+                silent = now - load.silence.since
+                reason = f"{load.running} requests run there and none has moved for {silent:.0f} s"
+                if load.spec.managed:
+                    self._actions.append(RestartEngine(load.name, reason))
+                self._reject_stranded(now)
+
+    # ---- ends ----------------------------------------------------------------------------------------
+
+    def _place(self, now: float) -> None:
+        """Send what can be sent, and refuse what the policy gives up."""
+        if self._lanes.waiting:
+            for record, shed in self._placement.run(now, self._actions):
+                self._shed(record, shed, ShedReason.FORECAST, now)
+
+    def _drop(self, attempt: Attempt, now: float) -> None:
+        """An attempt is over: its slot is free."""
+        self._attempts.remove(attempt)
+        load = attempt.engine
+        load.give_back(attempt, now)
+        for record, _, _, _ in attempt.slices:
+            if attempt in record.running:
+                record.running.remove(attempt)
+        if load.state == "draining":
+            if load.name in self._leaving:
+                self._stop_if_idle(load)
+            else:
+                self._forget_if_idle(load)
+
+    def _break_off(self, attempt: Attempt, now: float) -> None:
+        """Nobody wants its answer any more."""
+        self._drop(attempt, now)
+        self._actions.append(Cancel(attempt.number))
+
+    def _close(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
+        """End a request wherever it is: in a queue, at engines, or both."""
+        self._lanes.remove(self._lanes.lane(record.job), record)
+        self._end(record, outcome, reason, now)
+        for attempt in list(record.running):
+            if all(other.job.id not in self._live for other, _, _, _ in attempt.slices):
+                self._break_off(attempt, now)
+
+    def _shed(self, record: Record, shed: Shed, kind: ShedReason, now: float) -> None:
+        """Refuse it because of the load."""
+        self._lanes.counts[record.job.request_class].shed += 1
+        record.refusal = kind
+        self._reject(record, 429, shed.reason, shed.retry_after, now)
 
     def _reject_stranded(self, now: float) -> None:
         """Refuse what waits for engines of which none may be sent work any more."""
-        for lane in chain.from_iterable(self._queues.tiers()):
-            if not self.engines.candidates(lane.head.job, now):
+        for lane in self._lanes.busy():
+            if not lane.engines(self.engines, now):
                 for record in list(lane.records.values()):
-                    self._queues.remove(record)
                     self._reject_unserved(record, now)
 
     def _reject_unserved(self, record: Record, now: float) -> None:
@@ -319,18 +480,16 @@ class Core:
         ]
         what = ", ".join(states) or "none is left"
         why = f"no engine for {record.job.model!r} can take requests now ({what})"
+        record.refusal = ShedReason.NO_ENGINE
         self._reject(record, 503, why, self.engines.retry_after(record.job, now), now)
 
     def _reject(
         self, record: Record, status: int, reason: str, retry_after: float | None, now: float
     ) -> None:
         self._actions.append(Reject(record.job.id, status, reason, retry_after))
-        self._end(record, "failed" if record.attempts else "rejected", reason, now)
+        self._close(record, "failed" if record.attempts else "rejected", reason, now)
 
     def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
         record.end(outcome, reason, now)
         del self._live[record.job.id]
-
-
-def _arrival(lane: Lane) -> int:
-    return lane.head.sequence
+        self.books.ended(record, now)

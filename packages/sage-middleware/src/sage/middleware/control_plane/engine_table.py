@@ -1,102 +1,198 @@
-"""The engines as the core sees them: slots, counts, health."""
+"""The engines as the core sees them: slots, what runs there, what was learned of them, health."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from sage.common.api import EngineState
 from sage.common.errors import BadRequestError, ModelNotFoundError
-from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.breaker import Breaker, Silence
+from sage.middleware.control_plane.cost import EmbedCost, LlmCost, Quantile
+from sage.middleware.control_plane.records import Attempt, Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Capability, EngineSpec
 
-__all__ = ["Breaker", "EngineLoad", "EngineTable"]
+__all__ = ["EngineLoad", "EngineTable"]
 
-FAULTS_TO_EJECT: Final = 5
-FIRST_EJECTION_S: Final = 10.0
-LONGEST_EJECTION_S: Final = 300.0
+PANIC_SHARE: Final = 0.5  # of a pool, that may be ejected while it still answers
 
 _ROUTES: Final = {
     Capability.CHAT: "chat",
     Capability.COMPLETIONS: "completions",
     Capability.EMBEDDINGS: "embeddings",
+    Capability.RERANK: "rerank",
 }
 
 
-@dataclass(slots=True)
-class Breaker:
-    """Ejects an engine after consecutive faults, for 10 s · 2^k; then one request at a time probes it."""
-
-    faults: int = 0
-    ejections: int = 0
-    until: float = 0.0
-
-    @property
-    def tripped(self) -> bool:
-        """Ejected, or on probation."""
-        return self.faults >= FAULTS_TO_EJECT
-
-    def fault(self, now: float) -> None:
-        """The engine failed. What was in flight at an ejection and fails during it does not lengthen it."""
-        self.faults += 1
-        if self.tripped and now >= self.until:
-            self.until = now + min(FIRST_EJECTION_S * 2.0**self.ejections, LONGEST_EJECTION_S)
-            self.ejections += 1
-
-    def success(self) -> None:
-        """The engine served a request: it is well."""
-        self.faults = self.ejections = 0
-        self.until = 0.0
-
-
-@dataclass(slots=True, eq=False)
 class EngineLoad:
     """One engine. Fits `policy.EngineView`."""
 
-    spec: EngineSpec
-    name: str
-    max_running: int
-    state: EngineState = "starting"
-    detail: str = "starting"
-    running: int = 0
-    outstanding_tokens: int = 0
-    served: int = 0
-    failed: int = 0
-    last_dispatch: int = 0
-    breaker: Breaker = field(default_factory=Breaker)
+    __slots__ = (
+        "_busy",
+        "_prefilling",
+        "_running_seconds",
+        "_since",
+        "attempts",
+        "breaker",
+        "busy_until",
+        "detail",
+        "device",
+        "embed",
+        "failed",
+        "free",
+        "idle_since",
+        "last_dispatch",
+        "last_end",
+        "latency",
+        "llm",
+        "max_running",
+        "name",
+        "outstanding_tokens",
+        "prefill_tokens",
+        "running",
+        "served",
+        "silence",
+        "spec",
+        "state",
+    )
 
-    @property
-    def free(self) -> int:
-        """Slots free now; on probation there is one."""
-        slots = self.max_running if self.breaker.faults < FAULTS_TO_EJECT else 1
-        return slots - self.running if slots > self.running else 0
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.max_running = spec.max_running
+        self.state: EngineState = "starting"
+        self.detail = "starting"
+        self.attempts: dict[int, Attempt] = {}
+        self.running = 0
+        self.free = spec.max_running
+        self.outstanding_tokens = 0
+        self.prefill_tokens = 0
+        self.served = 0
+        self.failed = 0
+        self.last_dispatch = 0
+        self.busy_until = 0.0
+        self.idle_since = 0.0
+        self.last_end = 0.0  # of an answer
+        self.device: list[EngineLoad] = [self]
+        self.breaker = Breaker()
+        self.silence = Silence()
+        self.llm = LlmCost(chunk=spec.chunk)
+        self.embed = EmbedCost()
+        self.latency = Quantile(0.95, 1.0)  # of its answers, for hedging
+        self._since = 0.0
+        self._running_seconds = 0.0
+        self._prefilling = 0.0
+        self._busy = 0.0
 
-    def usable(self, now: float) -> bool:
-        """Whether it may be sent work when it has a free slot."""
-        return self.state == "ready" and (not self.breaker.tripped or now >= self.breaker.until)
+    # ---- accounting ----------------------------------------------------------------------------------
 
-    def take(self, record: Record, number: int) -> None:
-        """Account for a request that is sent there; `number` counts all dispatches."""
+    def take(self, attempt: Attempt, now: float) -> None:
+        """Account for an attempt that is sent there."""
+        if not self.running:
+            self.silence.sign(now)
+        self._advance(now)
+        self.attempts[attempt.number] = attempt
         self.running += 1
-        self.outstanding_tokens += record.cost_tokens
-        self.last_dispatch = number
+        self.outstanding_tokens += attempt.outstanding
+        self.prefill_tokens += attempt.tokens
+        self.last_dispatch = attempt.number
+        self.busy_until = max(self.busy_until, now) + attempt.service
+        self._count_free()
 
-    def give_back(self, record: Record) -> None:
+    def began(self, attempt: Attempt, now: float) -> None:
+        """Account for its first byte: its prompt has been read."""
+        self._advance(now)
+        self.silence.sign(now)
+        attempt.first_byte = now
+        self.prefill_tokens -= attempt.tokens
+
+    def give_back(self, attempt: Attempt, now: float) -> None:
         """Account for its end."""
+        self._advance(now)
+        del self.attempts[attempt.number]
         self.running -= 1
-        self.outstanding_tokens -= record.cost_tokens
+        self.outstanding_tokens -= attempt.outstanding
+        if attempt.first_byte is None:
+            self.prefill_tokens -= attempt.tokens
+        self.busy_until = now
+        for other in self.attempts.values():
+            self.busy_until += other.service
+        if not self.running:
+            self.idle_since = now
+        self._count_free()
+
+    def mark(self, now: float) -> tuple[float, float, float]:
+        """Integrals over time so far: attempts running, prefill going on, anything going on beside it.
+
+        Between two marks their differences, divided by the time, are means.
+        """
+        self._advance(now)
+        beside = 0.0
+        for other in self.device:
+            if other is not self and other.spec.task != self.spec.task:
+                beside += other.busy_seconds(now)
+        return self._running_seconds, self._prefilling, beside
+
+    def busy_seconds(self, now: float) -> float:
+        """For how long it has had work, in all."""
+        return self._busy + (now - self._since if self.running else 0.0)
+
+    def set_state(self, state: EngineState, detail: str) -> None:
+        """Where it is in its life."""
+        self.state, self.detail = state, detail
+        self._count_free()
+
+    def changed_health(self) -> None:
+        """Its breaker changed: on probation there is one slot."""
+        self._count_free()
+
+    def _advance(self, now: float) -> None:
+        passed = now - self._since
+        if passed > 0.0:
+            if self.running:
+                self._running_seconds += passed * self.running
+                self._busy += passed
+                if self.prefill_tokens > 0:
+                    self._prefilling += passed
+            self._since = now
+
+    def _count_free(self) -> None:
+        slots = self.max_running if not self.breaker.tripped else 1
+        self.free = slots - self.running if slots > self.running else 0
+
+    # ---- prediction ----------------------------------------------------------------------------------
+
+    def seconds(self, record: Record, units: int, completion: float | None = None) -> float:
+        """Engine-seconds that `units` of a request take here, of a busy engine: what others cannot have.
+
+        A generation costs its prefill and its share of the iterations that it takes part in.
+        """
+        if self.spec.task == "embed":
+            tokens = record.prompt_tokens * units / record.units
+            return self.embed.seconds(tokens, units, self.spec.cores or 1)
+        llm = self.llm
+        outputs = record.output_p50 if completion is None else completion
+        share = llm.iteration_slope + llm.iteration_base / self.max_running
+        return llm.per_token * record.prompt_tokens + share * outputs
+
+    def can(self, job: Job) -> bool:
+        """Whether it is made for such a job."""
+        return self.spec.model == job.model and job.needs <= self.spec.capabilities
 
 
 class EngineTable:
-    """Engines by name, in the order in which they became known."""
+    """Engines by name, in the order of their coming. `version` changes when candidates may have."""
 
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
+        self.version = 0
 
     def __iter__(self) -> Iterator[EngineLoad]:
         return iter(self._engines.values())
+
+    def __len__(self) -> int:
+        return len(self._engines)
 
     def __getitem__(self, name: str) -> EngineLoad:
         return self._engines[name]
@@ -109,25 +205,43 @@ class EngineTable:
         """The engine that `spec` describes, new or as it was; what runs on a namesake keeps its slots."""
         load = self._engines.get(spec.name)
         if load is None:
-            load = self._engines[spec.name] = EngineLoad(spec, spec.name, spec.max_running)
+            load = self._engines[spec.name] = EngineLoad(spec)
         else:
             load.spec, load.max_running = spec, spec.max_running
+        self._group(spec.group)
+        self.version += 1
         return load
 
     def forget(self, load: EngineLoad) -> None:
         """Drop it."""
         del self._engines[load.name]
+        self._group(load.spec.group)
+        self.version += 1
 
     def candidates(self, job: Job, now: float) -> list[EngineLoad]:
-        """The engines that may be sent `job`, busy or free."""
-        return [load for load in self._engines.values() if _can(load, job) and load.usable(now)]
+        """The engines that may be sent `job`, busy or free.
+
+        One that still answers is ejected only while at most half of the pool is; a dead one always.
+        """
+        pool = [load for load in self._engines.values() if load.state == "ready" and load.can(job)]
+        out = [load for load in pool if load.breaker.open(now) or load.silence.degraded]
+        if not out:
+            return pool
+        lenient = sorted((load for load in out if not load.breaker.dead), key=lambda one: one.breaker.until)
+        back = lenient[: max(0, len(out) - int(len(pool) * PANIC_SHARE))] if len(pool) > 1 else []
+        return [load for load in pool if load not in out or load in back]
+
+    def next_probe(self, now: float) -> float | None:
+        """When the next ejected engine may be tried again."""
+        times = [load.breaker.until for load in self._engines.values() if load.breaker.open(now)]
+        return min(times, default=None)
 
     def retry_after(self, job: Job, now: float) -> float:
         """When to ask again for a job that no engine may be sent: at the first probe of one, else soon."""
         probes = [
             load.breaker.until - now
             for load in self._engines.values()
-            if load.state == "ready" and load.breaker.tripped and _can(load, job)
+            if load.state == "ready" and load.breaker.tripped and load.can(job)
         ]
         return max(1.0, min(probes, default=1.0))
 
@@ -143,6 +257,13 @@ class EngineTable:
         fewest = min((sorted(job.needs - spec.capabilities) for spec in of_model), key=len)
         raise self._cannot(job, fewest[0])
 
+    def _group(self, group: str) -> None:
+        """Engines of one group share one list of themselves."""
+        if group:
+            members = [load for load in self._engines.values() if load.spec.group == group]
+            for load in members:
+                load.device = members
+
     def _cannot(self, job: Job, need: Capability) -> BadRequestError:
         able = [f"{load.name} (model {load.spec.model})" for load in self if need in load.spec.capabilities]
         others = f"Engines that can: {', '.join(able)}." if able else "No engine here can."
@@ -155,7 +276,3 @@ class EngineTable:
             hint="Leave the field out, or ask for another model.",
             param=need.value,
         )
-
-
-def _can(load: EngineLoad, job: Job) -> bool:
-    return load.spec.model == job.model and job.needs <= load.spec.capabilities

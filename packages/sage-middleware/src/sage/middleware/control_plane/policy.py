@@ -90,11 +90,14 @@ class EngineView(Protocol):
     outstanding_tokens: int  # estimated tokens of what runs there: prompts, and the answers they may ask for
     prefill_tokens: int  # uncached prompt tokens sent there that have not shown a first byte
     last_dispatch: int  # number of the newest attempt sent there, counted over all engines; 0 = none yet
-    device: Sequence[EngineView]  # all engines of its group, itself among them
     llm: LlmCost  # what it learned of its times; `llm` speaks for generation, `embed` for the rest
     embed: EmbedCost
     busy_until: float  # predicted end of what runs there (embedding engines)
 
+    @property
+    def device(self) -> Sequence[EngineView]:
+        """All engines of its group, itself among them."""
+        ...
 
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
@@ -186,9 +189,7 @@ class Policy(Protocol):
         """
         ...
 
-    def choose(
-        self, record: Record, engines: Sequence[EngineView], now: float
-    ) -> Choice | Wait | Shed:
+    def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
         """Where the head of a lane goes now.
 
         `engines` are all that could serve it, up and capable, in the order in which they became known, at

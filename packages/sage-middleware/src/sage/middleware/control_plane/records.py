@@ -92,7 +92,7 @@ class Record(msgspec.Struct, eq=False):
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """One call to one engine. `slices`: record, first and last unit (exclusive), which try of them this is."""
+    """One call to one engine. `slices`: record, first and last unit (exclusive), which try it is."""
 
     number: int
     engine: EngineLoad
@@ -104,13 +104,18 @@ class Attempt(msgspec.Struct, eq=False):
     ahead: int  # prefill tokens of others that were before it
     beside: int  # attempts that ran there when it was sent
     predicted: float
+    service: float  # predicted engine-seconds
     silence: float  # seconds without a byte that are no reason to worry
     threads: int = 0
     hedge: bool = False
     first_byte: float | None = None
     progress: float = 0.0  # when it last had bytes, or was sent
     twin: Attempt | None = None  # the same slices, sent a second time
-    mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of `EngineLoad.mark`, at its first byte or at its start
+    mark: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # of `EngineLoad.mark`, at its first byte or at its start
 
 
 class History:

@@ -109,6 +109,7 @@ class LeastSquares:
     RESTART: Final = 5
     _FORGET: Final = 0.995
     _OUTLIER: Final = 4.0
+    _LEAST: Final = 1.0 / _OUTLIER - 1.0
     _LOW: Final = 0.01
     _HIGH: Final = 32.0
     _INITIAL: Final = 10.0  # variance of a weight relative to that of the noise
@@ -140,16 +141,17 @@ class LeastSquares:
             self.weights = (a0 * scale, a1 * scale, a2 * scale, a3 * scale)
             return predicted
         a0, a1, a2, a3 = a0 * scale, a1 * scale, a2 * scale, a3 * scale
-        gain = self._gain(x0 * a0 / predicted, x1 * a1 / predicted, x2 * a2 / predicted, x3 * a3 / predicted)
+        p = predicted
+        g0, g1, g2, g3 = self._gain(x0 * a0 / p, x1 * a1 / p, x2 * a2 / p, x3 * a3 / p)
         error = min(actual / predicted, self._OUTLIER) - 1.0
         low, high = self._LOW, self._HIGH
         self.weights = (
-            bounded(w0 + a0 * gain[0] * error, low * a0, high * a0),
-            bounded(w1 + a1 * gain[1] * error, low * a1, high * a1),
-            bounded(w2 + a2 * gain[2] * error, low * a2, high * a2),
-            bounded(w3 + a3 * gain[3] * error, low * a3, high * a3),
+            bounded(w0 + a0 * g0 * error, low * a0, high * a0),
+            bounded(w1 + a1 * g1 * error, low * a1, high * a1),
+            bounded(w2 + a2 * g2 * error, low * a2, high * a2),
+            bounded(w3 + a3 * g3 * error, low * a3, high * a3),
         )
-        self._watch(log(bounded(actual / predicted, 1.0 / self._OUTLIER, self._OUTLIER)))
+        self._watch(log(error + 1.0 if error > self._LEAST else 1.0 / self._OUTLIER))
         return predicted
 
     def _gain(self, u0: float, u1: float, u2: float, u3: float) -> Four:

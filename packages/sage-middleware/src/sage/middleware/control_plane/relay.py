@@ -1,35 +1,62 @@
-"""The sink between an engine and a client: sees the first byte, keeps a request retryable while it can."""
+"""The sinks between an engine and a client: see the first byte, keep a request retryable while they can."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from sage.common.errors import SageError
 from sage.middleware.engines.port import Sink
 
-__all__ = ["Relay"]
+__all__ = ["Collector", "Recipient", "Relay"]
+
+
+class Recipient(Protocol):
+    """Who an answer is for. `relay` is the one that reached the client first."""
+
+    sink: Sink
+    relay: Relay | None
 
 
 class Relay:
-    """One attempt's sink. Fits `Sink`.
+    """The sink of one attempt whose bytes go through unchanged. Fits `Sink`.
 
     The head of a stream is held until its first byte, and a plain answer until it is complete: until then
     nothing has reached the client, so that a fault can still be answered by another engine or by a status.
+    Of several relays to one recipient the first that writes is heard. `on_first_byte` is called with
+    `number`. `fresh` is set by each chunk; whoever looks at it clears it.
     """
 
-    __slots__ = ("_head", "_held", "_last", "_on_first_byte", "_sink", "_stream", "committed", "ended")
+    __slots__ = (
+        "_head",
+        "_held",
+        "_last",
+        "_number",
+        "_on_first_byte",
+        "_recipient",
+        "_sink",
+        "_stream",
+        "committed",
+        "ended",
+        "fresh",
+    )
 
-    def __init__(self, sink: Sink, *, stream: bool, on_first_byte: Callable[[], None]) -> None:
-        self._sink = sink
+    def __init__(
+        self, recipient: Recipient, number: int, on_first_byte: Callable[[int], None], *, stream: bool
+    ) -> None:
+        self._recipient = recipient
+        self._sink = recipient.sink
+        self._number = number
+        self._on_first_byte: Callable[[int], None] | None = on_first_byte
         self._stream = stream
-        self._on_first_byte: Callable[[], None] | None = on_first_byte
         self._head: tuple[int, str] = (200, "text/event-stream" if stream else "application/json")
         self._held: list[bytes] = []
         self._last = b""
-        self.committed = False  # something has reached the client
+        self.committed = False  # something of it has reached the client
         self.ended = False
+        self.fresh = False
 
     def head(self, status: int, content_type: str) -> None:
         """Remember it; it goes out with the first byte."""
@@ -37,11 +64,13 @@ class Relay:
 
     def data(self, chunk: bytes) -> None:
         """Pass on, or hold."""
+        self.fresh = True
         if self._on_first_byte is not None:
-            self._on_first_byte()
-            self._on_first_byte = None
+            tell, self._on_first_byte = self._on_first_byte, None
+            tell(self._number)
         if self._stream:
-            self._commit()
+            if not self.committed:
+                self._commit()
             self._sink.data(chunk)
             self._last = chunk
         else:
@@ -49,7 +78,8 @@ class Relay:
 
     def end(self) -> None:
         """Send what was held, and finish."""
-        self._commit()
+        if not self.committed:
+            self._commit()
         for chunk in self._held:
             self._sink.data(chunk)
         self._sink.end()
@@ -58,9 +88,7 @@ class Relay:
     def fail(self, error: SageError) -> None:
         """Finish a committed stream with an SSE error event, and no `[DONE]`."""
         if not self.ended:
-            if not self._last.endswith(
-                b"\n\n"
-            ):  # the engine broke inside an event: end it, so that ours is one
+            if not self._last.endswith(b"\n\n"):  # it broke inside an event: end it, so that ours is one
                 self._sink.data(b"\n\n")
             self._sink.data(b"data: " + msgspec.json.encode(error.to_openai()) + b"\n\n")
             self._sink.end()
@@ -76,6 +104,71 @@ class Relay:
         await self._sink.drain()
 
     def _commit(self) -> None:
-        if not self.committed:
+        if self._recipient.relay is None:
+            self._recipient.relay = self
             self.committed = True
             self._sink.head(*self._head)
+        else:
+            self._sink = _NOWHERE
+
+
+class Collector:
+    """Keeps a whole answer. Fits `Sink`. `number`, `on_first_byte` and `fresh` as in `Relay`."""
+
+    __slots__ = ("_chunks", "_number", "_on_first_byte", "ended", "fresh")
+
+    def __init__(self, number: int, on_first_byte: Callable[[int], None]) -> None:
+        self._number = number
+        self._on_first_byte: Callable[[int], None] | None = on_first_byte
+        self._chunks: list[bytes] = []
+        self.ended = False
+        self.fresh = False
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    def head(self, status: int, content_type: str) -> None:
+        """Nothing to keep: an answer that is passed on has status 200."""
+
+    def data(self, chunk: bytes) -> None:
+        """Keep it."""
+        self.fresh = True
+        if self._on_first_byte is not None:
+            tell, self._on_first_byte = self._on_first_byte, None
+            tell(self._number)
+        self._chunks.append(chunk)
+
+    def end(self) -> None:
+        """It is whole."""
+        self.ended = True
+
+    @property
+    def full(self) -> bool:
+        """Never."""
+        return False
+
+    async def drain(self) -> None:
+        """Nothing to wait for."""
+
+
+class _Nowhere:
+    """Where the bytes go that came second. Fits `Sink`."""
+
+    full = False
+
+    def head(self, status: int, content_type: str) -> None:
+        pass
+
+    def data(self, chunk: bytes) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    async def drain(self) -> None:
+        pass
+
+
+_NOWHERE = _Nowhere()

@@ -1,7 +1,7 @@
 """The words of the control plane: requests, events that go in, actions that come out. No behaviour.
 
-Times are seconds of one monotonic clock that the driver owns; the core never reads a clock. Events and actions
-are tagged structs: a trace is their JSON, one per line, and a replay reads them back.
+Times are seconds of one monotonic clock that the driver owns; the core never reads a clock. Events and
+actions are tagged structs: a trace is their JSON, one per line, and a replay reads them back.
 """
 
 from __future__ import annotations

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sage.middleware.control_plane.policy import Choice, EngineView
-from sage.middleware.control_plane.types import Job
+from sage.middleware.control_plane.policies.base import BasePolicy
+from sage.middleware.control_plane.policy import Choice, EngineView, Wait
+from sage.middleware.control_plane.records import Record
 
 __all__ = ["Fifo"]
 
 
-class Fifo:
-    """Requests go in the order of arrival to the first engine that has a free slot.
+class Fifo(BasePolicy):
+    """Requests go in the order of arrival to the first engine that has a free slot, and fill it first.
 
-    It fills one engine before it uses the next, which keeps the others cold and free for scaling down.
-    It is the baseline to compare with, not a good choice for equal engines.
+    It is right as the baseline to compare with, or where the other engines are to stay cold and be stopped.
+    It is not right for latency, as one engine is full before the next one gets anything.
     """
 
     name = "fifo"
 
-    def choose(self, engines: Sequence[EngineView], job: Job, now: float) -> Choice | None:  # noqa: ARG002
-        """The first free engine in the order in which they came up."""
+    def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait:  # noqa: ARG002
+        """The first free engine in the order in which they became known."""
         for engine in engines:
             if engine.free > 0:
                 return Choice(
                     engine.name, f"first free engine ({engine.running}/{engine.max_running} running)"
                 )
-        return None
+        return Wait()

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sage.middleware.control_plane.policy import Choice, EngineView
-from sage.middleware.control_plane.types import Job
+from sage.middleware.control_plane.policies.base import BasePolicy
+from sage.middleware.control_plane.policy import Choice, EngineView, Wait
+from sage.middleware.control_plane.records import Record
 
 __all__ = ["RoundRobin"]
 
 
-class RoundRobin:
-    """Each request goes to the free engine whose turn was longest ago.
+class RoundRobin(BasePolicy):
+    """Each request goes to the free engine whose turn was longest ago, so that counts of requests are even.
 
-    Equal requests over equal idle engines are spread evenly, and an engine that comes up is next in turn.
-    It does not look at the size of requests, so unequal ones load the engines unequally.
+    It is right for equal requests on equal engines, and an engine that comes up is next in turn.
+    It is not right for unequal ones, as it looks neither at a request's size nor at an engine's load.
     """
 
     name = "round_robin"
 
-    def choose(self, engines: Sequence[EngineView], job: Job, now: float) -> Choice | None:  # noqa: ARG002
+    def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait:  # noqa: ARG002
         """The free engine that was used least recently."""
-        free = [engine for engine in engines if engine.free > 0]
-        if not free:
-            return None
-        engine = min(free, key=lambda one: one.last_dispatch)
-        return Choice(engine.name, f"next in turn of {len(free)} free engines")
+        best: EngineView | None = None
+        for engine in engines:
+            if engine.free > 0 and (best is None or engine.last_dispatch < best.last_dispatch):
+                best = engine
+        if best is None:
+            return Wait()
+        return Choice(best.name, f"next in turn of {len(engines)} engines")

@@ -1,0 +1,69 @@
+"""The calls that are under way, and the times at which something may be presumed about them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from sage.middleware.control_plane.records import Attempt
+
+__all__ = ["Attempts"]
+
+
+class Attempts:
+    """All attempts that have not ended. Numbers are given in order of sending and never again."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[int, Attempt] = {}
+        self._presumed: list[tuple[float, int]] = []
+        self._late: list[tuple[float, int]] = []
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def get(self, number: int) -> Attempt | None:
+        """The attempt of that number, while it runs."""
+        return self._attempts.get(number)
+
+    def number(self) -> int:
+        """The next number."""
+        self._sent += 1
+        return self._sent
+
+    def add(self, attempt: Attempt) -> None:
+        """It was sent."""
+        self._attempts[attempt.number] = attempt
+
+    def remove(self, attempt: Attempt) -> None:
+        """It is over."""
+        del self._attempts[attempt.number]
+
+    def presume(self, attempt: Attempt, at: float) -> None:
+        """It shows no first byte before its last: by then its prompt has been read."""
+        heapq.heappush(self._presumed, (at, attempt.number))
+
+    def presumed_begun(self, now: float) -> Iterator[Attempt]:
+        """Those whose prompt has been read by now, each once, if they still run and were silent."""
+        while self._presumed and self._presumed[0][0] <= now:
+            attempt = self._attempts.get(heapq.heappop(self._presumed)[1])
+            if attempt is not None and attempt.first_byte is None:
+                yield attempt
+
+    def watch(self, attempt: Attempt, late_at: float) -> None:
+        """It is late from then on."""
+        heapq.heappush(self._late, (late_at, attempt.number))
+
+    def late(self, now: float) -> Iterator[Attempt]:
+        """Those that are late, each once."""
+        while self._late and self._late[0][0] <= now:
+            attempt = self._attempts.get(heapq.heappop(self._late)[1])
+            if attempt is not None:
+                yield attempt
+
+    def next_due(self) -> float | None:
+        """When one of these times is next."""
+        for heap in (self._presumed, self._late):
+            while heap and heap[0][1] not in self._attempts:
+                heapq.heappop(heap)
+        return min((heap[0][0] for heap in (self._presumed, self._late) if heap), default=None)

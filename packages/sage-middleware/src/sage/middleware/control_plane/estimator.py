@@ -1,0 +1,133 @@
+"""From requests to what they will cost, and from what they cost to better estimates."""
+
+from __future__ import annotations
+
+import math
+
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.cost import OutputLengths, PromptTokens
+from sage.middleware.control_plane.records import Attempt, Record
+from sage.middleware.control_plane.types import Job, Slo
+from sage.middleware.engines.port import Usage
+
+__all__ = ["Estimator", "usage_of"]
+
+
+class Estimator:
+    """Prompt lengths, answer lengths and engine times, learned from what came of earlier requests."""
+
+    def __init__(self, slos: dict[RequestClass, Slo]) -> None:
+        self._slos = slos
+        self._lengths = OutputLengths()
+        self._prompts = PromptTokens()
+
+    def record(self, job: Job, sequence: int, policy: str, now: float, deadline: float | None) -> Record:
+        """What is known of a request when it arrives; `cost` comes with its lane."""
+        slo = self._slo(job)
+        tokens = (
+            self._prompts.estimate(job.model, job.prompt_bytes) if job.prompt_bytes else job.prompt_tokens
+        )
+        p50 = p90 = 0.0
+        if job.texts:
+            goal = slo.total
+        else:
+            p50 = self._lengths.p50(job.model, job.tenant, job.max_tokens)
+            p90 = self._lengths.p90(job.model, job.tenant, job.max_tokens)
+            goal = slo.ttft
+        due = math.inf if goal is None else now + goal
+        if deadline is not None:  # its first token must leave time for the others
+            due = min(due, deadline - p50 * (slo.tpot or 0.0))
+        units = job.texts or 1
+        return Record(
+            job=job,
+            sequence=sequence,
+            policy=policy,
+            arrived=now,
+            deadline=deadline,
+            slo=slo,
+            due=due,
+            prompt_tokens=tokens,
+            output_p50=p50,
+            output_p90=p90,
+            units=units,
+            left=units,
+            queued=now,
+        )
+
+    def _slo(self, job: Job) -> Slo:
+        slo = self._slos[job.request_class]
+        asked = job.slo
+        if asked is None:
+            return slo
+        return Slo(
+            slo.ttft if asked.ttft is None else asked.ttft,
+            slo.tpot if asked.tpot is None else asked.tpot,
+            slo.total if asked.total is None else asked.total,
+        )
+
+    def began(self, attempt: Attempt, now: float) -> None:
+        """Learn from a first byte. Only a stream shows when its first token was there."""
+        load = attempt.engine
+        job = attempt.slices[0][0].job
+        if load.spec.task == "generate" and job.stream:
+            load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
+            attempt.mark = load.mark(now)
+
+    def finished(self, attempt: Attempt, usage: Usage, now: float) -> None:
+        """Learn from a complete answer."""
+        load = attempt.engine
+        taken = now - attempt.sent
+        load.latency.observe(max(taken, 1e-6))
+        if load.spec.task == "embed":
+            self._batch(attempt, usage, now)
+            return
+        record = attempt.slices[0][0]
+        job = record.job
+        if usage.prompt_tokens and job.prompt_bytes:
+            self._prompts.observe(job.model, job.prompt_bytes, usage.prompt_tokens)
+        if usage.completion_tokens:
+            self._lengths.observe(job.model, job.tenant, job.max_tokens, usage.completion_tokens)
+        if job.stream and attempt.first_byte is not None and usage.completion_tokens > 1:
+            self._decode(attempt, attempt.first_byte, usage.completion_tokens, now)
+
+    @staticmethod
+    def _decode(attempt: Attempt, first_byte: float, tokens: int, now: float) -> None:
+        """One sample of TPOT, with the means of what ran there and beside it meanwhile."""
+        span = now - first_byte
+        if span <= 0.0:
+            return
+        running, prefilling, beside = attempt.engine.mark(now)
+        before = attempt.mark
+        attempt.engine.llm.observe_tpot(
+            (running - before[0]) / span,
+            (prefilling - before[1]) / span,
+            min(1.0, (beside - before[2]) / span),
+            span / (tokens - 1),
+        )
+
+    def _batch(self, attempt: Attempt, usage: Usage, now: float) -> None:
+        """One sample of a batch's time; it began when the one before it ended."""
+        load = attempt.engine
+        if usage.prompt_tokens:
+            for record, _, _, _ in attempt.slices[:1]:
+                if len(attempt.slices) == 1 and record.job.prompt_bytes and attempt.texts == record.units:
+                    self._prompts.observe(record.job.model, record.job.prompt_bytes, usage.prompt_tokens)
+        begun = max(attempt.sent, load.last_end)
+        span = now - begun
+        if span > 0.0 and load.running <= 2:  # with more at once nobody knows who had which part
+            beside = min(1.0, max(0.0, (load.mark(now)[2] - attempt.mark[2]) / max(now - attempt.sent, 1e-9)))
+            threads = attempt.threads or load.spec.cores or 1
+            load.embed.observe(attempt.tokens, attempt.texts, span, threads, beside)
+        load.last_end = now
+
+
+def usage_of(record: Record, units: int, attempt: Attempt, usage: Usage) -> Usage:
+    """What a request has used, with its part of this answer."""
+    before = record.usage or Usage()
+    share = 1.0
+    if len(attempt.slices) > 1:
+        share = record.prompt_tokens * units / record.units / max(1, attempt.tokens)
+    return Usage(
+        before.prompt_tokens + round(usage.prompt_tokens * share),
+        before.completion_tokens + usage.completion_tokens,
+    )

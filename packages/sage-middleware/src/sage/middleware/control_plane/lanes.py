@@ -1,0 +1,164 @@
+"""What waits: lanes of requests that the same engines can serve, bounded by count, bytes and age."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
+from sage.middleware.control_plane.policy import Discipline, Policy
+from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.types import Job
+from sage.middleware.engines.port import Capability
+
+__all__ = ["ClassCounts", "Lane", "Lanes"]
+
+PATIENT: Final = frozenset((RequestClass.EMBED_BULK, RequestClass.BATCH))
+PATIENCE: Final = 10.0  # so many times longer than the others may they wait
+
+LaneKey = tuple[str, frozenset[Capability], str]
+
+
+class ClassCounts(msgspec.Struct):
+    """One class's queue and what became of its requests."""
+
+    waiting: int = 0
+    waiting_bytes: int = 0
+    shed: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class Lane:
+    """Waiting requests that the same engines can serve: one model, the same needs, batches of one kind."""
+
+    __slots__ = ("_engines", "_version", "ahead", "discipline", "job", "key", "records", "reference")
+
+    def __init__(self, key: LaneKey, job: Job, discipline: Discipline) -> None:
+        self.key = key
+        self.job = job  # the first one, as an example
+        self.discipline = discipline
+        self.records: dict[str, Record] = {}
+        self.ahead = 0.0  # predicted engine-seconds that wait
+        self.reference: EngineLoad | None = None  # the quickest engine, for a first estimate of cost
+        self._engines: list[EngineLoad] = []
+        self._version = -1
+
+    def engines(self, table: EngineTable, now: float) -> list[EngineLoad]:
+        """The engines that may be sent its requests."""
+        if self._version != table.version:
+            self._engines = table.candidates(self.job, now)
+            self._version = table.version
+            self.reference = min(self._engines, key=_slowness, default=None)
+        return self._engines
+
+
+def _slowness(load: EngineLoad) -> float:
+    if load.spec.task == "embed":
+        return load.embed.seconds(1000.0, 8.0)
+    return load.llm.ttft(1000.0, 0.0) + 100.0 * load.llm.tpot(1.0)
+
+
+class Lanes:
+    """All lanes, the counts of each class, and the times at which waiting ends by age or deadline."""
+
+    def __init__(self, policy: Policy, max_wait: float) -> None:
+        self._policy = policy
+        self._max_wait = max_wait
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._expiries: list[tuple[float, int, Record]] = []
+        self.counts = {request_class: ClassCounts() for request_class in RequestClass}
+        self.waiting = 0
+
+    def lane(self, job: Job) -> Lane:
+        """The lane of such a job; an empty one is kept until it is in the way."""
+        key = (job.model, job.needs, job.batch_key)
+        lane = self._lanes.get(key)
+        if lane is None:
+            if len(self._lanes) >= 256:  # clients choose dimensions and encodings: lanes are bounded
+                self._lanes = {key: lane for key, lane in self._lanes.items() if lane.records}
+            lane = self._lanes[key] = Lane(key, job, self._policy.discipline())
+        return lane
+
+    def push(self, lane: Lane, record: Record, now: float) -> None:
+        """Let it wait."""
+        lane.records[record.job.id] = record
+        lane.ahead += record.cost
+        lane.discipline.push(record, now)
+        counts = self.counts[record.job.request_class]
+        counts.waiting += 1
+        counts.waiting_bytes += record.job.body_bytes
+        self.waiting += 1
+
+    def remove(self, lane: Lane, record: Record) -> None:
+        """Take it out, wherever it stands; nothing if it does not wait."""
+        if lane.records.pop(record.job.id, None) is None:
+            return
+        lane.ahead = lane.ahead - record.cost if lane.records else 0.0
+        lane.discipline.remove(record)
+        counts = self.counts[record.job.request_class]
+        counts.waiting -= 1
+        counts.waiting_bytes -= record.job.body_bytes
+        self.waiting -= 1
+
+    def busy(self) -> list[Lane]:
+        """The lanes that hold something. The list is the caller's own."""
+        return [lane for lane in self._lanes.values() if lane.records]
+
+    def oldest(self, request_class: RequestClass) -> float | None:
+        """When the request that has waited longest in a class began to wait."""
+        return min(
+            (
+                record.queued
+                for lane in self._lanes.values()
+                for record in lane.records.values()
+                if record.job.request_class is request_class
+            ),
+            default=None,
+        )
+
+    def set_policy(self, policy: Policy, now: float) -> None:
+        """Order what waits by another policy."""
+        self._policy = policy
+        for lane in self._lanes.values():
+            lane.discipline = policy.discipline()
+            for record in sorted(lane.records.values(), key=_sequence):
+                lane.discipline.push(record, now)
+
+    # ---- the end of waiting ----------------------------------------------------------------------------
+
+    def watch(self, record: Record) -> None:
+        """Remember when its waiting ends. Called for what stays in the queue, not for what passes through."""
+        patience = PATIENCE if record.job.request_class in PATIENT else 1.0
+        until = record.queued + self._max_wait * patience
+        if record.deadline is not None:
+            until = min(until, record.deadline)
+        if len(self._expiries) > 64 + 2 * self.waiting:  # most of them were served long ago
+            self._expiries = [entry for entry in self._expiries if _waits(entry[2])]
+            heapq.heapify(self._expiries)
+        heapq.heappush(self._expiries, (until, record.sequence, record))
+
+    def expired(self, now: float) -> Iterator[Record]:
+        """Those whose waiting has ended by `now`; the caller removes them."""
+        while self._expiries and self._expiries[0][0] <= now:
+            _, _, record = heapq.heappop(self._expiries)
+            if _waits(record):
+                yield record
+
+    def next_expiry(self) -> float | None:
+        """When `expired` has something next; None when nothing waits."""
+        while self._expiries and not _waits(self._expiries[0][2]):
+            heapq.heappop(self._expiries)
+        return self._expiries[0][0] if self._expiries else None
+
+
+def _waits(record: Record) -> bool:
+    return record.outcome == "waiting"
+
+
+def _sequence(record: Record) -> int:
+    return record.sequence

@@ -1,0 +1,64 @@
+"""What a core is made with: bounds, goals, tenants, budgets."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sage.common.config import ControlPlaneConfig, SloConfig
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.policy import PolicyOptions
+from sage.middleware.control_plane.types import Slo
+
+__all__ = ["DEFAULT_SLOS", "CoreOptions", "Limits", "policy_options"]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of each class's queue, and of what is sent a second time."""
+
+    queue_max_requests: int = 1024
+    queue_max_bytes: int = 256 * 1024 * 1024
+    queue_max_wait_s: float = 30.0
+    max_attempts: int = 2
+    retry_share: float = 0.1  # of the traffic
+    hedge_share: float = 0.02
+
+
+def _slo(config: SloConfig) -> Slo:
+    return Slo(config.ttft_s, config.tpot_s, config.total_s)
+
+
+def _slos(config: ControlPlaneConfig) -> dict[RequestClass, Slo]:
+    return {one: _slo(getattr(config.slos, one.value)) for one in RequestClass}
+
+
+DEFAULT_SLOS = _slos(ControlPlaneConfig())
+
+
+class CoreOptions(msgspec.Struct, frozen=True):
+    """Everything that a core is configured with beside its policy."""
+
+    limits: Limits = Limits()
+    slos: dict[RequestClass, Slo] = msgspec.field(default_factory=lambda: dict(DEFAULT_SLOS))
+    history: int = 4096  # records that are kept
+    details_per_s: float = 20.0  # decisions whose candidates are kept
+
+    @classmethod
+    def of(cls, config: ControlPlaneConfig) -> CoreOptions:
+        """The options that a configuration asks for."""
+        limits = Limits(
+            config.queue_max_requests,
+            config.queue_max_bytes,
+            config.queue_max_wait_s,
+            retry_share=config.retry_share,
+            hedge_share=config.hedge_share,
+        )
+        return cls(limits, _slos(config), config.decision_history)
+
+
+def policy_options(config: ControlPlaneConfig) -> PolicyOptions:
+    """What policies are made with."""
+    return PolicyOptions(
+        weights={one.name: one.weight for one in config.tenants},
+        best_effort=frozenset(one.name for one in config.tenants if one.best_effort),
+        exploration=config.exploration,
+    )

@@ -1,0 +1,272 @@
+"""From queues to engines: asks the policy about the head of each lane and sends what it says."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sage.middleware.control_plane.attempts import Attempts
+from sage.middleware.control_plane.batches import Taken, fill, whole
+from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
+from sage.middleware.control_plane.lanes import Lane, Lanes
+from sage.middleware.control_plane.options import CoreOptions
+from sage.middleware.control_plane.policy import Choice, Policy, Shed
+from sage.middleware.control_plane.prefix import BLOCK, LruPrefixIndex
+from sage.middleware.control_plane.records import Attempt, Candidate, Record
+from sage.middleware.control_plane.types import Action, Dispatch, Slice
+
+__all__ = ["Placement"]
+
+HEDGE_RESERVE: Final = 1.0
+BYTES_PER_TOKEN: Final = 4  # of cached blocks; the prompt's own ratio is used where it is known
+
+
+class Placement:
+    """Runs a policy over the lanes."""
+
+    def __init__(
+        self, policy: Policy, options: CoreOptions, engines: EngineTable, lanes: Lanes, attempts: Attempts
+    ) -> None:
+        self.policy = policy
+        self._limits = options.limits
+        self._details_per_s = options.details_per_s
+        self._engines = engines
+        self._lanes = lanes
+        self._attempts = attempts
+        self._prefixes = LruPrefixIndex()
+        self._wake: float | None = None
+        self._hedges = HEDGE_RESERVE
+        self._details = options.details_per_s
+        self._details_at = 0.0
+
+    def set_policy(self, policy: Policy) -> None:
+        """From now on this one decides."""
+        self.policy = policy
+
+    def forget(self, load: EngineLoad) -> None:
+        """An engine's process ended: nothing is cached there."""
+        self._prefixes.drop(load.name)
+
+    def next_wake(self) -> float | None:
+        """When the policy wants to be asked again."""
+        return self._wake
+
+    def run(self, now: float, actions: list[Action]) -> list[tuple[Record, Shed]]:
+        """Send heads of lanes, the most urgent first, until none can go; what the policy sheds comes back."""
+        if self._wake is not None and self._wake <= now:
+            self._wake = None
+        shed: list[tuple[Record, Shed]] = []
+        lanes = self._lanes.busy()
+        while lanes:
+            lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda one: _urgency(one, now))
+            head = lane.discipline.head(now)
+            verdict = head is not None and self._send(lane, head, now, actions)
+            if isinstance(verdict, Shed) and head is not None:
+                shed.append((head, verdict))
+                self._lanes.remove(lane, head)
+            if not verdict or not lane.records:
+                lanes.remove(lane)
+        return shed
+
+    def place(self, lane: Lane, record: Record, now: float, actions: list[Action]) -> bool:
+        """Send a newcomer that finds its lane empty, as much of it as goes; False when it must wait."""
+        if self._hedges < HEDGE_RESERVE:
+            self._hedges += self._limits.hedge_share
+        sent = False
+        while record.waiting_units and self._send(lane, record, now, actions) is True:
+            sent = True
+        return sent
+
+    def _send(self, lane: Lane, record: Record, now: float, actions: list[Action]) -> bool | Shed:
+        """Ask the policy about one request and carry its choice out; False when it waits."""
+        engines = lane.engines(self._engines, now)
+        if record.engine is not None and record.returned:  # it failed there: any other free one is better
+            others = [load for load in engines if load.name != record.engine]
+            if any(load.free for load in others):
+                engines = others
+        if not engines:
+            return False
+        policy = self.policy
+        if policy.traits.prefixes and record.job.blocks:
+            record.cached = self._cached(record)
+        choice = policy.choose(record, engines, now)
+        if not isinstance(choice, Choice):
+            if isinstance(choice, Shed):
+                return choice
+            self._wake_at(choice.until)
+            return False
+        load = self._engines[choice.engine]
+        if load not in engines or (load.free <= 0 and not policy.traits.unbounded):
+            raise RuntimeError(f"The policy {policy.name!r} chose {choice.engine!r}, which has no free slot.")
+        if policy.traits.batches and record.job.batch_key:
+            limits = policy.batch(record, load, now)
+            if (
+                limits.hold_until > now
+                and not record.returned
+                and _tokens(lane, limits.tokens) < limits.tokens
+            ):
+                self._wake_at(limits.hold_until)
+                return False
+            taken = fill(self._lanes, lane, record, limits, now)
+        else:
+            taken = [whole(record)]
+            if not record.waiting_units:
+                self._lanes.remove(lane, record)
+        detail = self._detail(record, engines, now)
+        self._dispatch(load, taken, choice, detail, now, actions)
+        return True
+
+    def _wake_at(self, at: float | None) -> None:
+        if at is not None and (self._wake is None or at < self._wake):
+            self._wake = at
+
+    # ---- sending ---------------------------------------------------------------------------------------
+
+    def _dispatch(
+        self,
+        load: EngineLoad,
+        taken: list[Taken],
+        choice: Choice,
+        detail: tuple[Candidate, ...],
+        now: float,
+        actions: list[Action],
+    ) -> None:
+        attempt = self._attempt(load, taken, choice, now)
+        name, reason = load.name, choice.reason
+        policy = self.policy
+        for record, start, stop, _ in taken:
+            record.outcome, record.engine, record.reason = "running", name, reason
+            record.policy = policy.name
+            record.attempts += 1
+            record.predicted = choice.predicted
+            record.candidates = detail
+            if record.dispatched is None:
+                record.dispatched = now
+            policy.charge(record, record.cost * (stop - start) / record.units)
+            record.running.append(attempt)
+            if policy.traits.prefixes and record.job.blocks:
+                self._prefixes.insert(name, record.job.blocks)
+        self._begin(attempt, choice.reason, now, actions)
+        if policy.traits.hedges and all(record.job.hedgeable for record, _, _, _ in taken):
+            self._attempts.watch(attempt, now + load.latency.value)
+
+    def _attempt(self, load: EngineLoad, taken: list[Taken], choice: Choice, now: float) -> Attempt:
+        record = taken[0][0]
+        if load.spec.task == "embed":
+            texts = sum(stop - start for _, start, stop, _ in taken)
+            tokens = sum(one.prompt_tokens * (stop - start) // one.units for one, start, stop, _ in taken)
+            service = load.embed.seconds(tokens, texts, choice.threads or load.spec.cores or 1)
+            outstanding, silence = tokens, 4.0 * (service + max(0.0, load.busy_until - now))
+        else:
+            texts = 1
+            cached = record.cached.get(load.name, 0) if record.cached else 0
+            tokens = max(1, record.prompt_tokens - cached)
+            service = load.seconds(record, 1)
+            outstanding = record.cost_tokens
+            silence = load.llm.ttft(load.prefill_tokens + tokens, load.running)
+            if not record.job.stream:
+                silence += record.output_p90 * load.llm.tpot(load.max_running)
+        number = self._attempts.number()
+        return Attempt(
+            number=number,
+            engine=load,
+            slices=taken,
+            sent=now,
+            texts=texts,
+            tokens=tokens,
+            outstanding=outstanding,
+            ahead=load.prefill_tokens,
+            beside=load.running,
+            predicted=choice.predicted,
+            service=service,
+            silence=silence,
+            threads=choice.threads,
+            mark=load.mark(now),
+        )
+
+    def _begin(self, attempt: Attempt, reason: str, now: float, actions: list[Action]) -> None:
+        load, taken = attempt.engine, attempt.slices
+        load.take(attempt, now)
+        self._attempts.add(attempt)
+        job = taken[0][0].job
+        if load.spec.task == "generate" and not job.stream:
+            ready = load.llm.ttft(attempt.ahead + attempt.tokens, attempt.beside)
+            self._attempts.presume(attempt, now + ready)
+        slices = tuple(Slice(record.job.id, start, stop) for record, start, stop, _ in taken)
+        actions.append(Dispatch(attempt.number, load.name, slices, reason, attempt.threads, attempt.hedge))
+
+    # ---- a second time -----------------------------------------------------------------------------------
+
+    def hedge(self, now: float, actions: list[Action]) -> None:
+        """Send late short calls a second time, to an engine that is free, while the budget lasts."""
+        for attempt in self._attempts.late(now):
+            record = attempt.slices[0][0]
+            if attempt.twin is not None or self._hedges < 1.0 or record.outcome != "running":
+                continue
+            lane = self._lanes.lane(record.job)
+            others = [
+                load
+                for load in lane.engines(self._engines, now)
+                if load is not attempt.engine and load.free > 0
+            ]
+            if not others:
+                continue
+            self._hedges -= 1.0
+            load = min(others, key=lambda one: one.busy_until)
+            waited = now - attempt.sent
+            reason = f"hedge: {attempt.engine.name} has not answered for {waited * 1000:.0f} ms"
+            twin = self._attempt(load, attempt.slices, Choice(load.name, reason), now)
+            twin.hedge, twin.twin, attempt.twin = True, attempt, twin
+            for one, _, _, _ in twin.slices:
+                one.running.append(twin)
+                one.hedges += 1
+            self._begin(twin, reason, now, actions)
+
+    # ---- what the policy and the curious see ---------------------------------------------------------------
+
+    def _cached(self, record: Record) -> dict[str, int]:
+        """Prompt tokens of a request that engines have cached; at least one is always computed."""
+        job = record.job
+        per_block = (
+            BLOCK * record.prompt_tokens / job.prompt_bytes if job.prompt_bytes else BLOCK / BYTES_PER_TOKEN
+        )
+        most = record.prompt_tokens - 1
+        return {
+            name: min(most, int(blocks * per_block))
+            for name, blocks in self._prefixes.match(job.blocks).items()
+        }
+
+    def _detail(self, record: Record, engines: list[EngineLoad], now: float) -> tuple[Candidate, ...]:
+        """All candidates as they are now, for so many decisions a second, and where it was asked for."""
+        self._details = min(
+            self._details_per_s, self._details + (now - self._details_at) * self._details_per_s
+        )
+        self._details_at = now
+        if self._details < 1.0 and not record.job.explain:
+            return ()
+        self._details -= 1.0
+        return tuple(_candidate(load, record, now) for load in engines)
+
+
+def _candidate(load: EngineLoad, record: Record, now: float) -> Candidate:
+    cached = record.cached.get(load.name, 0) if record.cached else 0
+    if load.spec.task == "embed":
+        predicted = max(0.0, load.busy_until - now) + load.seconds(record, record.units)
+    else:
+        predicted = load.llm.ttft(load.prefill_tokens + record.prompt_tokens - cached, load.running)
+    return Candidate(load.name, load.running, load.free, predicted, cached)
+
+
+def _urgency(lane: Lane, now: float) -> tuple[object, int]:
+    """Of the head of a lane that holds something."""
+    head = lane.discipline.head(now)
+    return (lane.discipline.key(head, now), head.sequence) if head is not None else ((), 0)
+
+
+def _tokens(lane: Lane, enough: int) -> int:
+    """Tokens that wait in a lane, counted until there are enough."""
+    total = 0
+    for record in lane.records.values():
+        total += record.prompt_tokens
+        if total >= enough:
+            break
+    return total
