@@ -127,20 +127,12 @@ class Accounts:
         """
         return self._of(model, tenant).used
 
-    def charge(self, record: Record) -> None:
-        """A call that carries some of `record` goes out now: its tenant pays, and `record.charged` grows.
-
-        A generation is paid in full. How many texts of an embedding request a call will take is not known
-        yet: those that earlier calls took are paid, and one more; the rest of the last call is collected by
-        `settle`. `record.cost` is above zero.
-        """
+    def charge(self, record: Record, seconds: float) -> None:
+        """Its tenant pays `seconds` for what is sent of it; `record.charged` grows by that."""
         account = self.of(record)
-        served = record.units - record.waiting_units + 1
-        seconds = record.cost * min(1.0, served / record.units) - record.charged
         self._rounds[account.model] = max(self._rounds.get(account.model, 0), account.round)
-        if seconds > 0:
-            record.charged += seconds
-            _spend(account, seconds)
+        record.charged += seconds
+        _spend(account, seconds)
 
     def settle(self, record: Record, seconds: float) -> None:
         """It has ended and took `seconds` of engines: what was not charged is paid, the rest paid back."""
@@ -192,7 +184,7 @@ def _spend(account: _Account, seconds: float) -> None:
 class Fair:
     """Tenants share in predicted engine-seconds by weight; `inner` orders the requests of each one.
 
-    `accounts` is that of the policy, whose `choose` charges and whose `settle` settles.
+    `accounts` is that of the policy, which charges and settles there.
     """
 
     def __init__(self, accounts: Accounts, inner: Callable[[], Discipline]) -> None:

@@ -1,0 +1,47 @@
+"""Where a request costs the fewest engine-seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from sage.middleware.control_plane.policies.base import BasePolicy
+from sage.middleware.control_plane.policy import Choice, EngineView, Wait
+from sage.middleware.control_plane.records import Record
+
+__all__ = ["Cost"]
+
+
+class Cost(BasePolicy):
+    """Each request goes to the free engine on which it is predicted to cost the fewest engine-seconds.
+
+    It is right for work that can wait, on engines that differ in speed, or to leave some idle and stop them.
+    It is not right for latency, as a further request costs least where many share each iteration already.
+    """
+
+    name = "cost"
+
+    def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait:  # noqa: ARG002
+        """The free engine with the smallest marginal cost, the least recently used among equals."""
+        best: EngineView | None = None
+        least = inf
+        for engine in engines:
+            if engine.free > 0:
+                seconds = _marginal(record, engine)
+                if (
+                    best is None
+                    or seconds < least
+                    or (seconds == least and engine.last_dispatch < best.last_dispatch)
+                ):
+                    best, least = engine, seconds
+        if best is None:
+            return Wait()
+        return Choice(best.name, f"cheapest of {len(engines)}: {least:.3f} engine-seconds predicted")
+
+
+def _marginal(record: Record, engine: EngineView) -> float:
+    """Engine-seconds: prefill alone, and for each token of the answer a share of an iteration."""
+    if record.job.texts:
+        return engine.embed.seconds(record.prompt_tokens, record.units, engine.spec.cores or 1)
+    sharing = engine.running + 1
+    return engine.llm.ttft(record.prompt_tokens, 0) + record.output_p50 * engine.llm.tpot(sharing) / sharing

@@ -1,0 +1,63 @@
+"""By predicted finish, and not at all where the goal cannot be met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from sage.middleware.control_plane.policies.base import BasePolicy, by_due, predictions
+from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, Shed, Wait
+from sage.middleware.control_plane.records import Record
+
+__all__ = ["Slo"]
+
+
+class Slo(BasePolicy):
+    """Each request goes where its finish is predicted earliest; what can meet its goal nowhere is refused.
+
+    It is right under overload when a late answer is worth nothing and the engines' times have been learned.
+    It is not right when late is better than never, or for floods of embeddings, which it does not batch.
+    """
+
+    name = "slo"
+
+    def discipline(self) -> Discipline:
+        """Earliest due first."""
+        return by_due()
+
+    def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
+        """Refuse what would be late even if it were served next; back when what waits has been worked off."""
+        if not self._hopeless(record, engines, predictions(record, engines, now), now):
+            return None
+        return Shed("no engine can meet its goal, even if it were next", max(1.0, ahead / len(engines)))
+
+    def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
+        """The free engine with the earliest predicted finish, the least recently used among equals."""
+        seconds = predictions(record, engines, now)
+        best: EngineView | None = None
+        least = inf
+        for engine, one in zip(engines, seconds, strict=True):
+            if engine.free > 0 and (
+                best is None or one < least or (one == least and engine.last_dispatch < best.last_dispatch)
+            ):
+                best, least = engine, one
+        # on the way most are in time: only those that are late somewhere are looked at again
+        if now + least > record.due and self._hopeless(record, engines, seconds, now):
+            waited = now - record.queued  # so long the queue is
+            return Shed(f"waited for {waited:.1f} s and can no longer meet its goal", max(1.0, waited))
+        if best is None:
+            return Wait()
+        return Choice(best.name, f"earliest predicted finish of {len(engines)}: {least:.3f} s", least)
+
+    def _hopeless(
+        self, record: Record, engines: Sequence[EngineView], seconds: Sequence[float], now: float
+    ) -> bool:
+        """Whether every engine would be late, is known well enough to say so, and has other work to do."""
+        if record.due == inf or record.job.tenant in self.options.best_effort:
+            return False
+        embeds = record.job.texts > 0
+        for engine, one in zip(engines, seconds, strict=True):
+            known = engine.embed.trusted if embeds else engine.llm.trusted
+            if now + one <= record.due or not known or not engine.running:
+                return False
+        return True
