@@ -206,7 +206,8 @@ class Core:
         if attempt is None or attempt.first_byte is not None:
             return
         attempt.engine.began(attempt, event.at)
-        self._estimator.began(attempt, event.at)
+        if self.policy.traits.predicts:
+            self._estimator.began(attempt, event.at)
         for record, _, _, _ in attempt.slices:
             if record.first_byte is None:
                 record.first_byte = event.at
@@ -225,7 +226,8 @@ class Core:
         if attempt is None:
             return
         now, load = event.at, attempt.engine
-        self._estimator.finished(attempt, event.usage, now)
+        if self.policy.traits.predicts:
+            self._estimator.finished(attempt, event.usage, now)
         self._drop(attempt, now)
         load.served += 1
         load.breaker.success()

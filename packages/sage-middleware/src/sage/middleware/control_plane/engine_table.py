@@ -41,6 +41,7 @@ class EngineLoad:
         "embed",
         "failed",
         "free",
+        "generates",
         "idle_since",
         "last_dispatch",
         "last_end",
@@ -60,6 +61,7 @@ class EngineLoad:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.name = spec.name
+        self.generates = spec.task == "generate"
         self.max_running = spec.max_running
         self.state: EngineState = "starting"
         self.detail = "starting"
@@ -130,7 +132,7 @@ class EngineLoad:
         self._advance(now)
         beside = 0.0
         for other in self.device:
-            if other is not self and other.spec.task != self.spec.task:
+            if other is not self and other.generates is not self.generates:
                 beside += other.busy_seconds(now)
         return self._running_seconds, self._prefilling, beside
 
@@ -168,7 +170,7 @@ class EngineLoad:
 
         A generation costs its prefill and its share of the iterations that it takes part in.
         """
-        if self.spec.task == "embed":
+        if not self.generates:
             tokens = record.prompt_tokens * units / record.units
             return self.embed.seconds(tokens, units, self.spec.cores or 1)
         llm = self.llm

@@ -69,7 +69,7 @@ class Estimator:
         """Learn from a first byte. Only a stream shows when its first token was there."""
         load = attempt.engine
         job = attempt.slices[0][0].job
-        if load.spec.task == "generate" and job.stream:
+        if load.generates and job.stream:
             load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
             attempt.mark = load.mark(now)
 
@@ -78,7 +78,7 @@ class Estimator:
         load = attempt.engine
         taken = now - attempt.sent
         load.latency.observe(max(taken, 1e-6))
-        if load.spec.task == "embed":
+        if not load.generates:
             self._batch(attempt, usage, now)
             return
         record = attempt.slices[0][0]

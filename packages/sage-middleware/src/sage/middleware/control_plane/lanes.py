@@ -58,7 +58,7 @@ class Lane:
 
 
 def _slowness(load: EngineLoad) -> float:
-    if load.spec.task == "embed":
+    if not load.generates:
         return load.embed.seconds(1000.0, 8.0)
     return load.llm.ttft(1000.0, 0.0) + 100.0 * load.llm.tpot(1.0)
 

@@ -151,7 +151,7 @@ class Placement:
 
     def _attempt(self, load: EngineLoad, taken: list[Taken], choice: Choice, now: float) -> Attempt:
         record = taken[0][0]
-        if load.spec.task == "embed":
+        if not load.generates:
             texts = sum(stop - start for _, start, stop, _ in taken)
             tokens = sum(one.prompt_tokens * (stop - start) // one.units for one, start, stop, _ in taken)
             service = load.embed.seconds(tokens, texts, choice.threads or load.spec.cores or 1)
@@ -188,7 +188,7 @@ class Placement:
         load.take(attempt, now)
         self._attempts.add(attempt)
         job = taken[0][0].job
-        if load.spec.task == "generate" and not job.stream:
+        if load.generates and not job.stream:
             ready = load.llm.ttft(attempt.ahead + attempt.tokens, attempt.beside)
             self._attempts.presume(attempt, now + ready)
         slices = tuple(Slice(record.job.id, start, stop) for record, start, stop, _ in taken)
@@ -249,7 +249,7 @@ class Placement:
 
 def _candidate(load: EngineLoad, record: Record, now: float) -> Candidate:
     cached = record.cached.get(load.name, 0) if record.cached else 0
-    if load.spec.task == "embed":
+    if not load.generates:
         predicted = max(0.0, load.busy_until - now) + load.seconds(record, record.units)
     else:
         predicted = load.llm.ttft(load.prefill_tokens + record.prompt_tokens - cached, load.running)

@@ -70,13 +70,14 @@ class Traits(msgspec.Struct, frozen=True):
     `batches`: embedding requests are coalesced and cut by `Policy.batch`; else each is one call.
     `prefixes`: the prefix index is kept, and `Record.cached` is filled before `choose`.
     `hedges`: late short calls are sent a second time. `unbounded`: an engine's slots do not limit it, because
-    it queues by itself; `EngineView.free` is then meaningless.
+    it queues by itself; `EngineView.free` is then meaningless. `predicts`: the cost models are kept up to date.
     """
 
     batches: bool = False
     prefixes: bool = False
     hedges: bool = False
     unbounded: bool = False
+    predicts: bool = False
 
 
 class EngineView(Protocol):
@@ -84,6 +85,7 @@ class EngineView(Protocol):
 
     name: str
     spec: EngineSpec
+    generates: bool  # it writes text; else it computes vectors or scores
     max_running: int  # attempts that it takes at once
     running: int  # attempts there now
     free: int  # attempts it would take now; 0 = busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -123,14 +124,14 @@ class History:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._records: dict[str, Record] = {}
+        self._records: OrderedDict[str, Record] = OrderedDict()
 
     def add(self, record: Record) -> None:
         """Keep it and drop the oldest if there are too many."""
         self._records.pop(record.job.id, None)  # an id that is used again is new again
         self._records[record.job.id] = record
         if len(self._records) > self._size:
-            del self._records[next(iter(self._records))]
+            self._records.popitem(last=False)
 
     def get(self, ident: str) -> Record | None:
         """The newest record of that request id."""
