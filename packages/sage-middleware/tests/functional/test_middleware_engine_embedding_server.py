@@ -12,11 +12,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from sage.common.errors import NotFoundError
+from sage.common.errors import EngineError, NotFoundError
 from sage.middleware.engines.batching import Work
 from sage.middleware.engines.embedding_server import EmbeddingApp, load_model, main
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.server import ServerProtocol
+from sage.middleware.engines.threads import THREADS_HEADER, Cores
 from sage.middleware.testing.engines import RecordingSink
 
 
@@ -27,12 +28,14 @@ class Held:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.threads: list[int] = []
         self.free = threading.Event()
         self.free.set()
         self.entered = threading.Event()
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
         self.batches.append(texts)
+        self.threads.append(threads)
         self.entered.set()
         assert self.free.wait(10)
         if "poison" in texts:
@@ -53,6 +56,13 @@ class Server:
         await self.pool.request("POST", "/v1/embeddings", sink, body=raw)
         return sink.status, sink.json()
 
+    async def embed(self, threads: str) -> tuple[int, dict[str, Any]]:
+        sink = RecordingSink()
+        raw = msgspec.json.encode({"model": "m", "input": "text"})
+        headers = {THREADS_HEADER: threads}
+        await self.pool.request("POST", "/v1/embeddings", sink, body=raw, headers=headers)
+        return sink.status, sink.json()
+
     async def get(self, path: str) -> tuple[int, dict[str, Any]]:
         sink = RecordingSink()
         await self.pool.request("GET", path, sink)
@@ -71,7 +81,7 @@ class Server:
 async def server() -> AsyncIterator[Server]:
     loop = asyncio.get_running_loop()
     model = Held()
-    app = EmbeddingApp(model, "m")
+    app = EmbeddingApp(model, "m", Cores(threads=2, most=4))
     listener = await loop.create_server(
         lambda: ServerProtocol(app.handle, lambda _protocol, _opened: None), "127.0.0.1", 0
     )
@@ -149,6 +159,38 @@ async def test_requests_of_many_connections_share_a_batch(server: Server) -> Non
     answers = await asyncio.gather(first, *rest)
     assert {status for status, _ in answers} == {200}
     assert [len(batch) for batch in server.model.batches] == [1, 20]
+
+
+async def test_a_batch_has_the_most_threads_that_a_request_in_it_asked_for(server: Server) -> None:
+    server.model.free.clear()
+    first = asyncio.create_task(server.post(input="first"))
+    await server.entered()
+    rest = [asyncio.create_task(server.embed(threads)) for threads in ("1", "3", "0")]
+    await server.waiting(3)
+    server.model.free.set()
+    await asyncio.gather(first, *rest)
+    assert server.model.threads == [2, 3]
+    for threads in ("1", "0", "", "9"):
+        assert (await server.embed(threads))[0] == 200
+    assert server.model.threads[2:] == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize("threads", ["-1", "two", "1.5", "²"])
+async def test_a_thread_count_that_is_none(server: Server, threads: str) -> None:
+    status, answer = await server.embed(threads)
+    assert status == 400
+    assert "whole number" in answer["error"]["message"]
+    assert server.model.batches == []
+
+
+async def test_warming_up_runs_the_model_or_says_why_not(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await server.app.warm_up()
+    assert (server.model.batches, server.model.threads) == ([["warm-up"]], [2])
+    monkeypatch.setattr(server.model, "encode", lambda _texts, _threads: 1 / 0)
+    with pytest.raises(EngineError, match="failed on its first text: division by zero"):
+        await server.app.warm_up()
 
 
 async def test_a_cancelled_request_is_not_computed(server: Server) -> None:
@@ -232,6 +274,6 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
 def test_a_model_that_is_not_one(tmp_path: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NotFoundError, match="cannot be loaded"):
-        load_model(str(tmp_path), 1)
+        load_model(str(tmp_path), Cores())
     with pytest.raises(SystemExit, match="cannot be loaded"):
         main(["--model", str(tmp_path), "--served-as", "x", "--port", "0"])

@@ -88,13 +88,18 @@ class HttpEngine:
         else:
             receiver = _Whole(sink)
         try:
-            await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=self._headers)
+            headers = self.headers(call)
+            await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=headers)
             if receiver.status // 100 != 2:
                 raise _refusal(self._spec.name, receiver.status, receiver.joined())
             return receiver.finish()
         except UpstreamError as error:
             _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
             raise
+
+    def headers(self, _call: Call) -> Mapping[str, str]:
+        """What goes with this call; for an adapter that adds to it."""
+        return self._headers
 
     async def ready(self) -> bool:
         """Whether its health page answers 200."""

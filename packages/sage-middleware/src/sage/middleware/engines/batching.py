@@ -15,11 +15,15 @@ PADDING = 1024  # characters of padding that cost about as much as one more batc
 
 @dataclass(eq=False)
 class Work:
-    """The texts of one request that are not taken yet, the longest first; `cancelled` drops the rest."""
+    """The texts of one request that are not taken yet, the longest first; `cancelled` drops the rest.
+
+    `threads`: how many it may be computed with.
+    """
 
     texts: list[str]
     done: Callable[[list[object], int], object]  # vectors in input order, tokens
     failed: Callable[[Exception], object]
+    threads: int = 1
     cancelled: bool = False
     tokens: int = 0
     order: deque[int] = field(init=False)

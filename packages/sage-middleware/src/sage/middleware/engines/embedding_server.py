@@ -3,6 +3,10 @@
 `python -m sage.middleware.engines.embedding_server --model PATH --served-as ID --port N --threads K`.
 Sockets and JSON are handled on the main thread, the model on one worker thread. A text longer than the
 model's window is cut there, as sentence-transformers does; `usage` counts the tokens that were computed.
+
+A request may ask by `x-sage-threads` for more threads than the server's own, up to `--max-threads`: whoever
+sends it knows of cores that are idle. A batch is computed with the most that a request in it asked for. With
+`--cores` everything else of this process stays on those.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import argparse
 import asyncio
 import base64
 import logging
-import os
 import signal
 import threading
 import time
@@ -24,11 +27,13 @@ import numpy as np
 from sage.common.errors import BadRequestError, EngineError, ModelNotFoundError, NotFoundError, SageError
 from sage.middleware.engines.batching import Item, Work, plan, take
 from sage.middleware.engines.server import Exchange, ServerProtocol
+from sage.middleware.engines.threads import THREADS_HEADER, Cores, ThreadTeam, pin, usable
 
 __all__ = ["Batcher", "EmbeddingApp", "Model", "load_model", "main"]
 
 _log = logging.getLogger("sage.engines.embedding")
 MAX_INPUTS = 2048
+_GRAIN = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
 _GATHER_S = 0.003  # at most this long, and at most 5 % of a batch, to let the same clients come again
 
 
@@ -40,25 +45,29 @@ class Model(Protocol):
         """The length of a vector."""
         ...
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray[Any, Any], list[int]]:
-        """Vectors (n by dimensions) and tokens (n)."""
+    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        """Vectors (n by dimensions) and tokens (n), computed with so many threads. From one thread only."""
         ...
 
 
 class _SentenceTransformers:
     """A sentence-transformers model; nothing is fetched when it is a folder."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, cores: Cores) -> None:
         import torch
         from sentence_transformers import SentenceTransformer
 
-        torch.set_num_threads(threads)
+        def fork(count: int) -> None:
+            torch.zeros(count * _GRAIN + 1).add_(1)
+
         self._torch = torch
+        self._team = ThreadTeam(cores, torch.set_num_threads, fork)
         self._model = SentenceTransformer(path, device=None if torch.cuda.is_available() else "cpu")
         self._model.eval()
         self.dimensions: int = int(self._model.get_embedding_dimension() or 0)
 
-    def encode(self, texts: list[str]) -> tuple[np.ndarray[Any, Any], list[int]]:
+    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        self._team.use(threads)
         features = self._model.preprocess(texts)
         device = self._model.device
         features = {k: v.to(device) if hasattr(v, "to") else v for k, v in features.items()}
@@ -68,14 +77,12 @@ class _SentenceTransformers:
         return vectors.float().cpu().numpy(), tokens
 
 
-def load_model(path: str, threads: int) -> Model:
-    """Load a sentence-transformers model and run it once. Raises NotFoundError when it cannot be loaded."""
+def load_model(path: str, cores: Cores) -> Model:
+    """Load a sentence-transformers model. Raises NotFoundError when it cannot be loaded."""
     try:
-        model = _SentenceTransformers(path, threads)
-        model.encode(["warm-up"])
+        return _SentenceTransformers(path, cores)
     except (OSError, ValueError, KeyError) as error:
         raise NotFoundError(f"The embedding model {path} cannot be loaded: {error}") from error
-    return model
 
 
 class Batcher:
@@ -142,7 +149,8 @@ class Batcher:
         if not batch:
             return
         try:
-            vectors, tokens = self._model.encode([work.texts[index] for work, index in batch])
+            texts = [work.texts[index] for work, index in batch]
+            vectors, tokens = self._model.encode(texts, max(work.threads for work, _ in batch))
             rows = list(zip(batch, vectors, tokens, strict=True))
         except Exception as error:  # the model's own errors are of any type; the server goes on
             for work in {work for work, _ in batch}:
@@ -188,7 +196,8 @@ _BODY = msgspec.json.Decoder(_Body)
 class EmbeddingApp:
     """The routes: POST /v1/embeddings, GET /v1/models, GET /health. Built within a running loop."""
 
-    def __init__(self, model: Model, served_as: str) -> None:
+    def __init__(self, model: Model, served_as: str, cores: Cores | None = None) -> None:
+        self._cores = cores or Cores()
         self._loop = asyncio.get_running_loop()
         self._model = model
         self._served_as = served_as
@@ -213,6 +222,19 @@ class EmbeddingApp:
         except SageError as error:
             _refuse(exchange, error)
 
+    async def warm_up(self) -> None:
+        """Run the model once, on the thread that will compute. Raises EngineError when it cannot."""
+        over: asyncio.Future[Exception | None] = self._loop.create_future()
+
+        def tell(fault: Exception | None) -> None:
+            self._loop.call_soon_threadsafe(over.set_result, fault)
+
+        self._batcher.submit(
+            Work(["warm-up"], lambda _vectors, _tokens: tell(None), tell, threads=self._cores.threads)
+        )
+        if fault := await over:
+            raise EngineError(f"The model {self._served_as} failed on its first text: {fault}") from fault
+
     def close(self) -> None:
         """Stop computing."""
         self._batcher.close()
@@ -229,7 +251,8 @@ class EmbeddingApp:
             fault = EngineError(f"The model failed on this batch: {error}")
             self._loop.call_soon_threadsafe(self._over, exchange, fault)
 
-        work = Work(texts, done, failed)
+        asked = exchange.request.headers.get(THREADS_HEADER, "")
+        work = Work(texts, done, failed, threads=self._cores.asked(asked))
         self._running += 1
         exchange.on_close = lambda: self._cancel(work)
         self._batcher.submit(work)
@@ -302,17 +325,26 @@ def _answer(vectors: list[object], tokens: int, body: _Body, model: str) -> byte
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
+def _cores(text: str) -> tuple[int, ...]:
+    return tuple(int(core) for core in text.split(",") if core)
+
+
 async def _serve(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = EmbeddingApp(load_model(args.model, args.threads), args.served_as)
+    cores = Cores.of(args.cores, args.threads, args.max_threads, usable())
+    pin(cores.own)  # every thread from here on, but for those that the worker makes on lent cores
+    app = EmbeddingApp(load_model(args.model, cores), args.served_as, cores)
+    await app.warm_up()
     server = await loop.create_server(
         lambda: ServerProtocol(app.handle, lambda _protocol, _opened: None), args.host, args.port
     )
     print(
-        f"embedding server: {args.served_as} on {args.host}:{args.port}, {args.threads} thread(s)", flush=True
+        f"embedding server: {args.served_as} on {args.host}:{args.port}, {cores.threads} thread(s), "
+        f"up to {cores.most} when asked",
+        flush=True,
     )
     await stop.wait()
     server.close()
@@ -326,7 +358,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--served-as", required=True, help="the id that clients ask for")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=0, help="its own; 0 = one for each of its cores")
+    parser.add_argument("--max-threads", type=int, default=0, help="for requests that ask; 0 = its own")
+    parser.add_argument("--cores", type=_cores, default=(), help="its own, such as 2,3; empty = not pinned")
     args = parser.parse_args(argv)
     try:
         asyncio.run(_serve(args))

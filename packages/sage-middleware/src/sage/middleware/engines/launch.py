@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import platform
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.common.paths import SagePaths
 from sage.middleware.engines.port import Capability, EngineSpec
 from sage.middleware.models import RANDOM, ModelSource, resolve, served_name
+from sage.platform.nodes import find_gpus
 
-__all__ = ["describe", "environment", "log_file", "option", "require", "source_of"]
+__all__ = ["describe", "environment", "log_file", "option", "require", "source_of", "uses_gpu"]
 
 
-def describe(config: EngineConfig, capabilities: frozenset[Capability]) -> EngineSpec:
-    """The engine that `config` asks for; touches no disk."""
+def describe(
+    config: EngineConfig, capabilities: frozenset[Capability], *, on_gpu: bool = False, **known: Any
+) -> EngineSpec:
+    """The engine that `config` asks for, with what its kind has `known` of it.
+
+    Engines that run here share this machine's cores as one device, but for one that has its GPU to itself.
+    """
+    shared = "" if on_gpu or config.url else f"cpu:{platform.node()}"
     return EngineSpec(
         name=config.name,
         kind=config.kind,
@@ -24,7 +34,16 @@ def describe(config: EngineConfig, capabilities: frozenset[Capability]) -> Engin
         capabilities=capabilities,
         max_running=config.max_running,
         random_weights=config.random_weights or config.model == RANDOM,
+        group=config.group or shared,
+        **{"kv_tokens": config.kv_tokens, **known},
     )
+
+
+def uses_gpu(python: str) -> bool:
+    """Whether torch in the environment of that interpreter (empty = this one) would compute on a GPU."""
+    prefix = Path(python or sys.executable).absolute().parent.parent
+    cpu_build = any(prefix.glob("lib/python3*/site-packages/torch-*+cpu.dist-info"))
+    return not cpu_build and bool(find_gpus()[0])
 
 
 def require(config: EngineConfig, package: str, extra: str) -> None:

@@ -68,13 +68,17 @@ class EngineSpec(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`."""
+    """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`.
+
+    `threads`: how many an elastic engine should compute it with; 0 = its own.
+    """
 
     request_id: str
     route: Route
     body: bytes
     stream: bool
     include_usage: bool  # the client asked for the usage chunk of a stream
+    threads: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

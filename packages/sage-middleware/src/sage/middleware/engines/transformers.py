@@ -25,7 +25,15 @@ from sage.common.errors import BadRequestError, EngineError
 from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.faults import UpstreamError, brief
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, option, require, source_of
+from sage.middleware.engines.launch import (
+    describe,
+    environment,
+    log_file,
+    option,
+    require,
+    source_of,
+    uses_gpu,
+)
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec, Route, Usage
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.sse import DONE, Splitter, data_of
@@ -74,7 +82,10 @@ class TransformersKind:
         can = {Capability.CHAT, Capability.COMPLETIONS}
         if _template_has_tools(config.model):
             can.add(Capability.TOOLS)
-        return describe(config, frozenset(can))
+        cache = _BLOCK * option(config.args, "--cb-num-blocks", _BLOCKS)
+        chunk = option(config.args, "--cb-max-batch-tokens", _BATCH_TOKENS)
+        gpu = uses_gpu(config.python)
+        return describe(config, frozenset(can), on_gpu=gpu, kv_tokens=cache, chunk=chunk)
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
         """The serving process. `args` come last, so that `--cb-num-blocks N` there wins."""
@@ -98,8 +109,7 @@ class TransformersKind:
         """A connection to the server at `url`."""
         upstream = source_of(config).path_or_id
         spec = self.spec(config)
-        cache = _BLOCK * option(config.args, "--cb-num-blocks", _BLOCKS)
-        dialect = TransformersDialect(upstream, spec.model, Room(upstream, cache))
+        dialect = TransformersDialect(upstream, spec.model, Room(upstream, spec.kv_tokens))
         return HttpEngine(spec, dialect, HttpPool(url))
 
 

