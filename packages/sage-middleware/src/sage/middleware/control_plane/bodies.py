@@ -1,0 +1,346 @@
+"""What one route's body asks for: a few of its fields, judged by name and bound. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from sage.common.config import ControlPlaneConfig, GatewayConfig
+from sage.common.errors import BadRequestError
+from sage.middleware.engines.port import Capability, Route
+
+__all__ = ["DecodeTokens", "Facts", "ParseLimits", "prompt_text", "read_body"]
+
+DecodeTokens = Callable[[list[int]], str]
+
+_T = TypeVar("_T")
+
+MAX_MESSAGES: Final = 2048
+MAX_TOOLS: Final = 128
+MAX_N: Final = 8
+MAX_TOP_LOGPROBS: Final = 20
+BYTES_PER_TOKEN: Final = 4  # rule of thumb for English text; the scheduler only needs the order of magnitude
+
+_ERROR_PATH = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+
+
+@dataclass(frozen=True, slots=True)
+class ParseLimits:
+    """Bounds on a request, where bulk begins, and whom a request may be for."""
+
+    max_inputs: int = 2048
+    max_input_tokens: int = 300_000
+    bulk_texts: int = 8
+    bulk_tokens: int = 4000
+    tenants: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, gateway: GatewayConfig, control_plane: ControlPlaneConfig) -> ParseLimits:
+        """The limits that a configuration sets."""
+        return cls(
+            max_inputs=gateway.max_inputs,
+            bulk_texts=control_plane.bulk_texts,
+            bulk_tokens=control_plane.bulk_tokens,
+            tenants=frozenset(tenant.name for tenant in control_plane.tenants),
+        )
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Common(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+
+
+class _Chat(_Common, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class _Completion(_Common, kw_only=True):
+    prompt: str | list[Any]
+    logprobs: int | None = None
+
+
+class _Embedding(msgspec.Struct, kw_only=True):
+    model: str
+    input: str | list[Any]
+    encoding_format: str | None = None
+    dimensions: int | None = None
+
+
+_BATCHED: Final = frozenset(_Embedding.__struct_fields__)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one route's body says; `body` differs from the client's only where tokens were decoded.
+
+    `batch_key`: embedding requests of one key could have been sent as one.
+    """
+
+    model: str
+    body: bytes
+    needs: frozenset[Capability]
+    prompt_tokens: int  # exact where it was made of token ids, else a rule of thumb
+    prompt_bytes: int = 0  # of the text that the engine reads; 0 where token ids were given
+    max_tokens: int | None = None
+    texts: int = 0
+    batch_key: str = ""
+    stream: bool = False
+    include_usage: bool = False
+
+
+def read_body(
+    route: Route,
+    fields: dict[str, Any],
+    body: bytes,
+    limits: ParseLimits,
+    decode_tokens: DecodeTokens | None,
+) -> Facts:
+    """Judge the fields of `body`. Raises BadRequestError with `param` naming the field."""
+    if route is Route.CHAT:
+        return _chat(fields, body)
+    if route is Route.COMPLETIONS:
+        return _completion(fields, body, limits)
+    return _embedding(fields, body, limits, decode_tokens)
+
+
+def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
+    """The text of which equal beginnings can be served from an engine's cache; empty where there is none.
+
+    Of a chat: its tools, then its messages, each with sorted keys, so that a conversation begins with what
+    was said in it before.
+    """
+    if route is Route.CHAT:
+        parts = [fields["tools"]] if fields.get("tools") else []
+        return b"\n".join(msgspec.json.encode(part, order="sorted") for part in parts + fields["messages"])
+    prompt = fields.get("prompt")
+    return prompt.encode() if isinstance(prompt, str) else b""
+
+
+def _chat(fields: dict[str, Any], body: bytes) -> Facts:
+    chat = _convert(fields, _Chat)
+    _bounded("messages", len(chat.messages), 1, MAX_MESSAGES, "messages")
+    for index, message in enumerate(chat.messages):
+        if not isinstance(message.get("role"), str):
+            raise BadRequestError(
+                f"messages[{index}] has no role; give one such as 'system', 'user' or 'assistant'.",
+                param=f"messages[{index}].role",
+            )
+    _bounded("tools", len(chat.tools or ()), 0, MAX_TOOLS, "tools")
+    if chat.top_logprobs is not None:
+        _bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
+    if chat.max_completion_tokens is not None:
+        _bounded("max_completion_tokens", chat.max_completion_tokens, 1, None)
+    needs = {Capability.CHAT, *_common_needs(chat)}
+    if chat.logprobs or chat.top_logprobs:
+        needs.add(Capability.LOGPROBS)
+    if chat.response_format is not None and chat.response_format.get("type") != "text":
+        needs.add(Capability.RESPONSE_FORMAT)
+    if chat.tools:
+        needs.add(Capability.TOOLS)
+    if chat.tool_choice not in (None, "auto", "none"):
+        needs.add(Capability.TOOL_CHOICE)
+    return Facts(
+        model=chat.model,
+        body=body,
+        needs=frozenset(needs),
+        prompt_tokens=_estimate(len(body)),
+        prompt_bytes=len(body),  # what is not message text in it is small
+        max_tokens=chat.max_completion_tokens or chat.max_tokens,
+        stream=bool(chat.stream),
+        include_usage=_include_usage(chat),
+    )
+
+
+def _completion(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Facts:
+    completion = _convert(fields, _Completion)
+    tokens = _prompt_tokens(completion.prompt, limits)
+    needs = {Capability.COMPLETIONS, *_common_needs(completion)}
+    if completion.logprobs is not None:
+        needs.add(Capability.LOGPROBS)
+    return Facts(
+        model=completion.model,
+        body=body,
+        needs=frozenset(needs),
+        prompt_tokens=tokens or _estimate(len(body)),
+        prompt_bytes=0 if tokens else len(body),
+        max_tokens=completion.max_tokens,
+        stream=bool(completion.stream),
+        include_usage=_include_usage(completion),
+    )
+
+
+def _prompt_tokens(prompt: str | list[Any], limits: ParseLimits) -> int:
+    """How many token ids the prompts are; 0 where they are text."""
+    if isinstance(prompt, str):
+        return 0
+    if prompt and all(type(item) is int for item in prompt):  # one prompt, given as token ids
+        _bounded("prompt", len(prompt), 1, limits.max_input_tokens, "token ids")
+        return len(prompt)
+    _bounded("prompt", len(prompt), 1, limits.max_inputs, "prompts")
+    return sum(len(item) for item in prompt) if all(isinstance(item, list) for item in prompt) else 0
+
+
+def _embedding(
+    fields: dict[str, Any], body: bytes, limits: ParseLimits, decode_tokens: DecodeTokens | None
+) -> Facts:
+    embedding = _convert(fields, _Embedding)
+    if embedding.encoding_format not in (None, "float", "base64"):
+        raise BadRequestError(
+            f"encoding_format is {embedding.encoding_format!r}; it can be 'float' or 'base64'.",
+            param="encoding_format",
+        )
+    if embedding.dimensions is not None:
+        _bounded("dimensions", embedding.dimensions, 1, None)
+    texts, token_count = _inputs(embedding.input, limits, decode_tokens)
+    size = 0
+    if token_count is None:
+        size = sum(len(text.encode()) for text in texts)
+        tokens = _estimate(size)
+    else:
+        tokens = token_count
+        body = msgspec.json.encode({**fields, "input": texts})
+    if tokens > limits.max_input_tokens:
+        raise BadRequestError(
+            f"input has about {tokens} tokens; at most {limits.max_input_tokens} are allowed in one request.",
+            param="input",
+        )
+    return Facts(
+        model=embedding.model,
+        body=body,
+        needs=frozenset((Capability.EMBEDDINGS,)),
+        prompt_tokens=tokens,
+        prompt_bytes=size,
+        texts=len(texts),
+        batch_key=_batch_key(embedding) if size and fields.keys() <= _BATCHED else "",
+    )
+
+
+def _batch_key(embedding: _Embedding) -> str:
+    """A field that is not in the key could ask for something else of each request in a batch."""
+    return f"{embedding.model}|{embedding.dimensions or ''}|{embedding.encoding_format or 'float'}"
+
+
+def _inputs(
+    value: str | list[Any], limits: ParseLimits, decode_tokens: DecodeTokens | None
+) -> tuple[list[str], int | None]:
+    """The texts of an embedding request, and the number of token ids where it was made of ids."""
+    if isinstance(value, str):
+        _text("input", value)
+        return [value], None
+    if value and all(type(item) is int for item in value):  # one text, given as token ids
+        return [_decode("input", value, decode_tokens)], len(value)
+    _bounded("input", len(value), 1, limits.max_inputs, "inputs")
+    texts: list[str] = []
+    token_count = 0
+    for index, item in enumerate(value):
+        param = f"input[{index}]"
+        if isinstance(item, str):
+            _text(param, item)
+            texts.append(item)
+        elif isinstance(item, list) and item and all(type(token) is int for token in item):
+            texts.append(_decode(param, item, decode_tokens))
+            token_count += len(item)
+        else:
+            raise BadRequestError(
+                f"{param} is {_kind(item)}; each input is a string or a non-empty array of token ids.",
+                param=param,
+            )
+    if token_count:
+        return texts, token_count + sum(
+            len(item) // BYTES_PER_TOKEN for item in value if isinstance(item, str)
+        )
+    return texts, None
+
+
+def _decode(param: str, tokens: list[int], decode_tokens: DecodeTokens | None) -> str:
+    if decode_tokens is None:
+        raise BadRequestError(
+            f"{param} is an array of token ids, and this server has no decoder for them; send strings.",
+            param=param,
+        )
+    try:
+        return decode_tokens(tokens)
+    except ValueError as exc:
+        raise BadRequestError(
+            f"{param} holds token ids that cannot be decoded: {exc}.",
+            hint="Token ids are read as cl100k_base; send strings to be independent of any tokenizer.",
+            param=param,
+        ) from exc
+
+
+def _common_needs(body: _Common) -> set[Capability]:
+    if body.max_tokens is not None:
+        _bounded("max_tokens", body.max_tokens, 1, None)
+    if body.n is None:
+        return set()
+    _bounded("n", body.n, 1, MAX_N)
+    return {Capability.N} if body.n > 1 else set()
+
+
+def _include_usage(body: _Common) -> bool:
+    return bool(body.stream and body.stream_options and body.stream_options.include_usage)
+
+
+def _convert(fields: dict[str, Any], to: type[_T]) -> _T:
+    try:
+        return msgspec.convert(fields, to)
+    except msgspec.ValidationError as exc:
+        raise _bad_field(str(exc)) from None
+
+
+def _bad_field(message: str) -> BadRequestError:
+    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if missing:
+        return BadRequestError(f"The field '{missing[1]}' is missing.", param=missing[1])
+    found = _ERROR_PATH.match(message)
+    if not found or not found["path"]:
+        return BadRequestError(f"The body does not fit: {message}.")
+    return BadRequestError(f"{found['path']}: {found['what'].replace('`', '')}.", param=found["path"])
+
+
+def _bounded(param: str, value: int, low: int, high: int | None, noun: str = "") -> None:
+    if value < low or (high is not None and value > high):
+        if noun and value == 0:
+            raise BadRequestError(f"{param} is empty; give at least {low}.", param=param)
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise BadRequestError(
+            f"{param}: {value} {noun or 'is out of range'}; allowed is {span}.", param=param
+        )
+
+
+def _text(param: str, value: str) -> None:
+    if not value:
+        raise BadRequestError(f"{param} is an empty string; there is nothing to embed.", param=param)
+
+
+def _estimate(size: int) -> int:
+    return max(1, size // BYTES_PER_TOKEN)
+
+
+def _kind(value: object) -> str:
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
