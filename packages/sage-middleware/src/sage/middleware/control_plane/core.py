@@ -166,6 +166,7 @@ class Core:
             return
         reference = lane.reference or engines[0]
         record.cost = reference.seconds(record, record.units)
+        record.quick = reference.quickest(record)
         if not lane.records and self._placement.place(lane, record, now, self._actions):
             if not record.waiting_units:
                 return
@@ -198,7 +199,7 @@ class Core:
         if bound:
             wait = max(1.0, lane.ahead / len(engines))
             return Shed(f"the queue of {request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
-        shed = self.policy.admit(record, engines, lane.ahead, now)
+        shed = self.policy.admit(record, engines, lane.before(record), now)
         return None if shed is None else (shed, ShedReason.FORECAST)
 
     def _first_byte(self, event: FirstByte) -> None:

@@ -178,6 +178,12 @@ class EngineLoad:
         share = llm.iteration_slope + llm.iteration_base / self.max_running
         return llm.per_token * record.prompt_tokens + share * outputs
 
+    def quickest(self, record: Record) -> float:
+        """Seconds to the first token (generation) or the answer (the rest) if nothing else ran here."""
+        if self.generates:
+            return self.llm.ttft(record.prompt_tokens, 0)
+        return self.embed.seconds(record.prompt_tokens, record.units, self.spec.cores or 1)
+
     def can(self, job: Job) -> bool:
         """Whether it is made for such a job."""
         return self.spec.model == job.model and job.needs <= self.spec.capabilities

@@ -36,7 +36,17 @@ class ClassCounts(msgspec.Struct):
 class Lane:
     """Waiting requests that the same engines can serve: one model, the same needs, batches of one kind."""
 
-    __slots__ = ("_engines", "_version", "ahead", "discipline", "job", "key", "records", "reference")
+    __slots__ = (
+        "_engines",
+        "_version",
+        "ahead",
+        "ahead_low",
+        "discipline",
+        "job",
+        "key",
+        "records",
+        "reference",
+    )
 
     def __init__(self, key: LaneKey, job: Job, discipline: Discipline) -> None:
         self.key = key
@@ -44,9 +54,14 @@ class Lane:
         self.discipline = discipline
         self.records: dict[str, Record] = {}
         self.ahead = 0.0  # predicted engine-seconds that wait
+        self.ahead_low = 0.0  # of them, those of patient classes
         self.reference: EngineLoad | None = None  # the quickest engine, for a first estimate of cost
         self._engines: list[EngineLoad] = []
         self._version = -1
+
+    def before(self, record: Record) -> float:
+        """Predicted engine-seconds that wait and are not of a more patient class."""
+        return self.ahead if record.job.request_class in PATIENT else self.ahead - self.ahead_low
 
     def engines(self, table: EngineTable, now: float) -> list[EngineLoad]:
         """The engines that may be sent its requests."""
@@ -88,6 +103,8 @@ class Lanes:
         """Let it wait."""
         lane.records[record.job.id] = record
         lane.ahead += record.cost
+        if record.job.request_class in PATIENT:
+            lane.ahead_low += record.cost
         lane.discipline.push(record, now)
         counts = self.counts[record.job.request_class]
         counts.waiting += 1
@@ -98,7 +115,11 @@ class Lanes:
         """Take it out, wherever it stands; nothing if it does not wait."""
         if lane.records.pop(record.job.id, None) is None:
             return
-        lane.ahead = lane.ahead - record.cost if lane.records else 0.0
+        lane.ahead -= record.cost
+        if record.job.request_class in PATIENT:
+            lane.ahead_low -= record.cost
+        if not lane.records:  # no sum of rounding errors
+            lane.ahead = lane.ahead_low = 0.0
         lane.discipline.remove(record)
         counts = self.counts[record.job.request_class]
         counts.waiting -= 1

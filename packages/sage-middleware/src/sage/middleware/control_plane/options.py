@@ -59,6 +59,7 @@ def policy_options(config: ControlPlaneConfig) -> PolicyOptions:
     """What policies are made with."""
     return PolicyOptions(
         weights={one.name: one.weight for one in config.tenants},
+        slos=_slos(config),
         best_effort=frozenset(one.name for one in config.tenants if one.best_effort),
         exploration=config.exploration,
     )

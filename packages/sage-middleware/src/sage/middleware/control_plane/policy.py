@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import msgspec
 
 from sage.common.errors import ConfigError
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.types import Slo
 
 if TYPE_CHECKING:
     from sage.middleware.control_plane.cost import EmbedCost, LlmCost
@@ -32,6 +34,7 @@ __all__ = [
     "Wait",
     "available_policies",
     "load_policy",
+    "policy_summaries",
 ]
 
 GROUP: Final = "sage.policies"
@@ -60,6 +63,7 @@ class PolicyOptions(msgspec.Struct, frozen=True):
 
     weights: dict[str, float] = {}  # msgspec copies defaults
     best_effort: frozenset[str] = frozenset()  # tenants that would rather be late than refused
+    slos: dict[RequestClass, Slo] = {}  # the goals of the classes
     exploration: float = 0.01  # share of placements that try an engine within 2x of the best
     seed: int = 0
 
@@ -187,7 +191,7 @@ class Policy(Protocol):
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
         """Refuse a newcomer before it waits, or let it in.
 
-        `ahead`: predicted engine-seconds that wait in its lane. `engines` as in `choose`.
+        `ahead`: predicted engine-seconds that wait in its lane, but for those of more patient classes. `engines` as in `choose`.
         """
         ...
 
@@ -218,19 +222,36 @@ def available_policies() -> list[str]:
     return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
 
 
+def policy_summaries() -> dict[str, str]:
+    """What each policy does: the first sentence of its documentation. Imports all of them."""
+    summaries = {}
+    for name in available_policies():
+        try:
+            lines = (getattr(_factory(name), "__doc__", None) or "").strip().splitlines()
+        except (ImportError, AttributeError) as exc:  # a damaged package of somebody else
+            lines = [f"Cannot be loaded: {exc}."]
+        summaries[name] = lines[0] if lines else "Says nothing of itself."
+    return summaries
+
+
 def load_policy(name: str, options: PolicyOptions | None = None) -> Policy:
     """Make the policy called `name`: a shipped one, else one from the entry points `sage.policies`.
 
     Raises ConfigError with the names that exist.
     """
-    options = options or PolicyOptions()
+    return _factory(name)(options or PolicyOptions())
+
+
+def _factory(name: str) -> Callable[[PolicyOptions], Policy]:
     target = _BUILT_IN.get(name)
     if target is not None:
         module, _, attribute = target.partition(":")
-        factory = getattr(import_module(f"{_POLICIES}.{module}"), attribute)
-        return cast(Callable[[PolicyOptions], Policy], factory)(options)
+        return cast(
+            "Callable[[PolicyOptions], Policy]",
+            getattr(import_module(f"{_POLICIES}.{module}"), attribute),
+        )
     for point in entry_points(group=GROUP, name=name):
-        return cast(Callable[[PolicyOptions], Policy], point.load())(options)
+        return cast("Callable[[PolicyOptions], Policy]", point.load())
     raise ConfigError(
         f"There is no policy named {name!r}; there are {', '.join(available_policies())}.",
         hint="Set `control_plane.policy` to one of them.",

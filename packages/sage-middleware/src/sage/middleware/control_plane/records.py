@@ -54,6 +54,7 @@ class Record(msgspec.Struct, eq=False):
     taken: int = 0
     returned: list[tuple[int, int, int]] = []
     cost: float = 0.0  # predicted engine-seconds on the engine that would be quickest
+    quick: float = 0.0  # predicted seconds there, if it were idle, to the first token or answer
     charged: float = 0.0  # engine-seconds that its tenant was charged for it
     cached: dict[str, int] | None = None  # engine to prompt tokens that it has cached
     outcome: Outcome = "waiting"

@@ -1,0 +1,164 @@
+"""When each engine would have a request's first token or answer, and which of them may be sent it now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Final
+
+import msgspec
+
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.policy import EngineView
+from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.types import Slo
+
+__all__ = ["EmbedForecast", "Forecast", "LlmForecast"]
+
+SHALLOW: Final = 0.35  # of the tightest TTFT goal, that the prefill backlog of an engine may take
+SHALLOW_FOR_LOW: Final = 0.15
+HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold back
+TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
+BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
+EARLY_S: Final = 0.01  # before the end of a bulk call the next one is sent
+GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves room for bulk beside it
+
+
+class Forecast(msgspec.Struct):
+    """One request's chances. Seconds count from now.
+
+    `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open or
+    not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do. `trusted`: all
+    their models are. `look_again`: an absolute time at which a closed engine opens. `lent`: threads beside an
+    engine's own that idle neighbours leave it.
+    """
+
+    trusted: bool = True
+    best: EngineView | None = None
+    seconds: float = inf
+    soonest: float = inf
+    margin: float = 1.0
+    idle: bool = False
+    open: list[tuple[EngineView, float]] = []
+    look_again: float | None = None
+    lent: dict[str, int] = {}
+
+    def offer(self, engine: EngineView, seconds: float) -> None:
+        """An engine that is open."""
+        self.open.append((engine, seconds))
+        if not engine.running:
+            self.idle = True
+        best = self.best
+        if (
+            best is None
+            or seconds < self.seconds
+            or (seconds == self.seconds and engine.last_dispatch < best.last_dispatch)
+        ):
+            self.best, self.seconds = engine, seconds
+
+    def threads(self, engine: EngineView) -> int:
+        """How many to use there; 0 = its own."""
+        lent = self.lent.get(engine.name, 0)
+        return engine.spec.cores + lent if lent else 0
+
+    def reason(self, engine: EngineView, count: int) -> str:
+        """Why this engine, in words."""
+        if engine is not self.best:
+            return f"to learn how it does: {self.seconds:.3f} s were predicted elsewhere"
+        lent = self.lent.get(engine.name, 0)
+        beside = f", on {lent} idle cores beside its own" if lent else ""
+        return f"first to have it of {count}: {self.seconds:.3f} s predicted{beside}"
+
+
+class LlmForecast:
+    """Time to first token, prefix caches counted; open while the queue is shallow and tokens flow in time."""
+
+    def __init__(self, slos: Mapping[RequestClass, Slo]) -> None:
+        goals = [slo.ttft for slo in slos.values() if slo.ttft is not None]
+        self._tightest = min(goals, default=2.0)
+
+    def of(self, record: Record, engines: Sequence[EngineView], now: float) -> Forecast:  # noqa: ARG002
+        """The forecast for one generation."""
+        found = Forecast()
+        tokens, cached = record.prompt_tokens, record.cached
+        low = record.job.request_class is RequestClass.BATCH
+        backlog = (SHALLOW_FOR_LOW if low else SHALLOW) * self._tightest
+        headroom = HEADROOM if low else 1.0
+        tpot = inf if record.slo.tpot is None else TIGHT * record.slo.tpot
+        soonest, margin = inf, 1.0
+        for engine in engines:
+            llm, running, ahead = engine.llm, engine.running, engine.prefill_tokens
+            if not llm.trusted:
+                found.trusted = False
+            work = ahead + tokens
+            if cached:
+                work -= cached.get(engine.name, 0)
+            iterations = work / llm.chunk
+            if iterations < 1.0:
+                iterations = 1.0
+            iteration = llm.iteration_base + llm.iteration_slope * running
+            seconds = iterations * iteration + llm.per_token * work
+            if not running and engine.free > 0:  # never locked out by a bad estimate
+                found.offer(engine, seconds)
+            elif engine.free <= 0:  # until one of those that run has ended
+                seconds += record.output_p50 * llm.tpot(running) / max(1, running)
+            elif (
+                llm.per_token * ahead <= backlog
+                and running < headroom * engine.max_running
+                and llm.tpot(running + 1) <= tpot
+            ):
+                found.offer(engine, seconds)
+            if seconds < soonest:
+                soonest, margin = seconds, llm.margin
+        found.soonest, found.margin = soonest, margin
+        return found
+
+
+class EmbedForecast:
+    """Time to the answer; open while at most one call is ready behind the running one."""
+
+    def __init__(self, slos: Mapping[RequestClass, Slo]) -> None:
+        goals = [slo.tpot for slo in slos.values() if slo.tpot is not None]
+        self._tpot = TIGHT * min(goals, default=inf)
+
+    def of(self, record: Record, engines: Sequence[EngineView], now: float) -> Forecast:
+        """The forecast for what waits of an embedding request."""
+        found = Forecast()
+        texts = record.waiting_units
+        tokens = record.prompt_tokens * texts / record.units
+        bulk = record.job.request_class is RequestClass.EMBED_BULK
+        for engine in engines:
+            if not engine.embed.trusted:
+                found.trusted = False
+            own = engine.spec.cores or 1
+            ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
+            seconds = ahead + engine.embed.seconds(tokens, texts, own)
+            opens = self._opens(engine, now, bulk=bulk, ahead=ahead)
+            if opens is None:
+                found.offer(engine, seconds)
+                lent = _idle_cores(engine) if bulk and engine.spec.elastic else 0
+                if lent:
+                    found.lent[engine.name] = lent
+            elif opens < inf:
+                found.look_again = min(opens, found.look_again or inf)
+            if seconds < found.soonest:
+                found.soonest, found.margin = seconds, engine.embed.margin
+        return found
+
+    def _opens(self, engine: EngineView, now: float, *, bulk: bool, ahead: float) -> float | None:
+        """None when it may be sent a call now; else the time to look again, inf = when something ends."""
+        if engine.free <= 0 or engine.running >= BEHIND:
+            return inf
+        if not bulk:
+            return None
+        if ahead > EARLY_S:
+            return now + ahead - EARLY_S
+        for other in engine.device:
+            if other.generates and other.running and other.llm.tpot(other.running, 0.0, 1.0) > self._tpot:
+                return now + GIVE_WAY_S
+        return None
+
+
+def _idle_cores(engine: EngineView) -> int:
+    """Cores of the same device whose engines have nothing to do."""
+    return sum(other.spec.cores for other in engine.device if other is not engine and not other.running)
