@@ -20,7 +20,7 @@ _OFFLINE = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 
-_KEPT = ("SAGE_NATIVE", "SAGE_VLLM_PYTHON")  # what a caller of the tests may choose
+_KEPT = ("SAGE_DATA_DIR", "SAGE_NATIVE", "SAGE_VLLM_PYTHON")  # what a caller of the tests may choose
 
 
 class NetworkUseError(RuntimeError):

@@ -43,7 +43,7 @@ async def test_a_run_writes_its_four_files_and_prints_json(server: Any, tmp_path
     assert code == (0 if data["valid"] else 1), stderr
     assert data == json.loads((out / "run.json").read_text())
     assert data["badges"] == ["UNCONFIRMED"]
-    assert {"hardware", "versions", "git"} == set(data["environment"])
+    assert {"hardware", "versions", "git", "client"} == set(data["environment"])
     assert data["environment"]["versions"]["sage-benchmark"]
     assert {file.name for file in out.iterdir()} == {
         "run.json", "records.jsonl", "report.html", "report.md",

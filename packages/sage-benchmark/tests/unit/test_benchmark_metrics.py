@@ -21,6 +21,7 @@ from sage.benchmark.metrics import (
     itl,
     lag,
     meets,
+    texts_per_s,
     tpot,
     ttft,
 )
@@ -69,6 +70,20 @@ def test_attainment_and_goodput_divide_by_what_was_issued_and_by_the_wall() -> N
 def test_goodput_refuses_a_wall_that_is_not_positive() -> None:
     with pytest.raises(ValueError, match="positive wall time"):
         goodput([CHAT], CONVERSATIONAL, wall=0.0)
+
+
+def bulk(sent: float, end: float, outcome: Outcome = "ok") -> Record:
+    return Record(0, "bulk", sent, sent, outcome, pieces=(end,), texts=60, closed=True)
+
+
+def test_texts_count_by_the_part_of_the_call_that_lies_in_the_window() -> None:
+    # 60 whole, 60 of which a third, none after it, none refused: 80 texts in 10 s.
+    calls = [bulk(0.0, 6.0), bulk(8.0, 14.0), bulk(11.0, 12.0), bulk(1.0, 2.0, "shed")]
+    assert texts_per_s(calls, 10.0) == pytest.approx((60 + 20) / 10)
+    assert texts_per_s([bulk(3.0, 3.0)], 10.0) == 6.0
+    assert texts_per_s([], 10.0) == 0.0
+    with pytest.raises(ValueError, match="positive window"):
+        texts_per_s([], 0.0)
 
 
 def test_a_record_without_an_answer_has_no_latency() -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from sage.benchmark.load import poisson
 from sage.benchmark.metrics import Record
 from sage.benchmark.summary import check_lag, counts, summarise
 from sage.common.errors import EngineError
@@ -85,26 +83,14 @@ def test_lag_is_judged_even_when_nothing_was_answered() -> None:
     assert check_lag([shed(chat(0, late=0.5))])
 
 
-def test_a_schedule_is_a_function_of_its_seed() -> None:
-    plan = poisson(rate=50, duration=4, seed=1, chat_share=0.5)
-    assert plan == poisson(rate=50, duration=4, seed=1, chat_share=0.5)
-    assert plan != poisson(rate=50, duration=4, seed=2, chat_share=0.5)
-    assert [a.index for a in plan] == list(range(len(plan)))
-    assert [a.at for a in plan] == sorted(a.at for a in plan)
-    assert all(0 < a.at < 4 for a in plan)
+def bulk(index: int, *, at: float, took: float) -> Record:
+    return Record(index, "bulk", at, at, "ok", pieces=(at + took,), texts=64, closed=True)
 
 
-def test_arrivals_have_the_rate_and_the_gaps_of_a_poisson_process() -> None:
-    plan = poisson(rate=200, duration=100, seed=5, chat_share=0.25)
-    assert len(plan) == pytest.approx(20_000, rel=0.03)
-    gaps = [b.at - a.at for a, b in pairwise(plan)]
-    average = sum(gaps) / len(gaps)
-    deviation = (sum((gap - average) ** 2 for gap in gaps) / len(gaps)) ** 0.5
-    assert deviation / average == pytest.approx(1.0, rel=0.03)
-    assert sum(a.kind == "chat" for a in plan) / len(plan) == pytest.approx(0.25, abs=0.02)
-
-
-@pytest.mark.parametrize("bad", [{"rate": 0}, {"duration": -1}, {"chat_share": 1.5}])
-def test_a_schedule_that_cannot_be_is_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match="A schedule needs"):
-        poisson(**{"rate": 1.0, "duration": 1.0, "seed": 0, "chat_share": 0.5, **bad})
+def test_a_storm_has_a_rate_of_texts_and_no_lag() -> None:
+    records = [embed(0, late=0.002), bulk(1, at=0.0, took=2.0), bulk(2, at=2.0, took=2.0)]
+    metrics = summarise(records, 4.0, seed=0)
+    assert value(metrics, "bulk", "texts_per_s").value == pytest.approx(128 / 4)
+    assert value(metrics, "bulk", "attainment").value == 1.0
+    assert value(metrics, "client", "lag_p99").n == 1
+    assert check_lag([bulk(1, at=0.0, took=2.0)]) == ""

@@ -25,17 +25,22 @@ __all__ = [
     "itl",
     "lag",
     "meets",
+    "texts_per_s",
     "tpot",
     "ttft",
 ]
 
-Kind = Literal["chat", "embed"]
+Kind = Literal["chat", "embed", "bulk"]
 Outcome = Literal["ok", "shed", "failed", "timeout"]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One issued request. `pieces`: when each non-empty piece of the answer came; an embedding has one."""
+    """One issued request. `pieces`: when each non-empty piece of the answer came; an embedding has one.
+
+    `embed` is an interactive embedding, `bulk` one of many `texts`. A request of a `closed` loop
+    was sent when the one before it was answered, so that its intended send is its actual one.
+    """
 
     index: int
     kind: Kind
@@ -48,6 +53,8 @@ class Record:
     status: int = 0  # HTTP status; 0 = no answer came
     request_id: str = ""
     error: str = ""
+    texts: int = 0
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,24 @@ def goodput(records: Sequence[Record], limits: Limits, wall: float) -> float:
     if wall <= 0:
         raise ValueError(f"Goodput needs a positive wall time, got {wall}.")
     return attainment(records, limits)[0] / wall
+
+
+def texts_per_s(records: Sequence[Record], window: float) -> float:
+    """Texts embedded per second of the first `window` seconds.
+
+    A call that reaches past the window counts by the part of its time that lies inside, so that calls of many
+    seconds do not make steps in a short window.
+    """
+    if window <= 0:
+        raise ValueError(f"A rate needs a positive window, got {window}.")
+    done = 0.0
+    for record in records:
+        if record.outcome == "ok":
+            end = _pieces(record)[-1]
+            took = end - record.sent
+            inside = max(0.0, min(end, window) - max(record.sent, 0.0))
+            done += record.texts * (inside / took if took > 0 else float(0 <= end <= window))
+    return done / window
 
 
 def _pieces(record: Record) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from sage.benchmark.metrics import (
     e2e,
     itl,
     lag,
+    texts_per_s,
     tpot,
     ttft,
 )
@@ -25,7 +26,11 @@ from sage.common.errors import EngineError
 
 __all__ = ["LAG_FLOOR", "LAG_SHARE", "LIMITS", "Metric", "check_lag", "counts", "summarise"]
 
-LIMITS: Final[Mapping[Kind, Limits]] = {"chat": CONVERSATIONAL, "embed": EMBEDDING}
+LIMITS: Final[Mapping[Kind, Limits]] = {
+    "chat": CONVERSATIONAL,
+    "embed": EMBEDDING,
+    "bulk": Limits(),
+}
 LAG_FLOOR: Final = 0.005
 LAG_SHARE: Final = 0.05
 MS: Final = 1000.0
@@ -72,26 +77,29 @@ def summarise(records: Sequence[Record], wall: float, *, seed: int) -> list[Metr
             )
         latencies = _chat if kind == "chat" else _embed
         metrics += [*latencies(answered, wall, seed), *_slo(kind, of_kind, answered, wall)]
-    lags = [lag(record) for record in records]
-    return [*metrics, *_percentiles("lag", "client", lags)]
+    return [*metrics, *_percentiles("lag", "client", _lags(records))]
 
 
 def check_lag(records: Sequence[Record]) -> str:
     """Why the run is INVALID, or an empty string.
 
     The client may be late by at most 5 ms or 5 % of the median latency (the smallest one that is reported),
-    whichever is more, at its 99th percentile: beyond that it measures itself.
+    whichever is more, at its 99th percentile: beyond that it measures itself. A closed loop has no lag.
     """
-    answered = [record for record in records if record.outcome == "ok"]
+    answered = [record for record in records if record.outcome == "ok" and not record.closed]
     by_kind = ([ttft(r) for r in answered if r.kind == kind] for kind in _tallies(answered))
     medians = [stats.percentile(latencies, 0.5).value for latencies in by_kind]
     bound = max(LAG_FLOOR, LAG_SHARE * min(medians, default=0.0))
-    late = stats.percentile([lag(record) for record in records], 0.99).value
+    late = stats.percentile(_lags(records), 0.99).value
     if late <= bound:
         return ""
     return (
         f"the client was late by {late * MS:.1f} ms at p99, more than {bound * MS:.1f} ms: it measured itself"
     )
+
+
+def _lags(records: Sequence[Record]) -> list[float]:
+    return [lag(record) for record in records if not record.closed] or [0.0]
 
 
 def _tallies(records: Iterable[Record]) -> dict[Kind, Counter[str]]:
@@ -115,10 +123,18 @@ def _chat(answered: Sequence[Record], wall: float, seed: int) -> list[Metric]:
     ]
 
 
-def _embed(answered: Sequence[Record], _wall: float, seed: int) -> list[Metric]:
+def _embed(answered: Sequence[Record], wall: float, seed: int) -> list[Metric]:
+    kind = answered[0].kind
     latencies = [e2e(record) for record in answered]
     average = stats.mean(latencies, seed=seed).scaled(MS)
-    return [*_percentiles("e2e", "embed", latencies), _metric("e2e_mean", "embed", average, "ms", "lower")]
+    texts = texts_per_s(answered, wall)
+    # One run has one such rate: an interval of it needs blocks, as `sage.benchmark.arms` has them.
+    rate = stats.Estimate(texts, texts, texts, 1)
+    return [
+        *_percentiles("e2e", kind, latencies),
+        _metric("e2e_mean", kind, average, "ms", "lower"),
+        _metric("texts_per_s", kind, rate, "texts/s", "higher"),
+    ]
 
 
 def _slo(kind: Kind, issued: Sequence[Record], answered: Sequence[Record], wall: float) -> list[Metric]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from sage.benchmark import environment
 from sage.benchmark.load import (
     Arrival,
+    Plan,
+    Report,
     Request,
     Target,
+    ask,
     chat_request,
-    drive,
     embed_request,
+    measure,
+    mixed,
     models,
     poisson,
-    send,
-    session,
+    shots,
 )
 from sage.benchmark.metrics import Kind, Record
 from sage.benchmark.report import UNCONFIRMED, Run, badges
@@ -30,8 +31,6 @@ from sage.benchmark.summary import check_lag, counts, summarise
 from sage.common.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    import aiohttp
-
     from sage.common.api import EngineList, PolicyStatus
 
 __all__ = ["SmokeOptions", "Witness", "run"]
@@ -90,14 +89,16 @@ async def run(
     got no answer.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    arrivals = _plan(options)
-    async with session(target) as http:
-        chat_model, embed_model = await _discover(http, target)
-        on_progress(f"chat: {chat_model}; embeddings: {embed_model}; {len(arrivals)} requests planned")
-        before = await _policy(admin)
-        wall, records = await _measure(http, arrivals, _maker(chat_model, embed_model, options), records_file)
-        after = await _policy(admin)
-    wall = max(options.duration, wall)
+    arrivals = _arrivals(options)
+    chat_model, embed_model = await _discover(target)
+    on_progress(f"chat: {chat_model}; embeddings: {embed_model}; {len(arrivals)} requests planned")
+    make = _maker(chat_model, embed_model, options)
+    plan = Plan(
+        {"stack": target}, options.duration, shots(arrivals, {"chat": "stack", "embed": "stack"}, make)
+    )
+    before = await _policy(admin)
+    client, records = await measure(plan, records_file)
+    after = await _policy(admin)
     engines = (await asyncio.to_thread(admin.engines)).engines if admin else []
     changed = f"the policy changed from {before} to {after} during the run" if before != after else ""
     measured = Run(
@@ -108,18 +109,26 @@ async def run(
         engines=[engine.model_dump(mode="json") for engine in engines],
         badges=badges(engines, confirmed=admin is not None),
         invalid=[reason for reason in (check_lag(records), changed) if reason],
-        environment=environment.describe(),
-        wall_s=wall,
+        environment={**environment.describe(), "client": _client(client)},
+        wall_s=client.wall_s,
         requests=counts(records),
-        metrics=summarise(records, wall, seed=options.seed),
+        metrics=summarise(records, client.wall_s, seed=options.seed),
     )
     return measured, records
 
 
-def _plan(options: SmokeOptions) -> list[Arrival]:
+def _arrivals(options: SmokeOptions) -> list[Arrival]:
+    """Two Poisson processes, one per class; a sum of them is one again."""
+    rates: dict[Kind, float] = {
+        "chat": options.rate * options.chat_share,
+        "embed": options.rate * (1 - options.chat_share),
+    }
     try:
-        arrivals = poisson(
-            rate=options.rate, duration=options.duration, seed=options.seed, chat_share=options.chat_share
+        arrivals = mixed(
+            {
+                kind: poisson(rate=rate, duration=options.duration, seed=2 * options.seed + number)
+                for number, (kind, rate) in enumerate(rates.items())
+            }
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -131,21 +140,9 @@ def _plan(options: SmokeOptions) -> list[Arrival]:
     return arrivals
 
 
-async def _measure(
-    http: aiohttp.ClientSession,
-    arrivals: list[Arrival],
-    make: Callable[[Arrival], Request],
-    records_file: Path,
-) -> tuple[float, list[Record]]:
-    records: list[Record] = []
-    with records_file.open("w", encoding="utf-8") as file:
-
-        def keep(record: Record) -> None:
-            records.append(record)
-            file.write(json.dumps(asdict(record)) + "\n")
-
-        wall = await drive(http, arrivals, make, keep)
-    return wall, sorted(records, key=lambda record: record.index)
+def _client(report: Report) -> dict[str, float | str]:
+    """How the load client ran: it takes CPU time from what it measures."""
+    return {"priority": report.priority, "cpu_share": report.cpu_s / report.wall_s}
 
 
 def _maker(chat_model: str, embed_model: str, options: SmokeOptions) -> Callable[[Arrival], Request]:
@@ -156,25 +153,23 @@ def _maker(chat_model: str, embed_model: str, options: SmokeOptions) -> Callable
         if arrival.kind == "chat":
             question = QUESTIONS[number % len(QUESTIONS)]
             return chat_request(chat_model, f"[{number}] {question}", options.max_tokens)
-        return embed_request(embed_model, f"[{number}] {TEXTS[number % len(TEXTS)]}")
+        return embed_request(embed_model, [f"[{number}] {TEXTS[number % len(TEXTS)]}"])
 
     return make
 
 
-async def _discover(http: aiohttp.ClientSession, target: Target) -> tuple[str, str]:
+async def _discover(target: Target) -> tuple[str, str]:
     """The first model that answers a chat and the first other one that embeds; both are warm afterwards."""
-    served = await models(http, target)
-    chat = await _first(http, served, "chat", lambda model: chat_request(model, "Hello", 2))
+    served = await asyncio.to_thread(models, target)
+    chat = await _first(target, served, "chat", lambda model: chat_request(model, "Hello", 2))
     others = [model for model in served if model != chat]
-    return chat, await _first(http, others, "embed", lambda model: embed_request(model, "Hello"))
+    return chat, await _first(target, others, "embed", lambda model: embed_request(model, ["Hello"]))
 
 
-async def _first(
-    http: aiohttp.ClientSession, candidates: list[str], kind: Kind, make: Callable[[str], Request]
-) -> str:
+async def _first(target: Target, candidates: list[str], kind: Kind, make: Callable[[str], Request]) -> str:
     said = []
     for model in candidates:
-        trial = await send(http, Arrival(0, 0.0, kind), make(model), origin=perf_counter())
+        trial = await ask(target, kind, make(model))
         if trial.outcome == "ok":
             return model
         said.append(f"{model}: {trial.error}")
