@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel, ConfigDict
 
 from sage.common.api import (
@@ -14,6 +14,7 @@ from sage.common.api import (
     DecisionList,
     EngineList,
     EngineStatus,
+    MetricList,
     PolicyStatus,
     QueueStatus,
     StackStatus,
@@ -22,8 +23,10 @@ from sage.common.config import SageConfig
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
 from sage.gateway.app import make_app
+from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.control_plane.policy import available_policies
+from sage.middleware.control_plane.metrics import collect
+from sage.middleware.control_plane.policy import available_policies, policy_summaries
 from sage.platform.nodes import inventory
 
 __all__ = ["PolicyChange", "admin_app"]
@@ -55,13 +58,15 @@ def admin_app(
             policy=control_plane.policy,
             engines=engines_of(),
             queues=control_plane.queues(),
+            classes=control_plane.core.books.classes(),
         )
 
     async def engines() -> EngineList:
         return EngineList(engines=engines_of())
 
     async def policy() -> PolicyStatus:
-        return PolicyStatus(name=control_plane.policy, available=available_policies())
+        summaries = policy_summaries()
+        return PolicyStatus(name=control_plane.policy, available=sorted(summaries), summaries=summaries)
 
     async def set_policy(change: PolicyChange) -> PolicyStatus:
         known = available_policies()
@@ -74,6 +79,18 @@ def admin_app(
 
     async def queues() -> list[QueueStatus]:
         return control_plane.queues()
+
+    async def metrics() -> MetricList:
+        return collect(
+            control_plane.core.books,
+            engines_of(),
+            control_plane.queues(),
+            policy=control_plane.policy,
+            uptime=uptime(),
+        )
+
+    async def metrics_text() -> Response:
+        return Response(exposition(await metrics()), media_type=CONTENT_TYPE)
 
     async def decisions(limit: Annotated[int, Query(ge=1, le=MAX_DECISIONS)] = 100) -> DecisionList:
         return DecisionList(decisions=control_plane.decisions(limit))
@@ -100,6 +117,8 @@ def admin_app(
             "policy": policy,
             "set_policy": set_policy,
             "queues": queues,
+            "metrics": metrics,
+            "exposition": metrics_text,
             "decisions": decisions,
             "decision": decision,
             "config": config_in_force,

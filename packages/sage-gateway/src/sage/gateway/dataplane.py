@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from sage.common.api import Decision
 from sage.common.errors import SageError
-from sage.common.telemetry import (
-    HEADER_CLASS,
-    HEADER_DEADLINE,
-    HEADER_ENGINE,
-    HEADER_QUEUE_MS,
-    HEADER_REASON,
-    HEADER_REQUEST_ID,
-    HEADER_TENANT,
-)
+from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.types import Job
+from sage.middleware.control_plane.wishes import WISHES
 from sage.middleware.engines.port import Call, Route, Sink
 
 __all__ = ["DataPlane", "Submitter"]
 
-_PASSED_ON: Final = (HEADER_CLASS, HEADER_DEADLINE)
+_PASSED_ON: Final = [(name, name.encode()) for name in WISHES]
 _MAX_REASON: Final = 512
 
 
 class Submitter(Protocol):
     """What the data plane asks of the control plane."""
 
-    async def submit(self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None) -> Decision:
+    async def submit(self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None) -> object:
         """Serve one request into `sink`."""
         ...
 
@@ -43,12 +36,19 @@ class Submitter(Protocol):
 
 
 class DataPlane:
-    """The handler of the hot routes."""
+    """The handler of the hot routes. `prefixes`: whether the policy in force looks for cached prompts."""
 
-    def __init__(self, control_plane: Submitter, limits: ParseLimits, decoder: TokenDecoder) -> None:
+    def __init__(
+        self,
+        control_plane: Submitter,
+        limits: ParseLimits,
+        decoder: TokenDecoder,
+        prefixes: Callable[[], bool],
+    ) -> None:
         self._control_plane = control_plane
         self._limits = limits
         self._decoder = decoder
+        self._prefixes = prefixes
 
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
@@ -61,9 +61,10 @@ class DataPlane:
                 route,
                 request.body,
                 limits=self._limits,
-                tenant=self._tenant(request),
+                tenant=request.admission.principal.id,
                 headers=self._headers(request),
                 decode_tokens=self._decoder,
+                blocks=self._prefixes(),
             )
             reply.configure(stream=parsed.call.stream)
             if request.admission.principal.admin:
@@ -73,17 +74,10 @@ class DataPlane:
             reply.fail(error)
 
     @staticmethod
-    def _tenant(request: HotRequest) -> str:
-        """The key's own tenant; only an admin may name another."""
-        principal = request.admission.principal
-        asked = request.headers.get(HEADER_TENANT.encode())
-        return asked.decode("latin-1")[:128] if asked and principal.admin else principal.id
-
-    @staticmethod
     def _headers(request: HotRequest) -> dict[str, str]:
         headers = {HEADER_REQUEST_ID: request.id}
-        for name in _PASSED_ON:
-            value = request.headers.get(name.encode())
+        for name, raw in _PASSED_ON:
+            value = request.headers.get(raw)
             if value is not None:
                 headers[name] = value.decode("latin-1")
         return headers

@@ -112,7 +112,8 @@ class Gateway:
             Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
         }
         limits = ParseLimits.of(gateway, self._config.control_plane)
-        handler = DataPlane(self._control_plane, limits, TokenDecoder())
+        core = self._control_plane.core
+        handler = DataPlane(self._control_plane, limits, TokenDecoder(), lambda: core.policy.traits.prefixes)
         settings = Settings(Edge(keys, hosts=gateway.allowed_hosts, bodies=bodies), handler)
         return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
 

@@ -33,6 +33,8 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("admin", "GET", "/admin/v1/policy", "policy"),
     Entry("admin", "PUT", "/admin/v1/policy", "set_policy"),
     Entry("admin", "GET", "/admin/v1/queues", "queues"),
+    Entry("admin", "GET", "/admin/v1/metrics", "metrics"),
+    Entry("admin", "GET", "/metrics", "exposition"),
     Entry("admin", "GET", "/admin/v1/decisions", "decisions"),
     Entry("admin", "GET", "/admin/v1/decisions/{request_id}", "decision"),
     Entry("admin", "GET", "/admin/v1/config", "config"),
