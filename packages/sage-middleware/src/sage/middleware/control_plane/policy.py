@@ -74,7 +74,7 @@ class Traits(msgspec.Struct, frozen=True):
     `batches`: embedding requests are coalesced and cut by `Policy.batch`; else each is one call.
     `prefixes`: the prefix index is kept, and `Record.cached` is filled before `choose`.
     `hedges`: late short calls are sent a second time. `unbounded`: an engine's slots do not limit it, because
-    it queues by itself; `EngineView.free` is then meaningless. `predicts`: the cost models are kept up to date.
+    it queues by itself; `EngineView.free` is then meaningless. `predicts`: the cost models learn.
     """
 
     batches: bool = False
@@ -191,7 +191,8 @@ class Policy(Protocol):
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
         """Refuse a newcomer before it waits, or let it in.
 
-        `ahead`: predicted engine-seconds that wait in its lane, but for those of more patient classes. `engines` as in `choose`.
+        `ahead`: predicted engine-seconds that wait in its lane, but for those of more patient classes.
+        `engines` as in `choose`.
         """
         ...
 

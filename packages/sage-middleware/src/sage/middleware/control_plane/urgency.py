@@ -1,4 +1,4 @@
-"""The order in which `hybrid` serves: classes by level with a floor, tenants by credit, then by what can be met."""
+"""The order in which `hybrid` serves: bulk behind the rest with a floor, and first what can be in time."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves roo
 class Forecast(msgspec.Struct):
     """One request's chances. Seconds count from now.
 
-    `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open or
-    not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do. `trusted`: all
-    their models are. `look_again`: an absolute time at which a closed engine opens. `lent`: threads beside an
-    engine's own that idle neighbours leave it.
+    `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open
+    or not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do.
+    `trusted`: all their models are. `look_again`: an absolute time at which a closed engine opens. `lent`:
+    threads beside an engine's own that idle neighbours leave it.
     """
 
     trusted: bool = True

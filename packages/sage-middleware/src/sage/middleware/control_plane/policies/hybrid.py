@@ -96,7 +96,7 @@ class Hybrid(BasePolicy):
             engine.name, forecast.reason(engine, len(engines)), forecast.seconds, forecast.threads(engine)
         )
 
-    def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:
+    def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""
         each = record.prompt_tokens / record.units
         lean = engine.embed.tokens_within
