@@ -9,7 +9,15 @@ import msgspec
 
 from sage.middleware.control_plane.policies.base import BasePolicy, by_due, least_loaded
 from sage.middleware.control_plane.policies.slo import Slo
-from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, PolicyOptions, Shed, Wait
+from sage.middleware.control_plane.policy import (
+    Choice,
+    Discipline,
+    EngineView,
+    PolicyOptions,
+    Shed,
+    Traits,
+    Wait,
+)
 from sage.middleware.control_plane.records import Record
 
 __all__ = ["Adaptive"]
@@ -35,6 +43,7 @@ class Adaptive(BasePolicy):
     """
 
     name = "adaptive"
+    traits = Traits(predicts=True)
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 
 from sage.middleware.control_plane.policies.base import BasePolicy
-from sage.middleware.control_plane.policy import Choice, EngineView, Wait
+from sage.middleware.control_plane.policy import Choice, EngineView, Traits, Wait
 from sage.middleware.control_plane.records import Record
 
 __all__ = ["Cost"]
@@ -20,6 +20,7 @@ class Cost(BasePolicy):
     """
 
     name = "cost"
+    traits = Traits(predicts=True)
 
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait:  # noqa: ARG002
         """The free engine with the smallest marginal cost, the least recently used among equals."""

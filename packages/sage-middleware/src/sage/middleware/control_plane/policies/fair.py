@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sage.middleware.control_plane.disciplines import Accounts, Fifo
 from sage.middleware.control_plane.disciplines import Fair as FairQueue
 from sage.middleware.control_plane.policies.base import BasePolicy, least_loaded
-from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, PolicyOptions, Wait
+from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, PolicyOptions, Traits, Wait
 from sage.middleware.control_plane.records import Record
 
 __all__ = ["Fair"]
@@ -21,6 +21,7 @@ class Fair(BasePolicy):
     """
 
     name = "fair"
+    traits = Traits(predicts=True)
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)

@@ -7,7 +7,7 @@ from typing import Final
 
 from sage.middleware.control_plane.disciplines import Keyed
 from sage.middleware.control_plane.policies.base import BasePolicy, least_loaded
-from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, Wait
+from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, Traits, Wait
 from sage.middleware.control_plane.records import Record
 
 __all__ = ["Sjf"]
@@ -23,6 +23,7 @@ class Sjf(BasePolicy):
     """
 
     name = "sjf"
+    traits = Traits(predicts=True)
 
     def discipline(self) -> Discipline:
         """By predicted engine-seconds less a tenth of the time waited."""

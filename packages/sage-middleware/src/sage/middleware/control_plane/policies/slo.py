@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import TYPE_CHECKING, Final
 
 from sage.middleware.control_plane.policies.base import BasePolicy, by_due, predictions
-from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, Shed, Wait
+from sage.middleware.control_plane.policy import Choice, Discipline, EngineView, Shed, Traits, Wait
 from sage.middleware.control_plane.records import Record
 
+if TYPE_CHECKING:
+    from sage.middleware.control_plane.cost import EmbedCost, LlmCost
+
 __all__ = ["Slo"]
+
+SAMPLES: Final = 5  # before so many an engine's times are assumed, and nothing is refused by them
 
 
 class Slo(BasePolicy):
@@ -20,6 +26,7 @@ class Slo(BasePolicy):
     """
 
     name = "slo"
+    traits = Traits(predicts=True)
 
     def discipline(self) -> Discipline:
         """Earliest due first."""
@@ -57,7 +64,9 @@ class Slo(BasePolicy):
             return False
         embeds = record.job.texts > 0
         for engine, one in zip(engines, seconds, strict=True):
-            known = engine.embed.trusted if embeds else engine.llm.trusted
-            if now + one <= record.due or not known or not engine.running:
+            if now + one <= record.due or not engine.running:
+                return False
+            model: EmbedCost | LlmCost = engine.embed if embeds else engine.llm
+            if not model.trusted or model.samples < SAMPLES:
                 return False
         return True
