@@ -1,30 +1,28 @@
-"""The live control plane: runs the core on the event loop, one coroutine per request."""
+"""The live control plane: runs the core on the event loop and carries out what it decides."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from typing import Final
+import math
+from collections.abc import Callable
+from typing import Final, Literal
 
 from sage.common.api import Decision, EngineStatus, QueueStatus
 from sage.common.clock import Clock
 from sage.common.config import ControlPlaneConfig
-from sage.common.errors import (
-    ConflictError,
-    EngineError,
-    OverloadedError,
-    SageError,
-    TimedOutError,
-    UnavailableError,
-)
+from sage.common.errors import ConflictError, SageError, TimedOutError, UnavailableError
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.core import Core, Limits
+from sage.middleware.control_plane.core import Core
+from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
-from sage.middleware.control_plane.relay import Relay
 from sage.middleware.control_plane.reports import decision_of, engine_status, queue_status
+from sage.middleware.control_plane.tickets import Part, Ticket
+from sage.middleware.control_plane.trace import PolicyChanged, TraceWriter
 from sage.middleware.control_plane.types import (
+    Action,
     Arrived,
+    Cancel,
     Cancelled,
     Dispatch,
     EngineAdded,
@@ -32,51 +30,53 @@ from sage.middleware.control_plane.types import (
     EngineRemoved,
     EngineUp,
     Event,
-    Failed,
-    Finished,
-    FirstByte,
+    GaveUp,
     Job,
+    Progress,
     Reject,
+    RestartEngine,
+    StartEngine,
+    StopEngine,
     Tick,
 )
+from sage.middleware.control_plane.upstream import Upstreams, refusal
 from sage.middleware.engines.port import Call, Engine, EngineSpec, Sink
 
-__all__ = ["ControlPlane"]
+__all__ = ["ControlPlane", "EngineAction"]
 
 log: Final = logging.getLogger("sage.middleware.control_plane")
 
+PULSE_S: Final = 1.0  # between two reports of which attempts have had bytes
 
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """The driver's side of a request that has not ended."""
-
-    id: str
-    task: asyncio.Task[object] | None
-    action: Dispatch | Reject | None = None  # what the core decided and `submit` has not carried out yet
-    engine: Engine | None = None  # of that Dispatch; held here, as an engine may be removed meanwhile
-    waiter: asyncio.Future[None] | None = None
-    aborted: SageError | None = None  # we ended it, not the client
-    fault: SageError | None = None  # of the last attempt
+EngineAction = StartEngine | StopEngine | RestartEngine
 
 
 class ControlPlane:
     """Queues requests, places them on engines and passes the answers on.
 
     All methods belong to one event loop. Between a decision of the core and its accounting nothing awaits.
+    `on_engine_action` is called when engines are to be started, stopped or restarted; whoever runs the
+    engines sets it.
     """
 
-    def __init__(self, config: ControlPlaneConfig, clock: Clock) -> None:
-        """Raises ConfigError for a policy that does not exist."""
-        limits = Limits(config.queue_max_requests, config.queue_max_bytes, config.queue_max_wait_s)
-        self._core = Core(load_policy(config.policy), limits, config.decision_history)
+    def __init__(self, config: ControlPlaneConfig, clock: Clock, *, core: Core | None = None) -> None:
+        """`core` replaces the one that `config` describes. Raises ConfigError for an unknown policy."""
+        self._policy_options = policy_options(config)
+        self._core = core or Core(load_policy(config.policy, self._policy_options), CoreOptions.of(config))
         self._clock = clock
         self._epoch = clock.wall() - clock.now()
         self._engines: dict[str, Engine] = {}
-        self._tickets: dict[str, _Ticket] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._upstreams = Upstreams(clock, self._handle, self._core.is_live)
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
+        self._timer_due = math.inf
+        self._pulse: asyncio.TimerHandle | None = None
         self._closing = False
         self._idle = asyncio.Event()
+        self.on_engine_action: Callable[[EngineAction], None] | None = None
+        self._trace = None if config.trace is None else TraceWriter(config.trace)
+        if self._trace is not None:
+            self._trace.record(PolicyChanged(clock.now(), self.policy), ())
 
     # ---- engines -------------------------------------------------------------------------------------
 
@@ -97,9 +97,12 @@ class ControlPlane:
         self._engines[spec.name] = engine
         self._handle(EngineUp(self._clock.now(), spec))
 
-    def engine_down(self, name: str, reason: str) -> None:
-        """A known engine may not be sent work; what runs there goes on until it ends or breaks."""
-        self._handle(EngineDown(self._clock.now(), name, reason))
+    def engine_down(self, name: str, reason: str, *, crashed: bool = False) -> None:
+        """A known engine may not be sent work; what runs there goes on until it ends or breaks.
+
+        `crashed`: its process ended by itself.
+        """
+        self._handle(EngineDown(self._clock.now(), name, reason, crashed))
 
     def remove_engine(self, name: str) -> None:
         """Forget an engine; what runs there may end. Whoever made it closes it."""
@@ -108,112 +111,118 @@ class ControlPlane:
 
     # ---- requests ------------------------------------------------------------------------------------
 
-    async def submit(self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None) -> Decision:
-        """Serve one request into `sink` and return what was decided about it.
+    async def submit(
+        self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None
+    ) -> Literal["done", "failed"]:
+        """Serve one request into `sink`; `decision` tells more about it.
 
         `deadline`: seconds from now by which the answer must be complete. Cancelling the awaiting task means
-        that the client has gone: the engine's work is given up at once. Raises SageError while nothing has
+        that the client has gone: what only it wanted is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
-        `[DONE]`, and the decision's outcome is `failed`.
+        `[DONE]`, and `failed` is returned.
         """
         if self._closing:
             raise UnavailableError("The server is shutting down.", retry_after=5.0)
         if job.id in self._tickets:
             raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
         self._core.check(job)
+        ticket = self._tickets[job.id] = Ticket(job, call, sink, asyncio.current_task())
         now = self._clock.now()
-        until = None if deadline is None else now + deadline
-        ticket = self._tickets[job.id] = _Ticket(job.id, asyncio.current_task())
-        alarm = None
+        alarm = until = None
         if deadline is not None:
-            error = TimedOutError(f"The answer was not complete within its deadline of {deadline:g} s.")
-            alarm = asyncio.get_running_loop().call_later(deadline, self._abort, ticket, error)
+            until = now + deadline
+            alarm = asyncio.get_running_loop().call_later(deadline, self._too_late, ticket, deadline)
         try:
             self._handle(Arrived(now, job, until))
-            return await self._serve(ticket, call, sink)
+            return await self._serve(ticket)
         finally:
             if alarm is not None:
                 alarm.cancel()
             if self._core.is_live(job.id):  # the client went away, or something unforeseen was raised
                 self._handle(Cancelled(self._clock.now(), job.id))
+            ticket.closed = True
             del self._tickets[job.id]
             if not self._tickets:
                 self._idle.set()
 
-    async def _serve(self, ticket: _Ticket, call: Call, sink: Sink) -> Decision:
-        while True:
-            relay = Relay(sink, stream=call.stream, on_first_byte=lambda: self._first_byte(ticket))
-            try:
-                engine = await self._placed(ticket)
-                await self._attempt(ticket, engine, call, relay)
-            except asyncio.CancelledError:
-                error = _own_abort(ticket)
-                if error is None:
-                    raise
-                self._handle(Failed(self._clock.now(), ticket.id, str(error), retryable=False, fault=False))
-                if not relay.committed:
-                    raise error from None
-                relay.fail(error)
-            if ticket.fault is None or relay.committed:
-                return self._decision(ticket.id)
+    async def _serve(self, ticket: Ticket) -> Literal["done", "failed"]:
+        """Do what is decided about a request until it has ended; the only one that raises to its caller."""
+        while ticket.outcome is None:
+            if ticket.own is not None:
+                await self._upstreams.run(ticket.own)
+            elif ticket.answer is not None:
+                ticket.sink.head(200, "application/json")
+                ticket.sink.data(ticket.answer)
+                ticket.sink.end()
+                ticket.outcome = "done"
+            elif ticket.error is not None:
+                if ticket.relay is None:
+                    raise ticket.error
+                ticket.relay.fail(ticket.error)
+                ticket.outcome = "failed"
+            else:
+                ticket.waiter = asyncio.get_running_loop().create_future()
+                try:
+                    await ticket.waiter
+                finally:
+                    ticket.waiter = None
+        return ticket.outcome
 
-    async def _placed(self, ticket: _Ticket) -> Engine:
-        """The engine that the core chose, as soon as it has; raises what it refused with."""
-        if ticket.action is None:
-            ticket.waiter = asyncio.get_running_loop().create_future()
-            await ticket.waiter
-        action, ticket.action = ticket.action, None
-        if isinstance(action, Reject):
-            raise _refusal(action, ticket.fault)
-        if ticket.engine is None:
-            raise RuntimeError(f"{ticket.id}: woken without a decision")
-        return ticket.engine
+    def _too_late(self, ticket: Ticket, deadline: float) -> None:
+        self._abort(
+            ticket, TimedOutError(f"The answer was not complete within its deadline of {deadline:g} s.")
+        )
 
-    async def _attempt(self, ticket: _Ticket, engine: Engine, call: Call, relay: Relay) -> None:
-        """Send it once and account for its end. Raises the engine's 4xx; a fault stays in `ticket.fault`."""
-        ticket.fault = None
-        try:
-            usage = await engine.send(call, relay)
-            if not relay.ended:
-                raise EngineError(f"The engine {engine.spec.name!r} returned without ending its answer.")
-        except Exception as exc:
-            error = _as_error(exc, engine)
-            fault = error.status >= 500 or error.status == 429
-            retryable = fault and not relay.committed
-            if not fault and not relay.committed:
-                self._handle(Failed(self._clock.now(), ticket.id, str(error), retryable=False, fault=False))
-                raise error from exc
-            ticket.fault = error
-            self._handle(Failed(self._clock.now(), ticket.id, str(error), retryable=retryable, fault=fault))
-            if relay.committed:
-                relay.fail(error)
-        else:
-            self._handle(Finished(self._clock.now(), ticket.id, usage))
-
-    def _first_byte(self, ticket: _Ticket) -> None:
-        self._handle(FirstByte(self._clock.now(), ticket.id))
-
-    def _abort(self, ticket: _Ticket, error: SageError) -> None:
+    def _abort(self, ticket: Ticket, error: SageError) -> None:
         """End a request from our side, in whatever window it is."""
-        if ticket.aborted is None and ticket.task is not None:
-            ticket.aborted = error
-            ticket.task.cancel()
+        if self._core.is_live(ticket.job.id):
+            ticket.error = error
+            self._handle(GaveUp(self._clock.now(), ticket.job.id, str(error)))
+            ticket.wake()
 
     # ---- the core ------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        """Let the core decide and hand each decision to the request that it is about."""
-        for action in self._core.handle(event):
-            ticket = self._tickets[action.id]
-            ticket.action = action
+        """Let the core decide, and carry it out."""
+        self._carry_out(event, self._core.handle(event))
+
+    def _carry_out(self, event: Event, actions: list[Action]) -> None:
+        if self._trace is not None:
+            self._trace.record(event, actions)
+        for action in actions:
             if isinstance(action, Dispatch):
-                ticket.engine = self._engines[action.engine]
-            if ticket.waiter is not None and not ticket.waiter.done():
-                ticket.waiter.set_result(None)
-        due = self._core.next_expiry()
-        if due is not None and (self._timer is None or due < self._timer_due):
+                self._dispatch(action)
+            elif isinstance(action, Cancel):
+                self._upstreams.cancel(action.attempt)
+            elif isinstance(action, Reject):
+                ticket = self._tickets[action.id]
+                ticket.error = refusal(action, ticket.fault)
+                ticket.wake()
+            else:
+                self._change_engines(action)
+        due = self._core.next_wake()
+        if due is not None and due < self._timer_due:
             self._set_timer(due)
+
+    def _dispatch(self, action: Dispatch) -> None:
+        engine = self._engines[action.engine]
+        parts = [Part(self._tickets[one.id], one.start, one.stop) for one in action.slices]
+        self._upstreams.dispatch(action, engine, parts)
+        if self._pulse is None:
+            self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)
+
+    def _change_engines(self, action: Action) -> None:
+        """Pass on what is about processes; a fault there must not stop what is about requests."""
+        if not isinstance(action, EngineAction):
+            raise TypeError(f"no driver knows the action {action!r}")
+        if self.on_engine_action is None:
+            log.warning("nobody here starts or stops engines; left undone: %s", action)
+            return
+        try:
+            self.on_engine_action(action)
+        except Exception:
+            log.exception("failed: %s", action)
 
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
@@ -223,10 +232,23 @@ class ControlPlane:
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._timer_due = None, math.inf
         self._handle(Tick(self._clock.now()))
 
+    def _report_progress(self) -> None:
+        self._pulse = None
+        if self._upstreams:
+            self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)
+            moved = self._upstreams.moved()
+            if moved:
+                self._handle(Progress(self._clock.now(), moved))
+
     # ---- what it tells -------------------------------------------------------------------------------
+
+    @property
+    def core(self) -> Core:
+        """The core that decides: its books, its records. Read it, never change it."""
+        return self._core
 
     @property
     def policy(self) -> str:
@@ -235,8 +257,9 @@ class ControlPlane:
 
     def set_policy(self, name: str) -> None:
         """Change the policy; what waits is placed by the new one. Raises ConfigError for an unknown name."""
-        self._core.policy = load_policy(name)
-        self._handle(Tick(self._clock.now()))
+        policy = load_policy(name, self._policy_options)
+        now = self._clock.now()
+        self._carry_out(PolicyChanged(now, name), self._core.set_policy(policy, now))
 
     def models(self) -> list[str]:
         """Ids of the models that an engine serves now."""
@@ -263,11 +286,7 @@ class ControlPlane:
         now = self._clock.now()
         return [engine_status(load, now) for load in self._core.engines]
 
-    def _decision(self, ident: str) -> Decision:
-        decision = self.decision(ident)
-        if decision is None:  # impossible but for a history of size zero, which the configuration forbids
-            raise RuntimeError(f"no record of {ident}")
-        return decision
+    # ---- the end -------------------------------------------------------------------------------------
 
     async def close(self, drain_s: float) -> None:
         """Refuse new requests, let the others end for `drain_s` seconds, then end them with an error."""
@@ -280,27 +299,9 @@ class ControlPlane:
                 for ticket in list(self._tickets.values()):
                     self._abort(ticket, UnavailableError("The server is shutting down.", retry_after=5.0))
                 await self._idle.wait()
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-def _own_abort(ticket: _Ticket) -> SageError | None:
-    """The error with which we aborted this task; None when the client went away."""
-    if ticket.aborted is None or ticket.task is None or ticket.task.uncancel() > 0:
-        return None
-    return ticket.aborted
-
-
-def _refusal(action: Reject, fault: SageError | None) -> SageError:
-    if action.status == 429:
-        return OverloadedError(f"Refused: {action.reason}.", retry_after=action.retry_after)
-    if action.status == 503:
-        return UnavailableError(f"Refused: {action.reason}.", retry_after=action.retry_after)
-    return fault or EngineError(f"Failed: {action.reason}.")
-
-
-def _as_error(exc: Exception, engine: Engine) -> SageError:
-    if isinstance(exc, SageError):
-        return exc
-    log.error("engine %s failed unexpectedly", engine.spec.name, exc_info=exc)
-    return EngineError(f"The engine {engine.spec.name!r} failed unexpectedly ({type(exc).__name__}).")
+        await self._upstreams.close()
+        for timer in (self._timer, self._pulse):
+            if timer is not None:
+                timer.cancel()
+        if self._trace is not None:
+            await asyncio.to_thread(self._trace.close)

@@ -1,0 +1,151 @@
+"""The driver's side of what is live: a ticket for each request, an upstream call for each attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sage.common.errors import SageError
+from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, merge
+from sage.middleware.control_plane.relay import Collector, Relay
+from sage.middleware.control_plane.types import Job
+from sage.middleware.engines.port import Call, Engine, Route, Sink
+
+__all__ = ["Part", "Ticket", "Upstream"]
+
+
+class Ticket:
+    """One request from `submit` to its end. Its answer is written by the task that submitted it.
+
+    `own`: the upstream call that this task makes itself, now or when it runs next. `relay`: the one whose
+    bytes have reached the client. `error`: what it ends with. `fault`: that of its last attempt, which
+    explains a refusal. `answer`: a whole answer that is still to be written. `closed`: `submit` has returned.
+    """
+
+    __slots__ = (
+        "_request",
+        "answer",
+        "call",
+        "closed",
+        "error",
+        "fault",
+        "hedged",
+        "job",
+        "missing",
+        "outcome",
+        "own",
+        "relay",
+        "sink",
+        "task",
+        "units",
+        "vectors",
+        "waiter",
+    )
+
+    def __init__(self, job: Job, call: Call, sink: Sink, task: asyncio.Task[Any] | None) -> None:
+        self.job = job
+        self.call = call
+        self.sink = sink
+        self.task = task
+        self.units = (job.texts or 1) if call.route is Route.EMBEDDINGS else 1
+        self.own: Upstream | None = None
+        self.relay: Relay | None = None
+        self.error: SageError | None = None
+        self.fault: SageError | None = None
+        self.answer: bytes | None = None
+        self.outcome: Literal["done", "failed"] | None = None
+        self.hedged = False
+        self.closed = False
+        self.waiter: asyncio.Future[None] | None = None
+        self.vectors: list[Vector | None] = []
+        self.missing = self.units
+        self._request: EmbeddingRequest | None = None
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is wanted of it: it has its answer or its error, or its client has gone."""
+        return self.closed or self.outcome is not None or self.answer is not None or self.error is not None
+
+    @property
+    def request(self) -> EmbeddingRequest:
+        """The body of an embedding request, taken apart at the first use."""
+        if self._request is None:
+            self._request = EmbeddingRequest.decode(self.call.body)
+        return self._request
+
+    def wake(self) -> None:
+        """Let its task look at it."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def accept(self, start: int, vectors: Sequence[Vector]) -> None:
+        """Take the vectors of its texts from `start` on; the last ones complete the answer."""
+        if not self.vectors:
+            self.vectors = [None] * self.units
+        for at, vector in enumerate(vectors, start):
+            self.missing -= self.vectors[at] is None
+            self.vectors[at] = vector
+        if not self.missing:
+            self.answer = merge(
+                [one for one in self.vectors if one is not None], self.request.fields["model"]
+            )
+
+
+class Part:
+    """Texts `start` to `stop` of one request's input, in an upstream call; of a generation 0 to 1."""
+
+    __slots__ = ("start", "stop", "ticket")
+
+    def __init__(self, ticket: Ticket, start: int, stop: int) -> None:
+        self.ticket = ticket
+        self.start = start
+        self.stop = stop
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all that its request asks for."""
+        return self.start == 0 and self.stop == self.ticket.units
+
+    @property
+    def texts(self) -> Sequence[bytes]:
+        """The texts, as JSON."""
+        return self.ticket.request.texts[self.start : self.stop]
+
+
+class Upstream:
+    """One attempt at an engine.
+
+    `task` makes the call; `begun` says that it has come to it. `sink` receives what the engine sends now.
+    `broken`: it was cancelled, and nobody is to be told. `sharing`: all that it lacks is computed by other
+    calls.
+    """
+
+    __slots__ = ("begun", "broken", "engine", "number", "parts", "sharing", "sink", "task", "threads")
+
+    def __init__(self, number: int, engine: Engine, parts: Sequence[Part], threads: int) -> None:
+        self.number = number
+        self.engine = engine
+        self.parts = parts
+        self.threads = threads
+        self.task: asyncio.Task[Any] | None = None
+        self.sink: Relay | Collector | None = None
+        self.begun = False
+        self.broken = False
+        self.sharing = False
+
+    def break_off(self) -> None:
+        """Cancel the call; a request's own task goes on with what else there is for it."""
+        ticket = self.parts[0].ticket
+        self.broken = True
+        if ticket.own is self and not self.begun:
+            ticket.own = None
+        elif self.task is not None:
+            self.task.cancel()
+
+    def had_bytes(self) -> bool:
+        """Whether bytes have come since this was asked last. One that waits for others does not stall."""
+        if self.sink is None or not self.sink.fresh:
+            return self.sharing
+        self.sink.fresh = False
+        return True

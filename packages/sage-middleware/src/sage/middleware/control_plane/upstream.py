@@ -1,0 +1,270 @@
+"""The upstream calls: sends what the core dispatches, and tells it how each attempt went."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from sage.common.clock import Clock
+from sage.common.errors import EngineError, OverloadedError, SageError, UnavailableError, UnreachableError
+from sage.middleware.control_plane.calls import Vector, assemble, read_answer
+from sage.middleware.control_plane.relay import Collector, Relay
+from sage.middleware.control_plane.sharing import TextsInFlight
+from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
+from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
+from sage.middleware.engines.port import Call, Engine, Route, Usage
+
+__all__ = ["Upstreams", "refusal"]
+
+log: Final = logging.getLogger("sage.middleware.control_plane")
+
+
+class Upstreams:
+    """All attempts that are under way.
+
+    A request's own task makes its call where that call is for it alone; other calls (texts of several
+    requests or a part of one, a second attempt beside the first) run in tasks of their own.
+    `handle` takes events; `is_live` says whether the core still holds a request to be open.
+    """
+
+    def __init__(self, clock: Clock, handle: Callable[[Event], None], is_live: Callable[[str], bool]) -> None:
+        self._clock = clock
+        self._handle = handle
+        self._is_live = is_live
+        self._running: dict[int, Upstream] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._texts = TextsInFlight()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def dispatch(self, action: Dispatch, engine: Engine, parts: Sequence[Part]) -> None:
+        """Begin an attempt: at once, or as soon as the request's own task runs."""
+        ticket = parts[0].ticket
+        up = self._running[action.attempt] = Upstream(action.attempt, engine, parts, action.threads)
+        if len(parts) == 1 and ticket.own is None and not action.hedge and parts[0].whole:
+            ticket.own = up
+            up.task = ticket.task
+            ticket.wake()
+            return
+        ticket.hedged |= action.hedge
+        task = up.task = asyncio.get_running_loop().create_task(self.run(up))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._over, up))
+
+    def cancel(self, number: int) -> None:
+        """Break an attempt off, if it still runs. Nothing is reported about it."""
+        up = self._running.pop(number, None)
+        if up is not None:
+            up.break_off()
+
+    def moved(self) -> tuple[int, ...]:
+        """Numbers of the attempts that have had bytes since this was asked last."""
+        return tuple(number for number, up in self._running.items() if up.had_bytes())
+
+    async def close(self) -> None:
+        """End what is left; its requests have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def run(self, up: Upstream) -> None:
+        """Make the call, and account for its end. Raises CancelledError if its client has gone."""
+        ticket = up.parts[0].ticket
+        up.begun = True
+        try:
+            if ticket.call.route is Route.EMBEDDINGS:
+                await self._embed(up)
+            else:
+                await self._generate(up, ticket)
+        except asyncio.CancelledError:
+            self._forget(up)
+            task = asyncio.current_task()
+            if not up.broken or task is None or task.uncancel() > 0:
+                raise  # not by us, or not by us alone
+        except Exception as exc:
+            self._forget(up)
+            self._failed(up, _as_error(exc, up.engine))
+
+    # ---- generation ----------------------------------------------------------------------------------
+
+    async def _generate(self, up: Upstream, ticket: Ticket) -> None:
+        call = ticket.call if not up.threads else replace(ticket.call, threads=up.threads)
+        relay = up.sink = Relay(ticket, up.number, self._first_byte, stream=call.stream)
+        usage = await up.engine.send(call, relay)
+        if not relay.ended:
+            raise _unended(up.engine)
+        self._forget(up)
+        if relay.committed:
+            ticket.outcome = "done"
+        self._handle(Finished(self._clock.now(), up.number, usage))
+        ticket.wake()
+
+    def _first_byte(self, number: int) -> None:
+        self._handle(FirstByte(self._clock.now(), number))
+        up = self._running.get(number)
+        if up is not None and (ticket := up.parts[0].ticket).hedged and ticket.call.stream:
+            self._drop_twins(up, ticket)
+
+    def _drop_twins(self, winner: Upstream, ticket: Ticket) -> None:
+        """A stream that has begun cannot be replaced: what runs beside it is of no use."""
+        for up in [up for up in self._running.values() if up.parts[0].ticket is ticket and up is not winner]:
+            up.break_off()
+            self._forget(up)
+            reason = "another attempt answered first"
+            self._handle(Failed(self._clock.now(), up.number, reason, retryable=True, fault=False))
+
+    # ---- embeddings ----------------------------------------------------------------------------------
+
+    async def _embed(self, up: Upstream) -> None:
+        """Compute the texts of all parts; one request's bad text is told to that request alone."""
+        refused: list[tuple[Ticket, SageError]] = []
+        landed: list[_Landed] = []
+        parts = [part for part in up.parts if not part.ticket.over]
+        try:
+            landed.append(await self._compute(up, parts))
+        except SageError as error:
+            if _is_fault(error) or len(parts) == 1:
+                raise
+            for part in parts:
+                try:
+                    landed.append(await self._compute(up, [part]))
+                except SageError as own:
+                    if _is_fault(own):
+                        raise
+                    refused.append((part.ticket, own))
+        self._forget(up)
+        for ticket, reason in refused:
+            if not ticket.over:
+                ticket.error = reason
+                self._handle(GaveUp(self._clock.now(), ticket.job.id, str(reason)))
+        for one in landed:
+            one.deliver()
+        self._handle(Finished(self._clock.now(), up.number, Usage(sum(one.tokens for one in landed))))
+        for part in parts:
+            part.ticket.wake()
+
+    async def _compute(self, up: Upstream, parts: Sequence[Part]) -> _Landed:
+        """The vectors of these parts; what other calls compute already is waited for."""
+        landed = _Landed(parts)
+        ticket = parts[0].ticket
+        wanted = list(dict.fromkeys(text for part in parts for text in part.texts))
+        units = ticket.units if len(parts) == 1 and parts[0].whole else 0
+
+        async def compute(texts: list[bytes]) -> list[Vector]:
+            whole = len(texts) == units
+            answer = await self._ask(up, ticket, ticket.call.body if whole else _body(parts, texts))
+            vectors, usage = read_answer(answer, texts)
+            landed.tokens += usage.prompt_tokens
+            landed.untouched = answer if whole else None
+            return vectors
+
+        # a request without a batch key shares with nobody but itself
+        key = ticket.job.batch_key or f"\0{ticket.job.id}"
+        landed.vectors = await self._texts.vectors(
+            key, wanted, compute, on_wait=partial(setattr, up, "sharing")
+        )
+        return landed
+
+    async def _ask(self, up: Upstream, ticket: Ticket, body: bytes) -> bytes:
+        collector = up.sink = Collector(up.number, self._first_byte)
+        call = Call(
+            ticket.job.id, Route.EMBEDDINGS, body, stream=False, include_usage=False, threads=up.threads
+        )
+        await up.engine.send(call, collector)
+        if not collector.ended:
+            raise _unended(up.engine)
+        return collector.body
+
+    # ---- how an attempt ends -------------------------------------------------------------------------
+
+    def _forget(self, up: Upstream) -> None:
+        self._running.pop(up.number, None)
+        ticket = up.parts[0].ticket
+        if ticket.own is up:
+            ticket.own = None
+
+    def _failed(self, up: Upstream, error: SageError) -> None:
+        """Tell the core; whichever requests it ends for that end with this error."""
+        fault = _is_fault(error)
+        committed = isinstance(up.sink, Relay) and up.sink.committed
+        for part in up.parts:
+            part.ticket.fault = error
+        refused = isinstance(error, UnreachableError)
+        self._handle(
+            Failed(self._clock.now(), up.number, str(error), fault and not committed, fault, refused=refused)
+        )
+        for part in up.parts:
+            ticket = part.ticket
+            if not ticket.over and not self._is_live(ticket.job.id):
+                ticket.error = error
+            ticket.wake()
+
+    def _over(self, up: Upstream, task: asyncio.Task[None]) -> None:
+        """A call's own task has ended; a fault of ours in it must not leave its requests waiting."""
+        self._tasks.discard(task)
+        if task.cancelled() or (exc := task.exception()) is None:
+            return
+        log.error("attempt %d was lost", up.number, exc_info=exc)
+        for ticket in (part.ticket for part in up.parts):
+            if not ticket.over:
+                ticket.error = EngineError("The answer was lost by a fault of this server.")
+                ticket.wake()
+
+
+class _Landed:
+    """What came of the texts of some parts. `tokens`: as the engine counted them, for what it computed.
+
+    `untouched`: the engine's own answer, where it is just that of the one request.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self.vectors: dict[bytes, Vector] = {}
+        self.untouched: bytes | None = None
+        self.tokens = 0
+
+    def deliver(self) -> None:
+        """Give each request its part."""
+        for part in self.parts:
+            ticket = part.ticket
+            if ticket.over:
+                continue
+            if self.untouched is not None:
+                ticket.answer = self.untouched
+            else:
+                ticket.accept(part.start, [self.vectors[text] for text in part.texts])
+
+
+def refusal(action: Reject, fault: SageError | None) -> SageError:
+    """What a refused request is answered with; `fault` is that of its last attempt."""
+    if action.status == 429:
+        return OverloadedError(f"Refused: {action.reason}.", retry_after=action.retry_after)
+    if action.status == 503:
+        return UnavailableError(f"Refused: {action.reason}.", retry_after=action.retry_after)
+    return fault or EngineError(f"Failed: {action.reason}.")
+
+
+def _body(parts: Sequence[Part], texts: list[bytes]) -> bytes:
+    requests = {part.ticket.job.id: part.ticket.request for part in parts}
+    return assemble(list(requests.values()), texts)
+
+
+def _is_fault(error: SageError) -> bool:
+    return error.status >= 500 or error.status == 429
+
+
+def _unended(engine: Engine) -> EngineError:
+    return EngineError(f"The engine {engine.spec.name!r} returned without ending its answer.")
+
+
+def _as_error(exc: Exception, engine: Engine) -> SageError:
+    if isinstance(exc, SageError):
+        return exc
+    log.error("engine %s failed unexpectedly", engine.spec.name, exc_info=exc)
+    return EngineError(f"The engine {engine.spec.name!r} failed unexpectedly ({type(exc).__name__}).")
