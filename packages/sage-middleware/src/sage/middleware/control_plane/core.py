@@ -19,15 +19,13 @@ from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.placement import Placement
 from sage.middleware.control_plane.policy import Policy, Shed
 from sage.middleware.control_plane.records import Attempt, History, Outcome, Record
+from sage.middleware.control_plane.roster import Roster
+from sage.middleware.control_plane.scaling import Scaling
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
     Cancel,
     Cancelled,
-    EngineAdded,
-    EngineDown,
-    EngineRemoved,
-    EngineUp,
     Event,
     Failed,
     Finished,
@@ -36,8 +34,7 @@ from sage.middleware.control_plane.types import (
     Job,
     Progress,
     Reject,
-    RestartEngine,
-    StopEngine,
+    StartEngine,
     Tick,
 )
 from sage.middleware.engines.port import Usage
@@ -46,8 +43,7 @@ __all__ = ["Core"]
 
 RETRY_RESERVE: Final = 10.0  # retries that may come in a burst, and the first ones of a quiet server
 CRASHES_TO_QUARANTINE: Final = 2
-LOOK_S: Final = 1.0  # between two looks at engines that have work
-BLAME_S: Final = 2.0  # a connection may break this long before its process is known to be dead
+LOOK_S: Final = 1.0  # between two looks at the engines
 
 
 class Core:
@@ -66,10 +62,11 @@ class Core:
         self._live: dict[str, Record] = {}
         self._arrivals = 0
         self._retries = RETRY_RESERVE
-        self._blamed: list[tuple[float, EngineLoad, Record]] = []  # faults that a crash may explain
-        self._leaving: set[str] = set()  # engines that are stopped once they are idle
+        self._roster = Roster(self.engines, self._placement.forget)
+        self._scaling = Scaling(
+            self._options.templates, self._options.device_cores, self.engines, self._lanes
+        )
         self._next_look = 0.0
-        self._next_probe: float | None = None
         self._actions: list[Action] = []
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Arrived: self._arrived,
@@ -79,11 +76,8 @@ class Core:
             Failed: self._failed,
             Cancelled: self._cancelled,
             GaveUp: self._gave_up,
-            EngineAdded: self._engine_added,
-            EngineUp: self._engine_up,
-            EngineDown: self._engine_down,
-            EngineRemoved: self._engine_removed,
             Tick: self._ticked,
+            **dict.fromkeys(self._roster.events, self._engine_changed),
         }
 
     # ---- what a driver calls -------------------------------------------------------------------------
@@ -92,8 +86,7 @@ class Core:
         """Take one event in and say what to do. Events about what has ended change nothing."""
         actions: list[Action] = []
         self._actions = actions
-        if self._next_probe is not None and event.at >= self._next_probe:
-            self._health_changed(event.at)
+        self._roster.probe(event.at)
         self._handlers[type(event)](event)
         return actions
 
@@ -113,10 +106,10 @@ class Core:
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""
         times = [self._lanes.next_expiry(), self._placement.next_wake(), self._attempts.next_due()]
-        if self._attempts:
+        if self._attempts or self._scaling:
             times.append(self._next_look)
-        if self._lanes.waiting and self._next_probe is not None:
-            times.append(self._next_probe)
+        if self._lanes.waiting:
+            times.append(self._roster.next_probe)
         return min((at for at in times if at is not None), default=None)
 
     @property
@@ -162,7 +155,7 @@ class Core:
         lane = self._lanes.lane(job)
         engines = lane.engines(self.engines, now)
         if not engines:
-            self._reject_unserved(record, now)
+            self._hold(record, lane, now)
             return
         reference = lane.reference or engines[0]
         record.cost = reference.seconds(record, record.units)
@@ -177,6 +170,16 @@ class Core:
         self._lanes.watch(record)
         if lane.discipline.head(now) is record:
             self._place(now)
+
+    def _hold(self, record: Record, lane: Lane, now: float) -> None:
+        """No engine can take a newcomer: it waits for one that starts, if that is soon enough."""
+        if self._scaling.held(record.job, record.deadline, now) == 0.0:
+            self._lanes.push(lane, record, now)
+            self._lanes.watch(record)
+            self._scale(now)
+        else:
+            self._scaling.shed(record.job)
+            self._reject_unserved(record, now)
 
     def _deadline(self, event: Arrived) -> float | None:
         """Its own hard deadline, or what is left of the chain that it belongs to."""
@@ -258,7 +261,7 @@ class Core:
         if event.fault:
             load.breaker.fault(now, refused=event.refused)
             load.changed_health()
-            self._health_changed(now)
+            self._roster.health_changed(now)
         twin = attempt.twin
         if twin is not None:  # the same slices still run elsewhere
             twin.twin = None
@@ -267,7 +270,7 @@ class Core:
             self._retries -= 1.0
         for record, start, stop, tries in attempt.slices:
             if event.fault:
-                self._blamed.append((now, load, record))
+                self._roster.fault(load, record, now)
             if twin is not None or record.job.id not in self._live:
                 continue
             if again:
@@ -322,69 +325,6 @@ class Core:
             self._close(record, outcome, reason if record.outcome == "waiting" else "", now)
             self._place(now)
 
-    # ---- engines -------------------------------------------------------------------------------------
-
-    def _engine_added(self, event: EngineAdded) -> None:
-        self.engines.add(event.spec).set_state("starting", "")
-        self._reject_stranded(event.at)
-
-    def _engine_up(self, event: EngineUp) -> None:
-        load = self.engines.add(event.spec)
-        load.set_state("ready", "")
-        load.breaker.success()
-        load.silence.sign(event.at)
-        load.changed_health()
-        self._placement.forget(load)  # a process that is new has cached nothing
-        self._place(event.at)
-
-    def _engine_down(self, event: EngineDown) -> None:
-        load = self.engines.get(event.name)
-        if load is None:
-            return
-        if event.crashed:
-            self._blame(load, event.at)
-        if load.state != "draining":
-            load.set_state("failed", event.reason)
-            self._placement.forget(load)
-            self.engines.version += 1
-            self._reject_stranded(event.at)
-
-    def _blame(self, load: EngineLoad, now: float) -> None:
-        """Its process ended by itself: count that for what ran there, and for what broke off just before."""
-        suspects = [record for attempt in load.attempts.values() for record, _, _, _ in attempt.slices]
-        suspects += [record for at, one, record in self._blamed if one is load and now - at <= BLAME_S]
-        for record in {id(record): record for record in suspects}.values():
-            record.crashes += 1
-        self._blamed = [entry for entry in self._blamed if entry[1] is not load]
-
-    def _engine_removed(self, event: EngineRemoved) -> None:
-        load = self.engines.get(event.name)
-        if load is None:
-            return
-        load.set_state("draining", f"removed; {load.running} requests still run")
-        self.engines.version += 1
-        self._forget_if_idle(load)
-        self._reject_stranded(event.at)
-
-    def drain(self, name: str, reason: str, now: float) -> None:
-        """Send an engine no more work, and stop it when the last of it has ended."""
-        load = self.engines[name]
-        load.set_state("draining", reason)
-        self.engines.version += 1
-        self._leaving.add(name)
-        self._stop_if_idle(load)
-        self._reject_stranded(now)
-
-    def _forget_if_idle(self, load: EngineLoad) -> None:
-        if not load.running:
-            self.engines.forget(load)
-            self._leaving.discard(load.name)
-
-    def _stop_if_idle(self, load: EngineLoad) -> None:
-        if not load.running:
-            self._leaving.discard(load.name)
-            self._actions.append(StopEngine(load.name, load.detail))
-
     # ---- time ----------------------------------------------------------------------------------------
 
     def _ticked(self, event: Tick) -> None:
@@ -399,35 +339,28 @@ class Core:
             attempt.engine.began(attempt, now)
         if now >= self._next_look:
             self._next_look = now + LOOK_S
-            self._look(now)
+            self._actions += self._roster.look(now)
+            self._scale(now)
+            self._reject_stranded(now)
         self._placement.hedge(now, self._actions)
         self._place(now)
 
-    def _health_changed(self, now: float) -> None:
-        """Who may be sent work has to be found out again, now and at the next probe."""
-        self._next_probe = self.engines.next_probe(now)
-        self.engines.version += 1
+    # ---- engines -------------------------------------------------------------------------------------
 
-    def _look(self, now: float) -> None:
-        """Notice engines that have work and nothing to say."""
-        self._blamed = [entry for entry in self._blamed if now - entry[0] <= BLAME_S]
-        for load in self.engines:
-            if not load.running or load.state != "ready":
-                continue
-            before = load.silence.degraded
-            allowed = max(attempt.silence for attempt in load.attempts.values())
-            hangs = load.silence.look(now, allowed)
-            if load.silence.degraded != before:
-                self.engines.version += 1
-            if hangs:
-                load.breaker.eject(now)
-                load.changed_health()
-                self._health_changed(now)
-                silent = now - load.silence.since
-                reason = f"{load.running} requests run there and none has moved for {silent:.0f} s"
-                if load.spec.managed:
-                    self._actions.append(RestartEngine(load.name, reason))
-                self._reject_stranded(now)
+    def _engine_changed(self, event: Event) -> None:
+        self._actions += self._roster.handle(event)
+        self._reject_stranded(event.at)
+        self._place(event.at)
+
+    def _scale(self, now: float) -> None:
+        """Carry out what the autoscaler wants."""
+        if not self._scaling:
+            return
+        for intent in self._scaling.decide(now):
+            if isinstance(intent, StartEngine):
+                self._actions.append(intent)
+            else:
+                self._actions += self._roster.drain(intent.name, intent.reason)
 
     # ---- ends ----------------------------------------------------------------------------------------
 
@@ -445,11 +378,7 @@ class Core:
         for record, _, _, _ in attempt.slices:
             if attempt in record.running:
                 record.running.remove(attempt)
-        if load.state == "draining":
-            if load.name in self._leaving:
-                self._stop_if_idle(load)
-            else:
-                self._forget_if_idle(load)
+        self._actions += self._roster.idle(load)
 
     def _break_off(self, attempt: Attempt, now: float) -> None:
         """Nobody wants its answer any more."""
@@ -468,13 +397,16 @@ class Core:
         """Refuse it because of the load."""
         self._lanes.counts[record.job.request_class].shed += 1
         record.refusal = kind
+        self._scaling.shed(record.job)
         self._reject(record, 429, shed.reason, shed.retry_after, now)
 
     def _reject_stranded(self, now: float) -> None:
         """Refuse what waits for engines of which none may be sent work any more."""
         for lane in self._lanes.busy():
-            if not lane.engines(self.engines, now):
-                for record in list(lane.records.values()):
+            if lane.engines(self.engines, now):
+                continue
+            for record in list(lane.records.values()):
+                if self._scaling.held(record.job, record.deadline, now) != 0.0:
                     self._reject_unserved(record, now)
 
     def _reject_unserved(self, record: Record, now: float) -> None:
@@ -484,7 +416,10 @@ class Core:
         what = ", ".join(states) or "none is left"
         why = f"no engine for {record.job.model!r} can take requests now ({what})"
         record.refusal = ShedReason.NO_ENGINE
-        self._reject(record, 503, why, self.engines.retry_after(record.job, now), now)
+        wait = self._scaling.held(record.job, record.deadline, now) or self.engines.retry_after(
+            record.job, now
+        )
+        self._reject(record, 503, why, wait, now)
 
     def _reject(
         self, record: Record, status: int, reason: str, retry_after: float | None, now: float

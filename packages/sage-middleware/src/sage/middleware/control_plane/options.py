@@ -6,6 +6,7 @@ import msgspec
 
 from sage.common.config import ControlPlaneConfig, SloConfig
 from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.fleet import Template
 from sage.middleware.control_plane.policy import PolicyOptions
 from sage.middleware.control_plane.types import Slo
 
@@ -41,6 +42,8 @@ class CoreOptions(msgspec.Struct, frozen=True):
     slos: dict[RequestClass, Slo] = msgspec.field(default_factory=lambda: dict(DEFAULT_SLOS))
     history: int = 4096  # records that are kept
     details_per_s: float = 20.0  # decisions whose candidates are kept
+    templates: tuple[Template, ...] = ()  # engines that may be started and stopped
+    device_cores: dict[str, int] = {}  # cores of each group; templates share them
 
     @classmethod
     def of(cls, config: ControlPlaneConfig) -> CoreOptions:
