@@ -61,9 +61,10 @@ class EngineSpec(msgspec.Struct, frozen=True):
 
     @property
     def task(self) -> Literal["generate", "embed"]:
-        """What it is asked for: `embed` when it computes vectors and writes no text."""
+        """What it is asked for: `embed` when it computes vectors or scores and writes no text."""
         writes = self.capabilities & {Capability.CHAT, Capability.COMPLETIONS}
-        return "embed" if Capability.EMBEDDINGS in self.capabilities and not writes else "generate"
+        reads = self.capabilities & {Capability.EMBEDDINGS, Capability.RERANK}
+        return "embed" if reads and not writes else "generate"
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,10 @@ class SimEngine:
         self._rest = NEVER
         device.members.append(self)
 
+    def fits(self, work: Work) -> bool:  # noqa: ARG002
+        """Whether it can serve such a call at all."""
+        return True
+
     def submit(self, work: Work) -> None:
         """Take a call in; `resume` starts it."""
         self.waiting.append(work)

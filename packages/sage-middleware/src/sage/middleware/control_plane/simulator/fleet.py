@@ -119,7 +119,7 @@ EngineModel = Annotated[LlmEngine | EmbedEngine, Field(discriminator="kind")]
 
 
 class Fleet(_Section):
-    """All of `fleet.yaml`. Devices are named by the engines' `group`; one that is not listed costs nothing."""
+    """All of `fleet.yaml`. Devices are named by the engines' `group`; one not listed costs nothing."""
 
     name: Annotated[str, Field(min_length=1)]
     about: str = ""
@@ -159,8 +159,8 @@ def engine_spec(name: str, engine: LlmEngine | EmbedEngine, template: str = "") 
         cores=engine.cores,
         elastic=isinstance(engine, EmbedEngine) and engine.elastic,
         batches=isinstance(engine, LlmEngine) or engine.batching == "greedy",
-        kv_tokens=llm.kv_tokens if llm else 0,
-        chunk=llm.chunk if llm else 0,
+        kv_tokens=llm.kv_tokens if llm else 65536,
+        chunk=llm.chunk if llm else 2048,
         managed=engine.managed,
         template=template,
     )

@@ -74,6 +74,10 @@ class LlmSim(SimEngine):
 
     # ---- what the world calls ------------------------------------------------------------------------
 
+    def fits(self, work: Work) -> bool:
+        """Whether its keys and values have room when nothing else runs."""
+        return work.prompt + work.output - 1 <= self._kv_tokens
+
     def resume(self, now: float) -> None:
         """Start a step, or let the one that runs end early for what waits."""
         if not self._planned:
