@@ -27,7 +27,7 @@ DECISION = {
     "tenant": "default",
     "model": "tiny",
     "route": "chat/completions",
-    "policy": "least_load",
+    "policy": "hybrid",
     "engine": "llm-0",
     "reason": "fewest running (0 of 4)",
     "outcome": "done",
@@ -46,7 +46,7 @@ def status() -> dict[str, Any]:
     return {
         "version": "26.11.0",
         "uptime_s": 61.4,
-        "policy": "least_load",
+        "policy": "hybrid",
         "engines": [{**engine, "task": "generate", "max_running": 4, "running": 2, "random_weights": True}],
         "queues": [{**queue, "completed": 7, "failed": 0}],
     }
@@ -118,13 +118,27 @@ def test_debug_shows_the_traceback(sage: Any) -> None:
 def test_status_as_text_and_as_json(running: Run, stack: Any) -> None:
     stack.answer("GET", "/admin/v1/status", status())
     text = running("status").stdout
-    assert "sage 26.11.0, up 61 s, policy least_load" in text
+    assert "sage 26.11.0, up 61 s, policy hybrid" in text
     assert [*next(row.split() for row in text.splitlines() if row.startswith("llm-0"))] == [
         "llm-0", "transformers", "tiny", "ready", "2/4", "0", "0", "0", "RANDOM-WEIGHTS",
     ]  # fmt: skip
     found = json.loads(running("status", "--json").stdout)
     assert found["engines"][0]["running"] == 2
     assert found["queues"][0]["completed"] == 7
+
+
+def test_status_shows_who_met_the_goals_and_what_was_refused(running: Run, stack: Any) -> None:
+    times = {"p50": 0.1, "p90": 0.2, "p99": 1.5}
+    chat = {"request_class": "chat", "offered": 200, "met": 190, "done": 196, "failed": 1}
+    bulk = {"request_class": "embed_bulk", "offered": 0, "met": 0, "done": 0, "failed": 0, "cancelled": 3}
+    chat |= {"shed": {"forecast": 2, "queue_full": 1}, "retries": 4, "hedges": 5, "ttft_s": times}
+    stack.answer("GET", "/admin/v1/status", {**status(), "classes": [chat, bulk]})
+    lines = running("status").stdout.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("CLASS"))
+    assert lines[head + 1].split("  ")[0] == "chat"
+    for cell in ("200", "95.0%", "100/1500 ms", "2 forecast, 1 queue_full"):
+        assert cell in lines[head + 1]
+    assert lines[head + 2].split() == ["embed_bulk", "0", "-", "3", "0", "0", "-", "-", "0"]
 
 
 def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -> None:
@@ -186,25 +200,6 @@ def test_embed_gives_one_line_per_text(running: Run, stack: Any) -> None:
     assert "+0.5000 -0.2500 +0.0000 +1.0000" in running("embed", "one", "two").stdout
 
 
-def test_explain_says_where_and_why(running: Run, stack: Any) -> None:
-    stack.answer("GET", "/admin/v1/decisions/req-1", DECISION)
-    text = running("explain", "req-1").stdout
-    assert "llm-0" in text
-    assert "fewest running (0 of 4) (policy least_load)" in text
-    assert "1.2 ms" in text
-    assert json.loads(running("explain", "req-1", "--json").stdout) == DECISION
-
-
-def test_the_policy_is_shown_and_set(running: Run, stack: Any) -> None:
-    policy = {"name": "fifo", "available": ["fifo", "least_load"]}
-    stack.answer("GET", "/admin/v1/policy", policy)
-    stack.answer("PUT", "/admin/v1/policy", policy)
-    assert running("policy", "show").stdout == "* fifo\n  least_load\n"
-    assert running("policy", "show", "--json").stdout == json.dumps(policy, indent=2) + "\n"
-    assert "policy in force: fifo" in running("policy", "set", "fifo").stderr
-    assert stack.asked[-1][3] == {"name": "fifo"}
-
-
 def test_down_ends_the_process_and_forgets_it(running: Any) -> None:
     pid = json.loads((running.state / "run.json").read_text())["pid"]
     done = running("down")
@@ -256,7 +251,8 @@ def test_a_stack_is_found_by_the_configuration_it_was_started_with(running: Any,
         ("embed", "hi"),
         ("explain", "req-1"),
         ("policy", "show"),
-        ("policy", "set", "fifo"),
+        ("policy", "list"),
+        ("policy", "use", "fifo"),
     )
     for arguments in (*asked, ("status",)):
         assert running(*arguments).returncode == 3

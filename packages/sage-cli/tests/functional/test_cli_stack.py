@@ -46,8 +46,8 @@ def test_up_chat_explain_embed_down(home: Any) -> None:
 
     rows = home("embed", "--json", stdin="a cat\na kitten\n").stdout.splitlines()
     assert [len(json.loads(row)["embedding"]) for row in rows] == [384, 384]
-    assert home("policy", "set", "fifo").returncode == 0
-    assert home("policy", "set", "magic").returncode in (2, 5)
+    assert home("policy", "use", "fifo").returncode == 0
+    assert home("policy", "use", "magic").returncode in (2, 5)
 
     pid = json.loads((home.state / "run.json").read_text())["pid"]
     assert home("down").returncode == 0

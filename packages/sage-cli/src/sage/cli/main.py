@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sage.cli.commands import config, doctor, flows, models, stack
+from sage.cli.commands import config, doctor, explain, flows, models, policy, stack
 from sage.cli.output import Talk, report
 from sage.cli.plugins import PluginGroup
 from sage.common.errors import SageError
@@ -50,8 +50,8 @@ app.command()(stack.status)
 app.command()(models.chat)
 app.command()(models.embed)
 app.command()(flows.run)
-app.command()(stack.explain)
-app.add_typer(stack.policy, name="policy")
+app.command()(explain.explain)
+app.add_typer(policy.app, name="policy")
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 app.command()(stack.down)

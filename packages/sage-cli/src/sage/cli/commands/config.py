@@ -26,7 +26,7 @@ ports:
   health: 8887
   admin: 8886
 control_plane:
-  policy: least_load
+  policy: hybrid # `sage policy list` prints all
 engines:
   - name: llm-0
     kind: transformers # or vllm, openai

@@ -1,4 +1,4 @@
-"""`sage up`, `status`, `explain`, `policy` and `down`: the stack of this machine."""
+"""`sage up`, `status` and `down`: the stack of this machine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import typer
 from sage.cli.output import Talk, columns, emit
 
 if TYPE_CHECKING:
-    from sage.common.api import Decision, EngineStatus, RunInfo, StackStatus
+    from sage.common.api import ClassStatus, EngineStatus, Quantiles, RunInfo, StackStatus
     from sage.common.config import SageConfig
     from sage.common.paths import SagePaths
 
-__all__ = ["Config", "Json", "down", "explain", "paths", "policy", "status", "up"]
+__all__ = ["Config", "Json", "down", "paths", "status", "up"]
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Config = Annotated[
     Path | None, typer.Option("--config", help="The configuration file that `sage up` was given.")
 ]
-policy = typer.Typer(help="The scheduling policy in force.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def paths(config: Path | None = None) -> SagePaths:
@@ -134,7 +133,42 @@ def _status_text(found: StackStatus) -> str:
         ],
     )
     head = f"sage {found.version}, up {found.uptime_s:.0f} s, policy {found.policy}"
-    return "\n\n".join((head, engines, queues))
+    return "\n\n".join((head, engines, queues, *([_goals(found.classes)] if found.classes else [])))
+
+
+def _goals(classes: list[ClassStatus]) -> str:
+    """What became of each class's requests: how many met their goals, which were refused and why."""
+    return columns(
+        (
+            "CLASS",
+            "OFFERED",
+            "IN TIME",
+            "CANCELLED",
+            "RETRIES",
+            "HEDGES",
+            "TTFT P50/P99",
+            "TOTAL P50/P99",
+            "SHED",
+        ),
+        [
+            (
+                c.request_class,
+                c.offered,
+                "-" if (share := c.attainment()) is None else f"{share:.1%}",
+                c.cancelled,
+                c.retries,
+                c.hedges,
+                _spread(c.ttft_s),
+                _spread(c.total_s),
+                ", ".join(f"{count} {reason}" for reason, count in c.shed.items()) or "0",
+            )
+            for c in classes
+        ],
+    )
+
+
+def _spread(times: Quantiles | None) -> str:
+    return "-" if times is None else f"{times.p50 * 1000:.0f}/{times.p99 * 1000:.0f} ms"
 
 
 def _load(engine: EngineStatus) -> str:
@@ -143,68 +177,6 @@ def _load(engine: EngineStatus) -> str:
 
 def _note(engine: EngineStatus) -> str:
     return ", ".join(filter(None, ("RANDOM-WEIGHTS" if engine.random_weights else "", engine.detail)))
-
-
-def explain(
-    request_id: Annotated[str, typer.Argument(help="The x-request-id of an answer.")],
-    config: Config = None,
-    as_json: Json = False,
-) -> None:
-    """Why a request was served where it was, and how long it took."""
-    from sage.middleware.stack import admin_client
-
-    decision = admin_client(paths(config)).decision(request_id)
-    if as_json:
-        emit(decision)
-        return
-    print(_decision_text(decision))
-
-
-def _decision_text(d: Decision) -> str:
-    rows = (
-        ("request", f"{d.request_id} ({d.request_class}, tenant {d.tenant}, {d.route})"),
-        ("model", d.model),
-        ("engine", d.engine or "never placed"),
-        ("why", f"{d.reason} (policy {d.policy})"),
-        ("outcome", f"{d.outcome}, attempt {d.attempts}" if d.attempts > 1 else d.outcome),
-        ("queued", _ms(d.queue_s)),
-        ("first byte", _ms(d.ttft_s)),
-        ("latency", _ms(d.latency_s)),
-        ("tokens", f"{_count(d.prompt_tokens)} in, {_count(d.completion_tokens)} out"),
-    )
-    return "\n".join(f"{name:<11}{value}" for name, value in rows)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
-
-
-def _count(tokens: int | None) -> str:
-    return "-" if tokens is None else str(tokens)
-
-
-@policy.command("show")
-def policy_show(config: Config = None, as_json: Json = False) -> None:
-    """The policy in force and the others there are."""
-    from sage.middleware.stack import admin_client
-
-    found = admin_client(paths(config)).policy()
-    if as_json:
-        emit(found)
-        return
-    print("\n".join(f"{'*' if name == found.name else ' '} {name}" for name in found.available))
-
-
-@policy.command("set")
-def policy_set(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="See `policy show`.")],
-    config: Config = None,
-) -> None:
-    """Put another policy in force, at once and until the stack stops."""
-    from sage.middleware.stack import admin_client
-
-    ctx.obj.say(f"policy in force: {admin_client(paths(config)).set_policy(name).name}")
 
 
 def down(ctx: typer.Context, config: Config = None) -> None:
