@@ -32,7 +32,7 @@ class EmbedSim(SimEngine):
 
     def resume(self, now: float) -> None:
         """Start the next batch if none runs."""
-        if self.due is not NEVER or self.frozen:
+        if self.due != NEVER or self.frozen:
             return
         texts, tokens, threads = self._take()
         if not texts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from sage.common.telemetry import RequestClass
@@ -78,22 +78,23 @@ class Checker:
         if self._core.is_live(ident):
             raise InvariantError(f"{ident} is {record.outcome} and still live")
 
-    def after(self, live: Iterable[Record], now: float) -> None:
+    def after(self, live: Collection[Record], now: float) -> None:
         """What must hold between two steps. `live`: the requests that have not ended, as the driver knows."""
         for load in self._core.engines:
-            if load.running != self._running[load.name]:
-                ours = self._running[load.name]
-                raise InvariantError(f"{load.name} has {load.running} slots taken, the driver {ours}")
-            if load.running < 0 or (load.running > load.max_running and not self._unbounded):
-                raise InvariantError(f"{load.name} has {load.running} of {load.max_running} slots taken")
-            if load.outstanding_tokens < 0 or (not load.running and load.outstanding_tokens):
-                raise InvariantError(f"{load.name} has {load.outstanding_tokens} tokens outstanding")
-        count = 0
+            name, running = load.name, load.running
+            if running != self._running.get(name, 0):
+                ours = self._running.get(name, 0)
+                raise InvariantError(f"{name} has {running} slots taken, the driver {ours}")
+            if running < 0 or (running > load.max_running and not self._unbounded):
+                raise InvariantError(f"{name} has {running} of {load.max_running} slots taken")
+            if load.outstanding_tokens < 0 or (not running and load.outstanding_tokens):
+                raise InvariantError(f"{name} has {load.outstanding_tokens} tokens outstanding")
+        if len(live) != self._core.live:
+            raise InvariantError(f"the core has {self._core.live} live requests, the driver {len(live)}")
+        oldest = now - self._max_wait - SLACK_S
         for record in live:
-            count += 1
-            self._live(record, now)
-        if count != self._core.live:
-            raise InvariantError(f"the core has {self._core.live} live requests, the driver {count}")
+            if not record.running:  # what runs is not starved
+                self._waits(record, oldest, now)
 
     def at_end(self) -> None:
         """When every request has ended nothing may be left."""
@@ -129,10 +130,12 @@ class Checker:
         if name is not None:
             self._running[name] -= 1
 
-    def _live(self, record: Record, now: float) -> None:
+    def _waits(self, record: Record, oldest: float, now: float) -> None:
         ident = record.job.id
-        if not record.running and not record.waiting_units:
+        if record.taken == record.units and not record.returned:
             raise InvariantError(f"{ident} neither waits nor runs")
-        patience = PATIENCE if record.job.request_class in PATIENT else 1.0
-        if record.outcome == "waiting" and now - record.queued > self._max_wait * patience + SLACK_S:
-            raise InvariantError(f"{ident} has waited {now - record.queued:.3f} s")
+        if record.outcome != "waiting" or record.queued >= oldest:
+            return
+        waited = now - record.queued
+        if record.job.request_class not in PATIENT or waited > self._max_wait * PATIENCE + SLACK_S:
+            raise InvariantError(f"{ident} has waited {waited:.3f} s, the bound is {self._max_wait:.3f} s")

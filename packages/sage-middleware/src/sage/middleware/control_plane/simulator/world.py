@@ -123,9 +123,9 @@ class World:
     def _loop(self, workload: Iterator[SimRequest]) -> None:
         agenda, core, heap = self._agenda, self._core, self._agenda.heap
         coming = next(workload, None)
-        wakes = 0
+        told = wakes = 0
+        wake = core.next_wake()
         while coming is not None or self._live or self._coming:
-            wake = core.next_wake()
             at = heap[0][0] if heap else NEVER
             arrival = coming.at if coming is not None else NEVER
             if wake is not None and wake <= at and wake <= arrival:
@@ -145,10 +145,16 @@ class World:
                 self._arrive(coming)
                 coming = next(workload, None)
             self._cluster.settle()
-            if self._checker is not None:
-                self._checker.after([live.record for live in self._live.values()], agenda.now)
-            if self._live and agenda.now - self._last_end > PATIENCE_S:
-                raise InvariantError(f"no request has ended for {PATIENCE_S:.0f} s")
+            if self._events != told:  # else the core is as it was
+                told, wake = self._events, core.next_wake()
+                self._check()
+
+    def _check(self) -> None:
+        now = self._agenda.now
+        if self._checker is not None:
+            self._checker.after([live.record for live in self._live.values()], now)
+        if self._live and now - self._last_end > PATIENCE_S:
+            raise InvariantError(f"no request has ended for {PATIENCE_S:.0f} s")
 
     # ---- requests ------------------------------------------------------------------------------------
 
