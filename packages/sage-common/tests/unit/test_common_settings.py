@@ -196,10 +196,27 @@ def test_one_problem_is_one_line(place: Place, text: str, expected: str) -> None
         ),
         ("engines: [{name: a, kind: openai, model: m, url: ftp://x}]\n", 'found "ftp://x", valid is http://'),
         ("engines: [{name: ../a, kind: k, model: m}]\n", 'found "../a", valid are letters'),
+        (
+            "engines: [{name: a, kind: k, model: m, min_replicas: 2}]\n",
+            "engines.0.min_replicas: 2 is more than max_replicas, which is 1",
+        ),
+        ("control_plane: {tenants: [{name: 'a b'}]}\n", 'control_plane.tenants.0.name: found "a b"'),
+        (
+            "control_plane: {tenants: [{name: a}, {name: a}]}\n",
+            'control_plane.tenants.1.name: "a" names 2 tenants',
+        ),
+        ("control_plane: {exploration: 0.9}\n", "control_plane.exploration"),
     ],
 )
 def test_what_cannot_work_is_refused(place: Place, text: str, expected: str) -> None:
     assert expected in place.problems(text)
+
+
+def test_a_goal_that_is_set_leaves_the_others_of_its_class(place: Place) -> None:
+    goals = place.load(cwd="control_plane: {slos: {chat: {ttft_s: 1}, rerank: {total_s: null}}}\n")
+    slos = goals.config.control_plane.slos
+    assert (slos.chat.ttft_s, slos.chat.tpot_s, slos.rerank.total_s) == (1.0, 0.1, None)
+    assert goals.origin["control_plane.slos.chat.tpot_s"] == "default"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.3.4.5", "::1", "[::1]", "localhost"])

@@ -24,10 +24,13 @@ __all__ = [
     "EngineConfig",
     "GatewayConfig",
     "PortsConfig",
+    "RerankSlo",
     "SageConfig",
     "SloConfig",
     "SlosConfig",
+    "StreamSlo",
     "TenantConfig",
+    "VectorSlo",
 ]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -75,14 +78,33 @@ class SloConfig(_Section):
     total_s: PositiveFloat | None = Field(None, description="arrival to last byte")
 
 
-class SlosConfig(_Section):
-    """The goals of the request classes."""
+class StreamSlo(SloConfig):
+    """The goals of what writes text while somebody reads."""
 
-    chat: SloConfig = SloConfig(ttft_s=2.0, tpot_s=0.1)
-    completion: SloConfig = SloConfig(ttft_s=2.0, tpot_s=0.1)
-    embed_interactive: SloConfig = SloConfig(total_s=0.5)
+    ttft_s: PositiveFloat | None = 2.0
+    tpot_s: PositiveFloat | None = 0.1
+
+
+class VectorSlo(SloConfig):
+    """The goals of what somebody waits for as a whole."""
+
+    total_s: PositiveFloat | None = 0.5
+
+
+class RerankSlo(SloConfig):
+    """The goals of reranking, a step of an answer."""
+
+    total_s: PositiveFloat | None = 1.0
+
+
+class SlosConfig(_Section):
+    """The goals of the request classes. A goal that is set leaves the others of its class as they are."""
+
+    chat: StreamSlo = StreamSlo()
+    completion: StreamSlo = StreamSlo()
+    embed_interactive: VectorSlo = VectorSlo()
     embed_bulk: SloConfig = SloConfig()
-    rerank: SloConfig = SloConfig(total_s=1.0)
+    rerank: RerankSlo = RerankSlo()
     batch: SloConfig = SloConfig()
 
 
@@ -106,7 +128,9 @@ class ControlPlaneConfig(_Section):
     decision_history: PositiveInt = 4096
     slos: SlosConfig = SlosConfig()
     tenants: tuple[TenantConfig, ...] = ()
-    exploration: float = Field(0.01, ge=0, le=0.5, description="share of placements that try a near-best engine")
+    exploration: float = Field(
+        0.01, ge=0, le=0.5, description="share of placements that try a near-best engine"
+    )
     retry_share: float = Field(0.1, ge=0, le=1, description="retries, as a share of the traffic")
     hedge_share: float = Field(0.02, ge=0, le=1, description="hedged calls, as a share of the traffic")
     trace: Annotated[Path | None, AfterValidator(_expanded)] = Field(
@@ -127,7 +151,9 @@ class EngineConfig(_Section):
     python: str = Field("", description="interpreter of another environment, where the engine is installed")
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")
     max_running: PositiveInt = 32
-    group: str = Field("", description="engines of one group share a device; empty = all that run on this machine")
+    group: str = Field(
+        "", description="engines of one group share a device; empty = all that run on this machine"
+    )
     kv_tokens: PositiveInt = Field(65536, description="tokens whose keys and values it can keep cached")
     max_replicas: PositiveInt = Field(1, description="engines like this one that may be started under load")
     min_replicas: int = Field(1, ge=0, description="0 = stopped when nothing asks for it")

@@ -53,7 +53,7 @@ def schema_problems(error: ValidationError) -> list[Problem]:
 
 def semantic_problems(config: SageConfig) -> list[Problem]:
     """What fits the schema and still cannot work."""
-    return [*_gateway(config), *_ports(config), *_engines(config)]
+    return [*_gateway(config), *_ports(config), *_tenants(config), *_engines(config)]
 
 
 def _explain(detail: ErrorDetails) -> str:
@@ -139,19 +139,35 @@ def _ports(config: SageConfig) -> Iterator[Problem]:
             users[value] = name
 
 
+def _tenants(config: SageConfig) -> Iterator[Problem]:
+    tenants = config.control_plane.tenants
+    yield from _names(("control_plane", "tenants"), [tenant.name for tenant in tenants])
+
+
+def _names(path: KeyPath, names: list[str]) -> Iterator[Problem]:
+    """An engine's name is one of a log file too, and a tenant's stands in a header."""
+    counts = Counter(names)
+    for index, name in enumerate(names):
+        if not _NAME.fullmatch(name):
+            yield (
+                (*path, index, "name"),
+                f"found {_shown(name)}, valid are letters, digits, dots, dashes and underscores",
+            )
+        if counts[name] > 1:
+            yield (
+                (*path, index, "name"),
+                f'"{name}" names {counts[name]} {path[-1]}; each needs its own name',
+            )
+
+
 def _engines(config: SageConfig) -> Iterator[Problem]:
-    counts = Counter(engine.name for engine in config.engines)
+    yield from _names(("engines",), [engine.name for engine in config.engines])
     for index, engine in enumerate(config.engines):
         path: KeyPath = ("engines", index)
-        if not _NAME.fullmatch(engine.name):  # it names a log file too
+        if engine.min_replicas > engine.max_replicas:
             yield (
-                (*path, "name"),
-                f"found {_shown(engine.name)}, valid are letters, digits, dots, dashes and underscores",
-            )
-        if counts[engine.name] > 1:
-            yield (
-                (*path, "name"),
-                f'"{engine.name}" names {counts[engine.name]} engines; each needs its own name',
+                (*path, "min_replicas"),
+                f"{engine.min_replicas} is more than max_replicas, which is {engine.max_replicas}",
             )
         if engine.kind == "openai" and not engine.url:
             yield (*path, "url"), "an engine of kind openai needs the base URL of its server here"
