@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from sage.middleware.control_plane.disciplines import Fifo, Keyed
@@ -72,23 +73,24 @@ def by_due() -> Keyed:
 
 
 def _due(record: Record) -> float:
-    return record.due if record.due < float("inf") else record.arrived + PATIENCE_S
+    return record.due if record.due < inf else record.arrived + PATIENCE_S
 
 
 def load_of(engine: EngineView) -> float:
-    """What runs there, for its size; its size is the number of requests that it takes at once."""
-    return (engine.running + engine.outstanding_tokens / TOKENS_PER_REQUEST) / engine.max_running
+    """What runs there, in tokens, for its size; its size is the number of requests that it takes at once."""
+    return (engine.running * TOKENS_PER_REQUEST + engine.outstanding_tokens) / engine.max_running
 
 
 def least_loaded(engines: Sequence[EngineView]) -> Choice | Wait:
     """The free engine with the smallest load, the least recently used among equals."""
     best: EngineView | None = None
-    least = 0.0
+    least, turn = inf, 0
     for engine in engines:
         if engine.free > 0:
-            load = load_of(engine)
-            if best is None or load < least or (load == least and engine.last_dispatch < best.last_dispatch):
-                best, least = engine, load
+            # `load_of`, without a call for each engine: this runs for every request
+            load = (engine.running * TOKENS_PER_REQUEST + engine.outstanding_tokens) / engine.max_running
+            if load < least or (load == least and engine.last_dispatch < turn):
+                best, least, turn = engine, load, engine.last_dispatch
     if best is None:
         return Wait()
     return Choice(
@@ -107,14 +109,15 @@ def predictions(record: Record, engines: Sequence[EngineView], now: float) -> li
         texts = record.waiting_units
         tokens = record.prompt_tokens * texts / record.units
         return [
-            max(0.0, engine.busy_until - now) + engine.embed.seconds(tokens, texts, engine.spec.cores or 1)
+            (engine.busy_until - now if engine.busy_until > now else 0.0)
+            + engine.embed.seconds(tokens, texts, engine.spec.cores)
             for engine in engines
         ]
-    tokens = record.prompt_tokens
-    cached = record.cached
-    if not cached:
-        return [engine.llm.ttft(engine.prefill_tokens + tokens, engine.running) for engine in engines]
+    computed = record.prompt_tokens
+    if not record.cached:
+        return [engine.llm.ttft(engine.prefill_tokens + computed, engine.running) for engine in engines]
+    cached = record.cached.get
     return [
-        engine.llm.ttft(engine.prefill_tokens + max(0, tokens - cached.get(engine.name, 0)), engine.running)
+        engine.llm.ttft(engine.prefill_tokens + computed - cached(engine.name, 0), engine.running)
         for engine in engines
     ]

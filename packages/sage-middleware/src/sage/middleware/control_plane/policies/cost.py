@@ -25,24 +25,21 @@ class Cost(BasePolicy):
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait:  # noqa: ARG002
         """The free engine with the smallest marginal cost, the least recently used among equals."""
         best: EngineView | None = None
-        least = inf
+        least, turn = inf, 0
         for engine in engines:
             if engine.free > 0:
                 seconds = _marginal(record, engine)
-                if (
-                    best is None
-                    or seconds < least
-                    or (seconds == least and engine.last_dispatch < best.last_dispatch)
-                ):
-                    best, least = engine, seconds
+                if seconds < least or (seconds == least and engine.last_dispatch < turn):
+                    best, least, turn = engine, seconds, engine.last_dispatch
         if best is None:
             return Wait()
         return Choice(best.name, f"cheapest of {len(engines)}: {least:.3f} engine-seconds predicted")
 
 
 def _marginal(record: Record, engine: EngineView) -> float:
-    """Engine-seconds: prefill alone, and for each token of the answer a share of an iteration."""
+    """Engine-seconds: its prompt, and for each token of the answer its share of an iteration."""
     if record.job.texts:
-        return engine.embed.seconds(record.prompt_tokens, record.units, engine.spec.cores or 1)
-    sharing = engine.running + 1
-    return engine.llm.ttft(record.prompt_tokens, 0) + record.output_p50 * engine.llm.tpot(sharing) / sharing
+        return engine.embed.seconds(record.prompt_tokens, record.units, engine.spec.cores)
+    llm = engine.llm
+    share = llm.iteration_slope + llm.iteration_base / (engine.running + 1)
+    return llm.per_token * record.prompt_tokens + record.output_p50 * share

@@ -42,13 +42,11 @@ class Slo(BasePolicy):
         """The free engine with the earliest predicted finish, the least recently used among equals."""
         seconds = predictions(record, engines, now)
         best: EngineView | None = None
-        least = inf
+        least, turn = inf, 0
         for engine, one in zip(engines, seconds, strict=True):
-            if engine.free > 0 and (
-                best is None or one < least or (one == least and engine.last_dispatch < best.last_dispatch)
-            ):
-                best, least = engine, one
-        # on the way most are in time: only those that are late somewhere are looked at again
+            if one <= least and engine.free > 0 and (one < least or engine.last_dispatch < turn):
+                best, least, turn = engine, one, engine.last_dispatch
+        # most are in time: only those that would be late where they go are looked at again
         if now + least > record.due and self._hopeless(record, engines, seconds, now):
             waited = now - record.queued  # so long the queue is
             return Shed(f"waited for {waited:.1f} s and can no longer meet its goal", max(1.0, waited))
