@@ -13,6 +13,7 @@ __all__ = ["LeastSquares", "Quantile", "Residuals", "bounded"]
 
 _SMALLEST: Final = 1e-9
 _LARGEST: Final = 1e12
+_DIAGONAL: Final = (0, 4, 7, 9)  # of an upper triangle of 4 by 4, row by row
 
 
 def bounded(value: float, low: float, high: float) -> float:
@@ -99,8 +100,8 @@ class LeastSquares:
     one set of constants fits every engine. A feature that is always 0 is not learned. The guards:
 
     - Outliers: an actual value counts as at most 4 times the prediction.
-    - Bounds: weights stay within 1/100 and 32 of the prior, scaled by the median of actual / prior
-      The first `RESTART` samples set that scale alone, which is how a prior that is far off is replaced.
+    - Bounds: weights stay within 1/100 and 32 of the prior times a scale, the median of actual values over
+      what the prior predicts. The first `RESTART` samples set nothing else: so is a far-off prior replaced.
     - Wind-up: forgetting acts only in the direction of the sample (Kulhavý 1987), so that features that never
       vary do not blow the covariance up; its trace is bounded besides.
     - Regime changes: when errors have one sign for some ten samples, the covariance is widened.
@@ -112,73 +113,86 @@ class LeastSquares:
     _LEAST: Final = 1.0 / _OUTLIER - 1.0
     _LOW: Final = 0.01
     _HIGH: Final = 32.0
-    _INITIAL: Final = 10.0  # variance of a weight relative to that of the noise
+    # Variances of the weights relative to that of the noise: upper triangle of the covariance, row by row.
+    _NOTHING_KNOWN: Final = tuple(10.0 * (i in _DIAGONAL) for i in range(10))
     _WIDEN: Final = 1.0
     _TRACE: Final = 100.0
     _DRIFT: Final = 0.3  # of the mean log error, and 0.7 of its mean size: a change, not noise
 
-    __slots__ = ("_covariance", "_drift", "_prior", "_scale", "_spread", "samples", "weights")
+    __slots__ = ("_anchor", "_covariance", "_drift", "_prior", "_scale", "_spread", "samples", "weights")
 
     def __init__(self, prior: Four) -> None:
         self._prior = prior
         self.weights: Four = prior
+        self._anchor: Four = prior
         self.samples = 0
         self._scale = Quantile(0.5, 1.0)
         self._drift = self._spread = 0.0
-        # The upper triangle, row by row.
-        self._covariance = [self._INITIAL if i in (0, 4, 7, 9) else 0.0 for i in range(10)]
+        self._covariance = self._NOTHING_KNOWN
 
     def observe(self, x: Four, actual: float) -> float:
         """Learn one sample, and return what was predicted for it before."""
         x0, x1, x2, x3 = x
         w0, w1, w2, w3 = self.weights
-        a0, a1, a2, a3 = self._prior
-        predicted = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
-        self._scale.observe(actual / (a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3))
-        scale = self._scale.value
+        p = w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3
+        if self.samples >= self.RESTART:
+            a0, a1, a2, a3 = self._anchor
+            g0, g1, g2, g3 = self._gain(x0 * a0 / p, x1 * a1 / p, x2 * a2 / p, x3 * a3 / p)
+            error = min(actual / p, self._OUTLIER) - 1.0
+            w0 += a0 * g0 * error
+            w1 += a1 * g1 * error
+            w2 += a2 * g2 * error
+            w3 += a3 * g3 * error
+            self._watch(log(error + 1.0 if error > self._LEAST else 1.0 / self._OUTLIER))
+        a0, a1, a2, a3 = self._rescale(x, actual)
+        if self.samples < self.RESTART:
+            self.weights = self._anchor
+        else:
+            low, high = self._LOW, self._HIGH
+            self.weights = (
+                w0 if low * a0 < w0 < high * a0 else bounded(w0, low * a0, high * a0),
+                w1 if low * a1 < w1 < high * a1 else bounded(w1, low * a1, high * a1),
+                w2 if low * a2 < w2 < high * a2 else bounded(w2, low * a2, high * a2),
+                w3 if low * a3 < w3 < high * a3 else bounded(w3, low * a3, high * a3),
+            )
         self.samples += 1
-        if self.samples <= self.RESTART:
-            self.weights = (a0 * scale, a1 * scale, a2 * scale, a3 * scale)
-            return predicted
-        a0, a1, a2, a3 = a0 * scale, a1 * scale, a2 * scale, a3 * scale
-        p = predicted
-        g0, g1, g2, g3 = self._gain(x0 * a0 / p, x1 * a1 / p, x2 * a2 / p, x3 * a3 / p)
-        error = min(actual / predicted, self._OUTLIER) - 1.0
-        low, high = self._LOW, self._HIGH
-        self.weights = (
-            bounded(w0 + a0 * g0 * error, low * a0, high * a0),
-            bounded(w1 + a1 * g1 * error, low * a1, high * a1),
-            bounded(w2 + a2 * g2 * error, low * a2, high * a2),
-            bounded(w3 + a3 * g3 * error, low * a3, high * a3),
-        )
-        self._watch(log(error + 1.0 if error > self._LEAST else 1.0 / self._OUTLIER))
-        return predicted
+        return p
+
+    def _rescale(self, x: Four, actual: float) -> Four:
+        """Let the anchor of the bounds follow the median of actual / prior."""
+        a0, a1, a2, a3 = self._prior
+        self._scale.observe(actual / (a0 * x[0] + a1 * x[1] + a2 * x[2] + a3 * x[3]))
+        scale = self._scale.value
+        self._anchor = anchor = (a0 * scale, a1 * scale, a2 * scale, a3 * scale)
+        return anchor
 
     def _gain(self, u0: float, u1: float, u2: float, u3: float) -> Four:
         """How far each weight follows an error at `u`; updates the covariance. Unrolled for speed."""
-        c = self._covariance
-        p00, p01, p02, p03, p11, p12, p13, p22, p23, p33 = c
+        p00, p01, p02, p03, p11, p12, p13, p22, p23, p33 = self._covariance
         g0 = p00 * u0 + p01 * u1 + p02 * u2 + p03 * u3
         g1 = p01 * u0 + p11 * u1 + p12 * u2 + p13 * u3
         g2 = p02 * u0 + p12 * u1 + p22 * u2 + p23 * u3
         g3 = p03 * u0 + p13 * u1 + p23 * u2 + p33 * u3
         r = g0 * u0 + g1 * u1 + g2 * u2 + g3 * u3
-        if r < _SMALLEST:  # it says nothing new, and what follows would divide by it
+        if r < _SMALLEST:  # rounding has eaten it up
+            self._covariance = self._NOTHING_KNOWN
             return 0.0, 0.0, 0.0, 0.0
         keep = self._FORGET - (1.0 - self._FORGET) / r
         if keep > 0.0 or p00 + p11 + p22 + p33 < self._TRACE:
             k = keep / (self._FORGET * (1.0 + r))
             k0, k1, k2, k3 = k * g0, k * g1, k * g2, k * g3
-            c[0] = p00 - k0 * g0
-            c[1] = p01 - k0 * g1
-            c[2] = p02 - k0 * g2
-            c[3] = p03 - k0 * g3
-            c[4] = p11 - k1 * g1
-            c[5] = p12 - k1 * g2
-            c[6] = p13 - k1 * g3
-            c[7] = p22 - k2 * g2
-            c[8] = p23 - k2 * g3
-            c[9] = p33 - k3 * g3
+            self._covariance = (
+                p00 - k0 * g0,
+                p01 - k0 * g1,
+                p02 - k0 * g2,
+                p03 - k0 * g3,
+                p11 - k1 * g1,
+                p12 - k1 * g2,
+                p13 - k1 * g3,
+                p22 - k2 * g2,
+                p23 - k2 * g3,
+                p33 - k3 * g3,
+            )
         one = 1.0 + r
         return g0 / one, g1 / one, g2 / one, g3 / one
 
@@ -190,6 +204,5 @@ class LeastSquares:
         if size > self._DRIFT and size > 0.7 * self._spread:
             self._drift = 0.0
             c = self._covariance
-            if c[0] + c[4] + c[7] + c[9] < self._TRACE:
-                for i in (0, 4, 7, 9):
-                    c[i] += self._WIDEN
+            if sum(c[i] for i in _DIAGONAL) < self._TRACE:
+                self._covariance = tuple(p + self._WIDEN * (i in _DIAGONAL) for i, p in enumerate(c))
