@@ -55,9 +55,14 @@ class _Tokens(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Item]
-    model: msgspec.Raw | None = None
-    object: str = "list"
     usage: _Tokens | None = None
+
+
+class _Merged(msgspec.Struct):
+    object: str
+    data: list[_Item]
+    model: msgspec.Raw
+    usage: _Tokens
 
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -83,6 +88,8 @@ def read_answer(body: bytes, texts: Sequence[bytes]) -> tuple[list[Vector], Usag
     Raises EngineError unless there is exactly one vector for each, all of one kind and length.
     """
     try:
+        if not body.isascii():
+            body.decode()  # what is only passed on is not looked at by the decoder
         answer = _ANSWER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise EngineError(f"The engine's embeddings answer cannot be read: {exc}.") from exc
@@ -102,7 +109,7 @@ def merge(vectors: Sequence[Vector], model: msgspec.Raw) -> bytes:
     """The answer to one request: its vectors in the order of its input, and the sum of their tokens."""
     tokens = sum(vector.tokens for vector in vectors)
     data = [_Item(index, vector.value) for index, vector in enumerate(vectors)]
-    return _ENCODER.encode(_Answer(data, model, usage=_Tokens(tokens, tokens)))
+    return _ENCODER.encode(_Merged("list", data, model, _Tokens(tokens, tokens)))
 
 
 def share_tokens(total: int, weights: Sequence[int]) -> list[int]:

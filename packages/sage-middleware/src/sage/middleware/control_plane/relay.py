@@ -16,8 +16,12 @@ __all__ = ["Collector", "Recipient", "Relay"]
 class Recipient(Protocol):
     """Who an answer is for. `relay` is the one that reached the client first."""
 
-    sink: Sink
     relay: Relay | None
+
+    @property
+    def sink(self) -> Sink:
+        """Where its bytes go."""
+        ...
 
 
 class Relay:

@@ -121,13 +121,27 @@ class Upstream:
     calls.
     """
 
-    __slots__ = ("begun", "broken", "engine", "number", "parts", "sharing", "sink", "task", "threads")
+    __slots__ = (
+        "begun",
+        "broken",
+        "engine",
+        "hedge",
+        "number",
+        "parts",
+        "sharing",
+        "sink",
+        "task",
+        "threads",
+    )
 
-    def __init__(self, number: int, engine: Engine, parts: Sequence[Part], threads: int) -> None:
+    def __init__(
+        self, number: int, engine: Engine, parts: Sequence[Part], *, threads: int, hedge: bool
+    ) -> None:
         self.number = number
         self.engine = engine
         self.parts = parts
         self.threads = threads
+        self.hedge = hedge
         self.task: asyncio.Task[Any] | None = None
         self.sink: Relay | Collector | None = None
         self.begun = False

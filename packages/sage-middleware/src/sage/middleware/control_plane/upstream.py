@@ -45,7 +45,9 @@ class Upstreams:
     def dispatch(self, action: Dispatch, engine: Engine, parts: Sequence[Part]) -> None:
         """Begin an attempt: at once, or as soon as the request's own task runs."""
         ticket = parts[0].ticket
-        up = self._running[action.attempt] = Upstream(action.attempt, engine, parts, action.threads)
+        up = self._running[action.attempt] = Upstream(
+            action.attempt, engine, parts, threads=action.threads, hedge=action.hedge
+        )
         if len(parts) == 1 and ticket.own is None and not action.hedge and parts[0].whole:
             ticket.own = up
             up.task = ticket.task
@@ -164,6 +166,9 @@ class Upstreams:
             landed.untouched = answer if whole else None
             return vectors
 
+        if up.hedge:  # what is in flight is late: that is why it is asked for again
+            landed.vectors = dict(zip(wanted, await compute(wanted), strict=True))
+            return landed
         # a request without a batch key shares with nobody but itself
         key = ticket.job.batch_key or f"\0{ticket.job.id}"
         landed.vectors = await self._texts.vectors(

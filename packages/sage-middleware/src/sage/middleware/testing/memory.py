@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from sage.common.errors import BadRequestError
 from sage.middleware.engines.port import Call, Capability, EngineSpec, Route, Sink, Usage
 
 __all__ = ["Behaviour", "MemoryEngine", "MemorySink"]
@@ -26,12 +27,17 @@ WORDS = ("one ", "two ", "three")
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """How one call goes: wait for `gate` and raise `fault`, each after so many chunks."""
+    """How one call goes: wait for `gate` and raise `fault`, each after so many chunks.
+
+    `every_s`: seconds between chunks, of a loop in virtual time. `bad_text`: a call that holds it is refused.
+    """
 
     gate: asyncio.Event | None = None
     gate_after: int = 0
     fault: Exception | None = None
     fault_after: int = 0
+    every_s: float = 0.0
+    bad_text: str = ""
 
 
 class MemoryEngine:
@@ -52,6 +58,7 @@ class MemoryEngine:
         self.behaviour = Behaviour()
         self.next_behaviours: deque[Behaviour] = deque()
         self.calls: list[Call] = []
+        self.usages: list[Usage] = []  # of the calls that were answered
         self.running = 0
         self.most_running = 0
         self.served = 0
@@ -90,7 +97,12 @@ class MemoryEngine:
         finally:
             self._count(-1)
         self.served += 1
+        self.usages.append(usage)
         return usage
+
+    def answer(self, call: Call, request: dict[str, Any], usage: Usage) -> list[bytes]:
+        """The chunks of a whole answer."""
+        return [*_chunks(call, request, usage)]
 
     def _count(self, change: int) -> None:
         self.running += change
@@ -99,13 +111,17 @@ class MemoryEngine:
 
     async def _answer(self, call: Call, sink: Sink, behaviour: Behaviour) -> Usage:
         request = msgspec.json.decode(call.body)
+        if behaviour.bad_text and behaviour.bad_text in request.get("input", ()):
+            raise BadRequestError(f"cannot embed {behaviour.bad_text!r}", param="input")
         usage = Usage(len(str(request).split()), 0 if call.route is Route.EMBEDDINGS else len(WORDS))
-        chunks = [*_chunks(call, request, usage)]
+        chunks = self.answer(call, request, usage)
         for index in range(len(chunks) + 1):
             if behaviour.gate is not None and index == behaviour.gate_after:
                 await behaviour.gate.wait()
             if behaviour.fault is not None and index == behaviour.fault_after:
                 raise behaviour.fault
+            if behaviour.every_s and index < len(chunks):
+                await asyncio.sleep(behaviour.every_s)
             if index == len(chunks):
                 break
             if index == 0:
