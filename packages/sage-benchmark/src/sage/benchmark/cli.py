@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sage.benchmark.simulate import commands as simulated
+
 if TYPE_CHECKING:
     from sage.benchmark.load import Target
     from sage.benchmark.report import Run
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Measure the running stack, open loop.", no_args_is_help=True)
+app = typer.Typer(help="Measure the running stack, open loop, or simulate one.", no_args_is_help=True)
+simulated.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 

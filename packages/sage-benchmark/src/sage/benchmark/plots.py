@@ -1,11 +1,11 @@
-"""Two plots as inline SVG: the distribution of latencies and the run over time. No script, no asset."""
+"""Plots as inline SVG: distributions, a run over time, shares against load. No script, no asset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["cdf", "timeline"]
+__all__ = ["cdf", "lines", "timeline"]
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 14, 40
@@ -47,6 +47,21 @@ def timeline(points: Mapping[str, Sequence[tuple[float, float, bool]]], *, unit:
     ]
     ticks = [(share, f"{share * top:.3g}") for share in (0.0, 0.5, 1.0)]
     return _frame(f"{label} ({unit})", dots, right, "s into the run", ticks, list(points))
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str, label: str) -> str:
+    """A line for each named series of (x from 0, share between 0 and 1). ValueError for an empty series."""
+    if not series or not all(series.values()):
+        raise ValueError("A line needs at least one point in each series.")
+    right = max(x for points in series.values() for x, _ in points) or 1.0
+    marks = [
+        f'<polyline class="s{number}" points="'
+        + " ".join(f"{_x(x, right):.1f},{_y(y):.1f}" for x, y in points)
+        + '"/>'
+        for number, points in enumerate(series.values())
+    ]
+    ticks = [(y, f"{y:.0%}") for y in (0.0, 0.5, 0.9, 1.0)]
+    return _frame(label, marks, right, unit, ticks, list(series))
 
 
 def _x(value: float, right: float) -> float:
