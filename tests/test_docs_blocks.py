@@ -16,11 +16,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from sage.common.config import EngineConfig, SageConfig
+from sage.common.config import SageConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_STACK = ROOT / "README.md"
@@ -174,10 +175,11 @@ def settings() -> Iterator[tuple[str, str]]:
     def walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         for key, field in model.model_fields.items():
             inner = field.annotation
+            item = next(iter(get_args(inner)), None)
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from walk(inner, f"{prefix}{key}.")
-            elif key == "engines":
-                yield from walk(EngineConfig, "engines[].")
+            elif isinstance(item, type) and issubclass(item, BaseModel):
+                yield from walk(item, f"{prefix}{key}[].")
             elif field.is_required():
                 yield prefix + key, "required"
             else:
@@ -229,3 +231,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(OWN_STACK.read_text().splitlines()) <= 150
+
+
+def test_the_control_plane_page_has_every_metric_class_header_and_refusal() -> None:
+    from sage.common import telemetry
+    from sage.common.api import Decision
+    from sage.middleware.control_plane.wishes import WISHES
+
+    text = (ROOT / "docs" / "control-plane.md").read_text()
+    documented = re.findall(r"^\| `(sage_\w+)` \| (\w+) \| (\S+) \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+    assert documented == [
+        (m.name, m.kind, m.unit or "-", ", ".join(f"`{label}`" for label in m.labels) or "-", m.help)
+        for m in telemetry.METRICS
+    ]
+    first_cells = set(re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE))
+    named = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
+    wanted = {*telemetry.RequestClass, *telemetry.ShedReason, *WISHES, *Decision.model_fields}
+    assert wanted - named == {"request_id", "at"}

@@ -93,11 +93,14 @@ def test_every_read_is_typed_and_authorised(server: Server, client: AdminClient)
     server.answer("GET", "/admin/v1/status", status)
     server.answer("GET", "/admin/v1/engines", {"engines": []})
     server.answer("GET", "/admin/v1/policy", POLICY)
+    gauge = {"name": "up", "kind": "gauge", "unit": "s", "help": "h", "samples": [{"value": 1.5}]}
+    server.answer("GET", "/admin/v1/metrics", {"metrics": [gauge]})
     server.answer("GET", "/admin/v1/decisions?limit=5", {"decisions": [DECISION]})
     server.answer("GET", "/admin/v1/decisions/req-1", DECISION)
     assert client.status().uptime_s == 2.0
     assert client.engines().engines == []
     assert client.policy().available == ["fifo", "least_load"]
+    assert client.metrics().metrics[0].samples[0].value == 1.5
     assert client.decisions(5).decisions == [client.decision("req-1")]
     assert {token for _, _, token, _ in server.asked} == {"Bearer secret"}
 

@@ -7,7 +7,15 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ValidationError
 
-from sage.common.api import Decision, DecisionList, EngineList, PolicyStatus, RunInfo, StackStatus
+from sage.common.api import (
+    Decision,
+    DecisionList,
+    EngineList,
+    MetricList,
+    PolicyStatus,
+    RunInfo,
+    StackStatus,
+)
 from sage.common.errors import SageError
 from sage.middleware.rest import Rest
 
@@ -41,6 +49,10 @@ class AdminClient:
     def set_policy(self, name: str) -> PolicyStatus:
         """Put another policy in force. Raises BadRequestError or NotFoundError for an unknown name."""
         return self._call("PUT", "/policy", PolicyStatus, {"name": name})
+
+    def metrics(self) -> MetricList:
+        """All metrics, by the names of `sage.common.telemetry`."""
+        return self._call("GET", "/metrics", MetricList)
 
     def decisions(self, limit: int = 100) -> DecisionList:
         """The newest decisions, newest first, at most `limit`."""
