@@ -77,8 +77,8 @@ class WatchedPlane(ControlPlane):
         super().__init__(ControlPlaneConfig(), SystemClock())
         self._changed = changed
 
-    def engine_down(self, name: str, reason: str) -> None:
-        super().engine_down(name, reason)
+    def engine_down(self, name: str, reason: str, *, crashed: bool = False) -> None:
+        super().engine_down(name, reason, crashed=crashed)
         self._changed.set()
 
 

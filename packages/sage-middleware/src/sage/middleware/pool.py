@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
 from sage.common.api import EngineStatus
-from sage.common.config import EngineConfig, SageConfig
-from sage.common.errors import ConfigError, SageError
-from sage.common.ports import LOOPBACK
-from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.engines.port import Engine, EngineKind, EngineSpec
+from sage.common.config import SageConfig
+from sage.common.errors import ConfigError, NotFoundError, SageError, UnavailableError, UsageError
+from sage.middleware.control_plane.driver import ControlPlane, EngineAction
+from sage.middleware.control_plane.types import StartEngine, StopEngine
+from sage.middleware.engines.port import EngineKind
 from sage.middleware.engines.registry import engine_kind
-from sage.platform.leases import PortLease, lease_port
-from sage.platform.nodes import inventory, share_cores
+from sage.middleware.members import ASLEEP, Equipment, Member, describe, merge, raise_together, template_of
 from sage.platform.service import ServiceSpec, ServiceStatus, Supervisor
 
 __all__ = ["EnginePool", "Processes"]
@@ -25,8 +23,8 @@ __all__ = ["EnginePool", "Processes"]
 log: Final = logging.getLogger("sage.middleware.pool")
 
 GRACE_S: Final = 3.0  # after the first failed start, for others that fail too
-KEYS: Final = ("SAGE_API_KEY", "OPENAI_API_KEY")  # of the clients that share our environment
 POLL_S: Final = 2.0  # between two looks at an engine that somebody else runs
+DRAIN_POLL_S: Final = 0.05  # between two looks whether an engine that is to stop has work left
 
 
 class Processes(Protocol):
@@ -44,34 +42,29 @@ class Processes(Protocol):
         """All processes."""
         ...
 
+    async def stop(self, name: str) -> None:
+        """Stop one for good."""
+        ...
+
+    async def restart(self, name: str) -> None:
+        """Stop one and start it again."""
+        ...
+
     async def close(self) -> None:
         """Stop all of them."""
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Member:
-    """One engine of the pool. `engine` is made when its URL is known."""
-
-    config: EngineConfig
-    kind: EngineKind
-    spec: EngineSpec
-    url: str = ""
-    cores: tuple[int, ...] = ()
-    service: ServiceSpec | None = None
-    lease: PortLease | None = None  # kept while the pool lives: a restart finds its port again
-    engine: Engine | None = None
-    up: bool = False
-
-
 class EnginePool:
-    """Starts the engines of `config` and keeps the control plane told of who can serve.
+    """Starts and stops the engines of `config` and keeps the control plane told of who can serve.
 
     `logs` is the folder for the engines' logs. `supervisor` makes what runs the processes, given whom to tell
     of changes; `kinds` finds a kind of engine by its name. Every engine is announced at once, so that its
     model exists and is answered with 503 until it is ready. A process that stops answering its probe
-    (`degraded`) is sent no more work, though it is not killed and what runs there may end. Raises one
-    ConfigError with all that is wrong.
+    (`degraded`) is sent no more work, though it is not killed and what runs there may end. Engines with
+    `min_replicas` 0 sleep at first. What the control plane wants started, stopped or restarted is done
+    in the background; a fault there is told to it as the engine's end. Raises one ConfigError with all that
+    is wrong.
     """
 
     def __init__(
@@ -85,23 +78,31 @@ class EnginePool:
         poll_s: float = POLL_S,
     ) -> None:
         self._config = config
-        self._logs = logs
+        self._equipment = Equipment(config, logs)
         self._control_plane = control_plane
         self._processes = supervisor(self._changed)
         self._poll_s = poll_s
-        self._members = {member.config.name: member for member in _describe(config.engines, kinds)}
+        self._members = {member.config.name: member for member in describe(config.engines, kinds)}
         self._pollers: list[asyncio.Task[None]] = []
+        self._actions: set[asyncio.Task[None]] = set()
+        self._locks: dict[str, asyncio.Lock] = {}  # by engine: starts and stops of one go one after the other
+        self._planned = asyncio.Event()  # ports and cores are given out
+        self._closing = False
         for member in self._members.values():
             control_plane.announce(member.spec)
+            if member.asleep:
+                control_plane.engine_down(member.spec.name, ASLEEP)
+        control_plane.on_engine_action = self._act
 
     async def start(self) -> None:
-        """Start every engine and return when all that are ours are ready.
+        """Start every engine that does not sleep and return when all that are ours are ready.
 
         An engine that somebody else runs may come later. Raises one SageError with every reason when
         one of ours cannot be started; then all of them are stopped again.
         """
         try:
             await asyncio.to_thread(self._plan)
+            self._planned.set()
             await self._start_all()
         except BaseException:
             await self.close()
@@ -109,9 +110,10 @@ class EnginePool:
 
     async def close(self) -> None:
         """Stop what was started and close all connections. What still runs at an engine breaks off."""
-        for poller in self._pollers:
-            poller.cancel()
-        await asyncio.gather(*self._pollers, return_exceptions=True)
+        self._closing = True
+        for task in (*self._pollers, *self._actions):
+            task.cancel()
+        await asyncio.gather(*self._pollers, *self._actions, return_exceptions=True)
         for member in self._members.values():
             member.up = False
             self._control_plane.engine_down(member.spec.name, "the engines are being stopped")
@@ -134,7 +136,7 @@ class EnginePool:
         counted = {status.name: status for status in self._control_plane.engines()}
         processes = {status.name: status for status in self._processes.statuses()}
         return [
-            _merge(counted[name], member, processes.get(name))
+            merge(counted[name], member, processes.get(name))
             for name, member in self._members.items()
             if name in counted
         ]
@@ -147,41 +149,19 @@ class EnginePool:
         Raises one ConfigError with all problems.
         """
         members = list(self._members.values())
-        local = [member for member in members if not member.config.url]
-        cores = share_cores(inventory().cpus, [member.config.cores for member in local])
-        for member, share in zip(local, cores, strict=True):
-            member.cores = share
+        self._equipment.plan_cores(members)
         problems: list[BaseException] = []
         for member in members:
             try:
-                self._equip(member)
+                self._equipment.fit(member)
             except SageError as exc:
                 problems.append(exc)
-        _raise_together(problems, ConfigError, "cannot be started")
-
-    def _equip(self, member: _Member) -> None:
-        config = member.config
-        port = 0
-        if not config.url:
-            ports = self._config.ports
-            member.lease = lease_port(ports.llm if config.task == "generate" else ports.embedding)
-            port = member.lease.port
-        service = member.kind.service(config, port, member.cores)
-        if service is not None:
-            env = {**self._no_keys(), **service.env}
-            member.service = replace(service, log=self._logs / f"{config.name}.log", env=env)
-        member.url = config.url or f"http://{LOOPBACK}:{port}"
-        member.engine = member.kind.connect(config, member.url)
-
-    def _no_keys(self) -> dict[str, str]:
-        """No engine's process needs the keys that this one has; an empty variable counts as none."""
-        return dict.fromkeys(
-            (*KEYS, *(one.api_key_env for one in self._config.engines if one.api_key_env)), ""
-        )
+        raise_together(problems, ConfigError, "cannot be started")
 
     async def _start_all(self) -> None:
         """Raises as soon as one fails, with those that fail at about the same time."""
-        starts = [asyncio.create_task(self._start(member)) for member in self._members.values()]
+        awake = [member for member in self._members.values() if not member.asleep]
+        starts = [asyncio.create_task(self._start(member)) for member in awake]
         if not starts:
             return
         try:
@@ -193,25 +173,192 @@ class EnginePool:
                 start.cancel()
             outcomes = await asyncio.gather(*starts, return_exceptions=True)
         faults = [fault for fault in outcomes if isinstance(fault, Exception)]
-        _raise_together(faults, SageError, "did not start")
+        raise_together(faults, SageError, "did not start")
 
-    async def _start(self, member: _Member) -> None:
+    async def _start(self, member: Member) -> None:
         if member.service is None:
             self._pollers.append(asyncio.create_task(self._poll(member), name=f"poll {member.spec.name}"))
         else:
             await self._processes.start(member.service)
             await self._processes.wait_ready(member.service.name)
 
+    # ---- coming and going --------------------------------------------------------------------------------
+
+    async def start_engine(self, template: str, name: str) -> None:
+        """Start the engine `name`: the configured one called `template`, or one more like it.
+
+        Returns when its process runs; the control plane is told when it is ready, or why it never will be.
+        Nothing happens if it runs already. Raises NotFoundError (template), UsageError (no such replica, or
+        it runs elsewhere), UnavailableError (the pool is being closed), and what keeps it from being
+        started; that is told to the control plane as well.
+        """
+        base = self._base(template, name)
+        await self._planned.wait()
+        async with self._lock(name):
+            self._refuse_if_closing()
+            member = self._members.get(name) or base.replica(name)
+            if self._runs(name):
+                return
+            self._members[name] = member
+            member.asleep = member.leaving = False
+            self._control_plane.announce(member.spec)
+            try:
+                member.get_cores(self._equipment.cores_like(base, self._others(name)))
+                await asyncio.to_thread(self._equipment.fit, member)
+                if member.service is None:
+                    raise UsageError(f"Engine {template} has no process that could be started from here.")
+                await self._processes.start(member.service)
+            except BaseException as exc:
+                self._down(member, str(exc) or type(exc).__name__)
+                raise
+        log.info("engine %s is starting on cores %s", name, member.cores)
+
+    async def stop_engine(self, name: str) -> None:
+        """Drain an engine and stop it: no new work, time for what runs there, then its process ends.
+
+        A configured one sleeps then; one more like it is forgotten. Nothing happens if it does not run.
+        Raises NotFoundError, UsageError for one that runs elsewhere, UnavailableError like `start_engine`.
+        """
+        member = self._ours(name)
+        async with self._lock(name):
+            self._refuse_if_closing()
+            if member.asleep or self._members.get(name) is not member:
+                return
+            member.leaving, member.up = True, False
+            self._control_plane.engine_down(name, "it is being stopped")
+            try:
+                async with asyncio.timeout(self._config.gateway.drain_s):
+                    await self._drained(name)
+            except TimeoutError:
+                log.warning("engine %s is stopped with work left after its time to drain", name)
+            if self._runs(name):
+                await self._processes.stop(name)
+            member.leaving = member.lived = False
+            await self._laid_down(member)
+        log.info("engine %s is stopped", name)
+
+    async def restart_engine(self, name: str) -> None:
+        """End an engine's process at once, whatever runs there, and start it again.
+
+        Nothing happens if it does not run, or is being started or stopped. Errors as of `stop_engine`.
+        """
+        member = self._ours(name)
+        lock = self._lock(name)
+        if lock.locked() or not self._runs(name):
+            return
+        async with lock:
+            self._refuse_if_closing()
+            self._down(member, "it is being restarted")
+            try:
+                await self._processes.restart(name)
+            except SageError as exc:
+                self._down(member, str(exc))
+                raise
+
+    def _act(self, action: EngineAction) -> None:
+        """Carry out in the background what the control plane wants."""
+        if self._closing:
+            return
+        task = asyncio.create_task(self._carry_out(action), name=f"{type(action).__name__} {action.name}")
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
+
+    async def _carry_out(self, action: EngineAction) -> None:
+        log.info("%s %s: %s", type(action).__name__, action.name, action.reason)
+        try:
+            if isinstance(action, StartEngine):
+                await self.start_engine(action.template, action.name)
+            elif isinstance(action, StopEngine):
+                await self.stop_engine(action.name)
+            else:
+                await self.restart_engine(action.name)
+        except Exception as exc:
+            unforeseen = not isinstance(exc, SageError)
+            log.error("%s %s failed: %s", type(action).__name__, action.name, exc, exc_info=unforeseen)
+            self._control_plane.engine_down(action.name, str(exc) or type(exc).__name__)
+
+    async def _drained(self, name: str) -> None:
+        while any(one.name == name and one.running for one in self._control_plane.engines()):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def _laid_down(self, member: Member) -> None:
+        """Its process has ended: what the control plane and we keep of it."""
+        name = member.spec.name
+        if member.base is None:
+            member.asleep = True
+            self._control_plane.announce(member.spec)  # what was drained stays `draining` until it is news
+            self._control_plane.engine_down(name, ASLEEP)
+            return
+        del self._members[name]
+        self._control_plane.remove_engine(name)
+        if member.engine is not None:
+            await member.engine.close()
+        if member.lease is not None:
+            member.lease.release()
+
+    def _base(self, template: str, name: str) -> Member:
+        base = self._members.get(template)
+        if base is None or base.base is not None:
+            known = ", ".join(one for one, member in self._members.items() if member.base is None) or "none"
+            raise NotFoundError(f"There is no configured engine {template!r}; there are: {known}.")
+        self._refuse_if_elsewhere(base)
+        names = list(template_of(base.config, base.spec, 0).names())
+        if name not in names:
+            raise UsageError(f"{name!r} is no engine like {template}; valid are: {', '.join(names)}.")
+        return base
+
+    def _ours(self, name: str) -> Member:
+        member = self._members.get(name)
+        if member is None:
+            known = ", ".join(self._members) or "none"
+            raise NotFoundError(f"There is no engine {name!r}; there are: {known}.")
+        self._refuse_if_elsewhere(member)
+        return member
+
+    def _refuse_if_elsewhere(self, member: Member) -> None:
+        if member.config.url:
+            name = member.spec.name
+            raise UsageError(f"Engine {name} runs elsewhere and cannot be started or stopped from here.")
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise UnavailableError("The engines are being stopped.")
+
+    def _running(self) -> set[str]:
+        """Names of the engines that have a process, or will have after a pause."""
+        return {one.name for one in self._processes.statuses() if one.state not in ("stopped", "failed")}
+
+    def _runs(self, name: str) -> bool:
+        return name in self._running()
+
+    def _others(self, name: str) -> list[Member]:
+        """Those that have cores, or are just being given some."""
+        running = self._running()
+        busy = {other for other, lock in self._locks.items() if lock.locked() and other != name}
+        return [one for other, one in self._members.items() if other in running | busy]
+
     # ---- watching ----------------------------------------------------------------------------------------
 
     def _changed(self, status: ServiceStatus) -> None:
-        member = self._members[status.name]
+        member = self._members.get(status.name)
+        if member is None or member.leaving:
+            return
         if status.state == "ready":
+            member.lived = True
             self._up(member)
-        elif member.up or status.state != "starting":
-            self._down(member, status.detail or f"its process is {status.state}")
+            return
+        if member.up or member.lived or status.state != "starting":
+            crashed = member.lived and status.state in ("starting", "failed")
+            if status.state != "degraded":
+                member.lived = False
+            self._down(member, status.detail or f"its process is {status.state}", crashed=crashed)
+        if status.state == "starting":  # again: it is on its way, not gone
+            self._control_plane.announce(member.spec)
 
-    async def _poll(self, member: _Member) -> None:
+    async def _poll(self, member: Member) -> None:
         if member.engine is None:
             raise RuntimeError(f"{member.spec.name} is polled before it was connected")
         while True:
@@ -221,54 +368,14 @@ class EnginePool:
                 self._up(member)
             await asyncio.sleep(self._poll_s)
 
-    def _up(self, member: _Member) -> None:
+    def _up(self, member: Member) -> None:
         if member.engine is not None:
             log.info("engine %s is ready at %s", member.spec.name, member.url)
             member.up = True
             self._control_plane.add_engine(member.engine)
 
-    def _down(self, member: _Member, reason: str) -> None:
+    def _down(self, member: Member, reason: str, *, crashed: bool = False) -> None:
         if member.up:
             log.warning("engine %s is down: %s", member.spec.name, reason)
         member.up = False
-        self._control_plane.engine_down(member.spec.name, reason)
-
-
-def _describe(configs: Sequence[EngineConfig], kinds: Callable[[str], EngineKind]) -> list[_Member]:
-    members: list[_Member] = []
-    problems: list[BaseException] = []
-    names: set[str] = set()
-    for config in configs:
-        try:
-            kind = kinds(config.kind)
-            members.append(_Member(config, kind, kind.spec(config)))
-        except SageError as exc:
-            problems.append(exc)
-        if config.name in names:
-            problems.append(
-                ConfigError(f"Two engines are named {config.name!r}; each needs a name of its own.")
-            )
-        names.add(config.name)
-    _raise_together(problems, ConfigError, "cannot be used")
-    return members
-
-
-def _raise_together(problems: Sequence[BaseException], kind: type[SageError], what: str) -> None:
-    """Raise one of them as it is, and more of them as one error that names all."""
-    for problem in problems:
-        if not isinstance(problem, SageError):
-            raise problem
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise kind(f"{len(problems)} engines {what}: " + " | ".join(map(str, problems)))
-
-
-def _merge(counted: EngineStatus, member: _Member, process: ServiceStatus | None) -> EngineStatus:
-    facts: dict[str, object] = {"url": member.url, "cores": list(member.cores)}
-    if process is not None:
-        facts |= {"pid": process.pid, "restarts": process.restarts}
-        spawning = process.state == "stopped" and counted.state == "starting"
-        if process.state != "ready" and not spawning:  # the process knows best why it does not serve
-            facts |= {"state": process.state, "detail": process.detail}
-    return counted.model_copy(update=facts)
+        self._control_plane.engine_down(member.spec.name, reason, crashed=crashed)
