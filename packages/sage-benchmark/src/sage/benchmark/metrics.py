@@ -122,8 +122,8 @@ def goodput(records: Sequence[Record], limits: Limits, wall: float) -> float:
     return attainment(records, limits)[0] / wall
 
 
-def texts_per_s(records: Sequence[Record], window: float) -> float:
-    """Texts embedded per second of the first `window` seconds.
+def texts_per_s(records: Sequence[Record], window: float, *, begin: float = 0.0) -> float:
+    """Texts embedded per second of the `window` seconds that start at `begin`.
 
     A call that reaches past the window counts by the part of its time that lies inside, so that calls of many
     seconds do not make steps in a short window.
@@ -135,8 +135,8 @@ def texts_per_s(records: Sequence[Record], window: float) -> float:
         if record.outcome == "ok":
             end = _pieces(record)[-1]
             took = end - record.sent
-            inside = max(0.0, min(end, window) - max(record.sent, 0.0))
-            done += record.texts * (inside / took if took > 0 else float(0 <= end <= window))
+            inside = max(0.0, min(end, begin + window) - max(record.sent, begin))
+            done += record.texts * (inside / took if took > 0 else float(begin <= end <= begin + window))
     return done / window
 
 
