@@ -16,7 +16,7 @@ BOUND: Final = 1.25  # times its even share of what runs: more an engine is not 
 
 
 class PrefixAffinity(BasePolicy):
-    """Each request goes where most of its prompt is cached, within a bounded load (Mirrokni et al. 2018).
+    """Each request goes where most of its prompt is cached, within a bounded load (Mirrokni and others 2018).
 
     It is right for conversations, agents and few-shot prompts, whose beginnings repeat.
     It is not right when prompts have nothing in common, where it is `least_load` with an index to keep.
