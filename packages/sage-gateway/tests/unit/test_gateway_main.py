@@ -74,7 +74,7 @@ def test_what_is_missing_names_the_state_and_no_detail() -> None:
     secret = "exited with code 1; last log line: the folder of models is gone"
     engines = [
         engine(name=state, state=state, detail=secret)
-        for state in ("ready", "degraded", "failed", "starting")
+        for state in ("ready", "stopped", "degraded", "failed", "starting")
     ]
     assert not_ready(engines) == (
         "engine degraded is degraded",

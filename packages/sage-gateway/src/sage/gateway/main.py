@@ -37,6 +37,7 @@ from sage.gateway.tokens import TokenDecoder
 from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.engines.port import Route
+from sage.middleware.members import make_core
 from sage.middleware.pool import EnginePool
 from sage.platform.state import StateDirectory
 
@@ -94,7 +95,7 @@ class Gateway:
         self._started = self._clock.wall()
         self._stopping = False
         self._signal = asyncio.Event()
-        self._control_plane = ControlPlane(config.control_plane, self._clock)
+        self._control_plane = ControlPlane(config.control_plane, self._clock, core=make_core(config))
         self._pool = EnginePool(config, paths.logs, self._control_plane)
         self._health = Health(sockets.health)
         keys = KeyRing(
@@ -223,8 +224,12 @@ class Gateway:
 
 
 def not_ready(engines: Iterable[EngineStatus]) -> tuple[str, ...]:
-    """The engines that get no work, for callers without a key: `detail` with its paths is the admin API's."""
-    return tuple(f"engine {one.name} is {one.state}" for one in engines if one.state != "ready")
+    """The engines that get no work, for callers without a key: `detail` with its paths is the admin API's.
+
+    One that is stopped sleeps: it is started when somebody asks for its model.
+    """
+    awake = (one for one in engines if one.state not in ("ready", "stopped"))
+    return tuple(f"engine {one.name} is {one.state}" for one in awake)
 
 
 def _port(sock: socket.socket) -> int:

@@ -13,7 +13,10 @@ from sage.common.api import EngineStatus
 from sage.common.config import EngineConfig, SageConfig
 from sage.common.errors import ConfigError, SageError
 from sage.common.ports import LOOPBACK
-from sage.middleware.control_plane.fleet import Template
+from sage.middleware.control_plane.core import Core
+from sage.middleware.control_plane.fleet import AutoscaleOptions, Template
+from sage.middleware.control_plane.options import CoreOptions, policy_options
+from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.engines.port import Call, Engine, EngineKind, EngineSpec, Sink, Usage
 from sage.middleware.engines.registry import engine_kind
 from sage.platform.leases import PortLease, lease_port
@@ -26,6 +29,7 @@ __all__ = [
     "Member",
     "Served",
     "describe",
+    "make_core",
     "merge",
     "raise_together",
     "scaling",
@@ -209,6 +213,22 @@ def scaling(
         if one.spec.group in devices and (one.base or one).config.name not in moving:
             devices[one.spec.group] -= set(one.cores)
     return templates, {group: len(cores) for group, cores in devices.items()}
+
+
+def make_core(
+    config: SageConfig,
+    kinds: Callable[[str], EngineKind] = engine_kind,
+    autoscale: AutoscaleOptions | None = None,
+) -> Core:
+    """The core that a configuration asks for, engines that come and go included. Raises ConfigError."""
+    templates, cores = scaling(config, kinds)
+    options = msgspec.structs.replace(
+        CoreOptions.of(config.control_plane),
+        templates=templates,
+        device_cores=cores,
+        autoscale=autoscale or AutoscaleOptions(),
+    )
+    return Core(load_policy(config.control_plane.policy, policy_options(config.control_plane)), options)
 
 
 def raise_together(problems: Sequence[BaseException], kind: type[SageError], what: str) -> None:

@@ -220,7 +220,7 @@ def _wait_ready(pid: int, paths: SagePaths, deadline: float, on_progress: Callab
                     ),
                     hint=f"Its log is in {paths.logs}.",
                 )
-            if all(e.state == "ready" for e in engines):
+            if all(e.state in ("ready", "stopped") for e in engines):  # stopped = sleeps until asked for
                 return run
         time.sleep(_POLL_S)
     waiting = ", ".join(f"{name} {state}" for name, state in seen.items()) or "gateway not listening"

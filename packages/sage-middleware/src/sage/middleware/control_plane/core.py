@@ -63,9 +63,7 @@ class Core:
         self._arrivals = 0
         self._retries = RETRY_RESERVE
         self._roster = Roster(self.engines, self._placement.forget)
-        self._scaling = Scaling(
-            self._options.templates, self._options.device_cores, self.engines, self._lanes
-        )
+        self._scaling = Scaling(self._options, self.engines, self._lanes)
         self._next_look = 0.0
         self._actions: list[Action] = []
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -298,10 +296,10 @@ class Core:
         else:
             record.returned.append(part)
             record.retries += 1
+            if not record.running and record.left == record.units:
+                record.outcome = "waiting"
             if record.job.id not in lane.records:
                 record.queued = now
-                if not record.running:
-                    record.outcome = "waiting"
                 record.reason = f"waiting for a second attempt; the first one failed: {reason}"
                 self._lanes.push(lane, record, now)
                 self._lanes.watch(record)

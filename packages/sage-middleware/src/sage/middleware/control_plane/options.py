@@ -6,7 +6,7 @@ import msgspec
 
 from sage.common.config import ControlPlaneConfig, SloConfig
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.fleet import Template
+from sage.middleware.control_plane.fleet import AutoscaleOptions, Template
 from sage.middleware.control_plane.policy import PolicyOptions
 from sage.middleware.control_plane.types import Slo
 
@@ -44,6 +44,7 @@ class CoreOptions(msgspec.Struct, frozen=True):
     details_per_s: float = 20.0  # decisions whose candidates are kept
     templates: tuple[Template, ...] = ()  # engines that may be started and stopped
     device_cores: dict[str, int] = {}  # cores of each group; templates share them
+    autoscale: AutoscaleOptions = AutoscaleOptions()
 
     @classmethod
     def of(cls, config: ControlPlaneConfig) -> CoreOptions:

@@ -9,8 +9,9 @@ from typing import Final
 
 from sage.middleware.control_plane.autoscale import Autoscaler, DrainEngine
 from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
-from sage.middleware.control_plane.fleet import Demand, Replica, Template
+from sage.middleware.control_plane.fleet import Demand, Replica
 from sage.middleware.control_plane.lanes import Lane, Lanes
+from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.types import Job, StartEngine
 
 __all__ = ["Scaling"]
@@ -21,11 +22,9 @@ SAMPLE: Final = 256  # waiting requests of a lane that are looked at
 class Scaling:
     """Feeds an `Autoscaler`. Without templates it wants nothing."""
 
-    def __init__(
-        self, templates: tuple[Template, ...], cores: dict[str, int], engines: EngineTable, lanes: Lanes
-    ) -> None:
-        self._templates = {one.name: one for one in templates}
-        self._autoscaler = Autoscaler(templates, cores)
+    def __init__(self, options: CoreOptions, engines: EngineTable, lanes: Lanes) -> None:
+        self._templates = {one.name: one for one in options.templates}
+        self._autoscaler = Autoscaler(options.templates, options.device_cores, options.autoscale)
         self._engines = engines
         self._lanes = lanes
         self._shed: Counter[str] = Counter()
