@@ -243,13 +243,21 @@ class Cluster:
         self._load(member, model.cold_start_s)
 
     def stop(self, name: str) -> None:
-        """Carry out a StopEngine: it is gone at once, as nothing runs there."""
+        """Carry out a StopEngine: its process ends at once, as nothing runs there.
+
+        A configured engine sleeps from then on, one of the others is forgotten.
+        """
         member = self.members[name]
+        now = self._agenda.now
         member.life += 1
         member.state = "stopped"
-        member.sim.drop(self._agenda.now)
+        member.sim.drop(now)
         self._touched.append(member)
-        self._agenda.at(self._agenda.now, self._tell, EngineRemoved(self._agenda.now, name))
+        if member.spec.template:
+            self._agenda.at(now, self._tell, EngineRemoved(now, name))
+        else:
+            self._agenda.at(now, self._tell, EngineAdded(now, member.spec))
+            self._agenda.at(now, self._tell, EngineDown(now, name, "asleep"))
 
     def restart(self, name: str) -> None:
         """Carry out a RestartEngine."""

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from sage.common.errors import NotFoundError
+from sage.middleware.control_plane.fleet import Template
 from sage.middleware.control_plane.simulator.schema import read_checked
 from sage.middleware.engines.port import Capability, EngineSpec
 
@@ -127,6 +128,14 @@ class Fleet(_Section):
     engines: Annotated[tuple[EngineModel, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
+    def _replicas_fit(self) -> Fleet:
+        for engine in self.engines:
+            if engine.min_replicas > engine.max_replicas:
+                bounds = f"min_replicas {engine.min_replicas} above max_replicas {engine.max_replicas}"
+                raise ValueError(f"{engine.name} has {bounds}")
+        return self
+
+    @model_validator(mode="after")
     def _names_fit(self) -> Fleet:
         names = [name for name, _ in self.instances()]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -144,6 +153,24 @@ class Fleet(_Section):
             for engine in self.engines
             for index in range(engine.count)
         ]
+
+    def templates(self) -> tuple[Template, ...]:
+        """All engines for the autoscaler; none if the number of none of them may change."""
+        if all(engine.min_replicas == engine.max_replicas == 1 for engine in self.engines):
+            return ()
+        return tuple(
+            Template(
+                name,
+                engine.model,
+                "generate" if isinstance(engine, LlmEngine) else "embed",
+                engine.min_replicas,
+                engine.max_replicas,
+                engine.group,
+                engine.cores,
+                engine.cold_start_s,
+            )
+            for name, engine in self.instances()
+        )
 
 
 def engine_spec(name: str, engine: LlmEngine | EmbedEngine, template: str = "") -> EngineSpec:

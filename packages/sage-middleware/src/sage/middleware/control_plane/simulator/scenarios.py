@@ -99,6 +99,8 @@ def _engine(random: Random, kind: str, index: int) -> dict[str, Any]:
         "starts_up": random.random() < 0.9,
         "managed": random.random() < 0.8,
         "noise": random.choice((0.0, 0.1, 0.5)),
+        "min_replicas": random.choice((0, 1, 1, 1)),
+        "max_replicas": random.choice((1, 1, 1, 3)),
     }
     if kind == "llm":
         return common | {

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from sage.common.errors import UsageError
 from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.options import CoreOptions
@@ -56,14 +58,18 @@ def simulate(
 ) -> Result:
     """Run `workload`, which comes in order of arrival, to its last request's end. SIMULATED.
 
-    `check`: look at every invariant after every step, which takes several times as long. `policy_options`
-    are those of a default server with the run's seed unless they are given.
+    `check`: look at every invariant after every step. `options` without templates gets those of the fleet,
+    if it has engines that may be started and stopped. `policy_options` are those of a default server with
+    the options' goals and the run's seed unless they are given.
 
     Raises UsageError for a workload out of order, ids used twice or an unknown engine of a fault;
     NotFoundError and BadRequestError for a job that no engine of the fleet can serve; InvariantError.
     """
     options = options or CoreOptions()
-    made = load_policy(policy, policy_options or PolicyOptions(seed=seed))
+    if not options.templates:
+        cores = {name: device.cores for name, device in fleet.devices.items() if device.cores}
+        options = replace(options, templates=fleet.templates(), device_cores=cores)
+    made = load_policy(policy, policy_options or PolicyOptions(seed=seed, slos=options.slos))
     return World(Core(made, options), options, fleet, seed, check=check).run(workload, faults)
 
 
@@ -135,10 +141,12 @@ class World:
                 agenda.now = max(agenda.now, wake)
                 self._feed(Tick(agenda.now), ())
             elif at <= arrival:
+                wakes = 0
                 if at == NEVER:
                     raise InvariantError(f"{len(self._live)} requests live and nothing will ever happen")
                 agenda.step()
             elif coming is not None:
+                wakes = 0
                 if arrival < agenda.now:
                     raise UsageError(f"The workload is not in order: {coming.job.id} arrives at {arrival} s.")
                 agenda.now = arrival
@@ -176,8 +184,8 @@ class World:
         if record is None:
             raise InvariantError(f"the core has no record of {job.id}, which it was just told of")
         live.record = record
-        if record.deadline is not None:
-            self._agenda.at(max(now, record.deadline), self._give_up, job)
+        if event.deadline is not None:
+            self._agenda.at(event.deadline, self._give_up, job)
         if request.cancel_after is not None:
             self._agenda.at(now + request.cancel_after, self._client_leaves, job)
         self._carry_out(event, actions)
