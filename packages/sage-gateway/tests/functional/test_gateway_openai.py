@@ -279,3 +279,54 @@ async def test_the_policy_can_be_changed(stack: Stack) -> None:
     assert "least_load" in wrong.error["message"]
     assert (await stack.gateway.admin("PUT", "/policy", {"nam": "fifo"})).status == 400
     assert (await stack.gateway.admin("PUT", "/policy", {"name": before["name"]})).status == 200
+
+
+async def test_the_policies_say_what_they_do(stack: Stack) -> None:
+    found = (await stack.gateway.admin("GET", "/policy")).json
+    assert found["name"] == "hybrid"
+    assert sorted(found["summaries"]) == found["available"]
+    assert all(summary.endswith(".") for summary in found["summaries"].values())
+
+
+async def test_metrics_are_counted_and_served_in_two_forms(stack: Stack) -> None:
+    assert (await stack.post("chat/completions", {"model": "talker", "messages": MESSAGES})).status == 200
+    found = (await stack.gateway.admin("GET", "/metrics")).json["metrics"]
+    metrics = {metric["name"]: metric["samples"] for metric in found}
+    done = [s for s in metrics["sage_requests_total"] if s["labels"]["outcome"] == "done"]
+    assert sum(sample["value"] for sample in done) >= 1
+    assert metrics["sage_dispatch_overhead_seconds"][0]["count"] > 1
+    assert {s["labels"]["engine"] for s in metrics["sage_engine_state"]} == {"chat-0", "embed-0"}
+    url = f"{stack.gateway.run.admin_url}/metrics"
+    text = await stack.gateway.http("GET", url, key=stack.gateway.keys.admin)
+    assert text.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    names = {line.split(" ")[2] for line in text.body.decode().splitlines() if line.startswith("# TYPE")}
+    assert names == metrics.keys()
+    classes = {
+        one["request_class"]: one for one in (await stack.gateway.admin("GET", "/status")).json["classes"]
+    }
+    assert classes["chat"]["offered"] >= classes["chat"]["met"] >= 1
+
+
+async def test_a_decision_says_what_was_asked_for_and_what_could_have_been(stack: Stack) -> None:
+    async with stack.client() as client:
+        answer = await client.chat.completions.with_raw_response.create(
+            model="talker",
+            messages=MESSAGES,
+            extra_headers={"x-sage-explain": "1", "x-sage-slo-ttft-ms": "700", "x-sage-class": "batch"},
+        )
+    ident = answer.headers["x-request-id"]
+    decision = (await stack.gateway.admin("GET", f"/decisions/{ident}")).json
+    assert (decision["request_class"], decision["slo"]["ttft_s"], decision["outcome"]) == (
+        "batch",
+        0.7,
+        "done",
+    )
+    assert [candidate["engine"] for candidate in decision["candidates"]] == ["chat-0"]
+
+
+async def test_a_tenant_that_nobody_configured_is_refused(stack: Stack) -> None:
+    async with stack.client() as client:
+        with pytest.raises(openai.BadRequestError, match="x-sage-tenant is 'nobody'; this key may act for"):
+            await client.chat.completions.create(
+                model="talker", messages=MESSAGES, extra_headers={"x-sage-tenant": "nobody"}
+            )

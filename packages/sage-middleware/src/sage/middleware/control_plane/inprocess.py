@@ -80,7 +80,14 @@ class InProcessClient:
         """Nothing to release: the control plane belongs to whoever made it."""
 
     def _parse(self, route: Route, body: bytes) -> Parsed:
-        return parse(route, body, limits=self._limits, tenant=self._tenant, headers=_NO_HEADERS)
+        return parse(
+            route,
+            body,
+            limits=self._limits,
+            tenant=self._tenant,
+            headers=_NO_HEADERS,
+            blocks=self._control_plane.core.policy.traits.prefixes,
+        )
 
     async def _chunks(self, parsed: Parsed) -> AsyncGenerator[bytes, None]:
         """The bytes of the answer as they come; ends the request when it is closed early."""
