@@ -151,6 +151,7 @@ class Core:
         self._live[job.id] = record
         self._history.add(record)
         lane = self._lanes.lane(job)
+        record.ahead, record.ahead_seconds = len(lane.records), lane.ahead
         engines = lane.engines(self.engines, now)
         if not engines:
             self._hold(record, lane, now)
