@@ -183,7 +183,7 @@ def batches(cost: EmbedCost, random: Random, count: int, threads: list[int], sig
 
 def batch(tokens: float, texts: float, threads: int = 1, beside: float = 0.0) -> float:
     """An engine that gains little from threads and suffers much from a neighbour."""
-    return (0.004 + 0.0001 * tokens + 0.001 * texts) * float(threads) ** -0.4 * (1.0 + 2.0 * beside)
+    return (0.004 + 0.0001 * tokens + 0.001 * texts) * float(threads**-0.4) * (1.0 + 2.0 * beside)
 
 
 @pytest.mark.parametrize("threads", [[1], [4], [1, 2, 4], [2, 8]])

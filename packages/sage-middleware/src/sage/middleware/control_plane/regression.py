@@ -144,7 +144,10 @@ class LeastSquares:
             w2 += a2 * g2 * error
             w3 += a3 * g3 * error
             self._watch(log(error + 1.0 if error > self._LEAST else 1.0 / self._OUTLIER))
-        a0, a1, a2, a3 = self._rescale(x, actual)
+        # The scale moves slowly once it is known: one sample in four is enough for it.
+        if self.samples < Quantile.WARM or not self.samples & 3:
+            self._rescale(x, actual)
+        a0, a1, a2, a3 = self._anchor
         if self.samples < self.RESTART:
             self.weights = self._anchor
         else:
@@ -158,13 +161,12 @@ class LeastSquares:
         self.samples += 1
         return p
 
-    def _rescale(self, x: Four, actual: float) -> Four:
+    def _rescale(self, x: Four, actual: float) -> None:
         """Let the anchor of the bounds follow the median of actual / prior."""
         a0, a1, a2, a3 = self._prior
         self._scale.observe(actual / (a0 * x[0] + a1 * x[1] + a2 * x[2] + a3 * x[3]))
         scale = self._scale.value
-        self._anchor = anchor = (a0 * scale, a1 * scale, a2 * scale, a3 * scale)
-        return anchor
+        self._anchor = (a0 * scale, a1 * scale, a2 * scale, a3 * scale)
 
     def _gain(self, u0: float, u1: float, u2: float, u3: float) -> Four:
         """How far each weight follows an error at `u`; updates the covariance. Unrolled for speed."""
