@@ -166,8 +166,12 @@ class Lanes:
     def expired(self, now: float) -> Iterator[Record]:
         """Those whose waiting has ended by `now`; the caller removes them."""
         while self._expiries and self._expiries[0][0] <= now:
-            _, _, record = heapq.heappop(self._expiries)
-            if _waits(record):
+            _, sequence, record = heapq.heappop(self._expiries)
+            if not _waits(record):
+                continue
+            if record.running:  # it is being served, in parts
+                heapq.heappush(self._expiries, (now + self._max_wait, sequence, record))
+            else:
                 yield record
 
     def next_expiry(self) -> float | None:
@@ -178,7 +182,7 @@ class Lanes:
 
 
 def _waits(record: Record) -> bool:
-    return record.outcome == "waiting"
+    return record.ended is None and record.waiting_units > 0
 
 
 def _sequence(record: Record) -> int:

@@ -214,7 +214,8 @@ class Placement:
             load = min(others, key=lambda one: one.busy_until)
             waited = now - attempt.sent
             reason = f"hedge: {attempt.engine.name} has not answered for {waited * 1000:.0f} ms"
-            twin = self._attempt(load, attempt.slices, Choice(load.name, reason), now)
+            wanted = [part for part in attempt.slices if part[0].ended is None]
+            twin = self._attempt(load, wanted, Choice(load.name, reason), now)
             twin.hedge, twin.twin, attempt.twin = True, attempt, twin
             for one, _, _, _ in twin.slices:
                 one.running.append(twin)
