@@ -11,7 +11,7 @@ from statistics import median
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sage.middleware.control_plane.cost import (
     CPU_LLM,
@@ -143,6 +143,7 @@ def test_engines_learn_apart() -> None:
     assert other.samples == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE, POSITIVE), max_size=60))
 def test_no_report_breaks_an_llm_model(reports: list[tuple[float, float, float, float]]) -> None:
     cost = LlmCost()
@@ -219,6 +220,7 @@ def test_the_knee_is_where_tokens_cost_twice_the_start() -> None:
     assert cost.knee == pytest.approx(400, rel=0.2)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 100.0), st.floats(1.0, 500.0), st.integers(0, 16))
 def test_tokens_within_a_budget_fit_and_no_more_would(seconds: float, length: float, threads: int) -> None:
     cost = EmbedCost()
@@ -229,6 +231,7 @@ def test_tokens_within_a_budget_fit_and_no_more_would(seconds: float, length: fl
     assert cost.seconds(tokens + 1, (tokens + 1) / length, threads) > seconds * (1 - 1e-9)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE, st.integers(0, 10**6), POSITIVE), max_size=60))
 def test_no_report_breaks_an_embedding_model(reports: list[tuple[float, float, float, int, float]]) -> None:
     cost = EmbedCost()
@@ -287,6 +290,7 @@ def test_the_keys_that_were_observed_last_are_kept() -> None:
     assert lengths.p90("m", "b", None) == 512.0
 
 
+@settings(deadline=None)
 @given(st.one_of(st.none(), st.integers(0, 10**9)), st.lists(st.integers(0, 10**9), max_size=40))
 def test_lengths_never_exceed_max_tokens(max_tokens: int | None, seen: list[int]) -> None:
     lengths = OutputLengths()
@@ -332,6 +336,7 @@ def test_only_so_many_models_are_kept() -> None:
     assert [tokens.estimate(model, 1000) > 300 for model in "abc"] == [True, False, True]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=40), st.integers(0, 10**12)
 )
@@ -374,6 +379,7 @@ def test_the_calibration_is_of_the_newest() -> None:
     assert found.p50 == pytest.approx(2 / 3, rel=0.05)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE), min_size=1, max_size=40))
 def test_errors_stay_numbers(outcomes: list[tuple[float, float, float]]) -> None:
     found = PredictorError()

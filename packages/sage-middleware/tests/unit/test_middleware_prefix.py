@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sage.common.errors import UsageError
 from sage.middleware.control_plane.prefix import BLOCK, LruPrefixIndex, PrefixIndex, prompt_blocks
@@ -24,6 +24,7 @@ class TestLruPrefixIndex(PrefixIndexSuite):
         return LruPrefixIndex(capacity)
 
 
+@settings(deadline=None)
 @given(st.lists(STEPS, max_size=60), st.integers(0, 8))
 def test_the_index_is_its_definition(steps: list[tuple[str, str, str]], capacity: int) -> None:
     index, naive = LruPrefixIndex(capacity), NaivePrefixIndex(capacity)
@@ -31,6 +32,7 @@ def test_the_index_is_its_definition(steps: list[tuple[str, str, str]], capacity
         PrefixIndexSuite.apply(index, naive, step, engine, path)
 
 
+@settings(deadline=None)
 @given(st.lists(STEPS, max_size=60), st.lists(PATHS, max_size=10))
 def test_nothing_is_left_of_engines_that_are_gone(
     steps: list[tuple[str, str, str]], paths: list[str]
@@ -102,6 +104,7 @@ def test_only_whole_blocks_count(size: int, count: int) -> None:
     assert len(prompt_blocks(b"x" * size)) == count
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600), st.binary(max_size=600), st.integers(0, 4))
 def test_equal_beginnings_have_equal_blocks(one: bytes, other: bytes, shared: int) -> None:
     beginning = bytes(range(256)) * shared

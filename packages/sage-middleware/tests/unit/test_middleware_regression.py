@@ -10,7 +10,7 @@ from statistics import median, quantiles
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sage.middleware.control_plane.regression import LeastSquares, Quantile, Residuals, bounded
 
@@ -73,6 +73,7 @@ def test_a_quantile_forgets(factor: float) -> None:
     assert quantile.value == pytest.approx(factor, rel=0.3)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), POSITIVE, st.lists(POSITIVE, max_size=60))
 def test_a_quantile_stays_a_positive_number(q: float, initial: float, values: list[float]) -> None:
     quantile = Quantile(q, initial)
@@ -82,6 +83,7 @@ def test_a_quantile_stays_a_positive_number(q: float, initial: float, values: li
     assert quantile.samples == len(values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1.0, 2.0), min_size=Quantile.WARM, max_size=200))
 def test_a_quantile_stays_about_where_the_values_are(values: list[float]) -> None:
     quantile = Quantile(0.9, 1.5)
@@ -134,6 +136,7 @@ def test_the_margin_covers_nine_in_ten(sigma: float) -> None:
     assert 0.85 <= covered / 2000 <= 0.95
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIVE, REASONABLE), max_size=60))
 def test_the_margin_is_within_one_and_four(outcomes: list[tuple[float, float]]) -> None:
     residuals = Residuals()
@@ -285,6 +288,7 @@ def test_a_covariance_that_rounding_ate_up_is_begun_anew() -> None:
     assert error(fit, tuple(3 * w for w in truth)) < 0.1
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(REASONABLE, st.floats(0.0, 1e6), st.floats(0.0, 1e9), st.floats(0.0, 1.0), REASONABLE),
