@@ -47,8 +47,8 @@ class Placement:
         self._prefixes.drop(load.name)
 
     def next_wake(self) -> float | None:
-        """When the policy wants to be asked again."""
-        return self._wake
+        """When the policy wants to be asked again; None when there is nothing to ask it about."""
+        return self._wake if self._lanes.waiting else None
 
     def run(self, now: float, actions: list[Action]) -> list[tuple[Record, Shed]]:
         """Send heads of lanes, the most urgent first, until none can go; what the policy sheds comes back."""

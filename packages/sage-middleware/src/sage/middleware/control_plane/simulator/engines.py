@@ -176,6 +176,8 @@ class SimEngine:
 
     def drop(self, now: float) -> None:
         """Its process died: forget all that is there, waiting or running."""
+        if self.computing:
+            self.busy += self._ran if self.frozen else now - self._start
         self.waiting.clear()
         self.frozen = False
         self._stop(now)
