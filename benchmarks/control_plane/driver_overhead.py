@@ -1,7 +1,8 @@
 """CPU time per request that the control plane adds, with an engine that answers from memory at once.
 
 Run: python benchmarks/control_plane/driver_overhead.py [requests] [policy] — prints JSON, one line per case.
-`PROFILE=1` in the environment prints where the time of the direct case goes instead.
+`PROFILE=1` in the environment prints where the time of the direct case goes instead, `PROFILE=driver` without
+the core.
 """
 
 from __future__ import annotations
@@ -163,6 +164,8 @@ async def measure(count: int, policy: str) -> None:
         work = requests(count)
         took.setdefault("parse a chat of 2 KB", []).append((time.process_time() - began) / count * 1e6)
         await timed("the engine alone", bare(work))
+        decided = plane_with(Instant, 1, policy, Decided())
+        await timed("submit to 1 engine, 3 chunks, driver alone", one_by_one(decided, work))
         await timed("submit to 4 idle engines, 3 chunks", one_by_one(plane_with(Instant, 4, policy), work))
         await timed(
             "submit with 500 at once over 4 slots (task and loop turns included)",
@@ -174,7 +177,7 @@ async def measure(count: int, policy: str) -> None:
 
 async def profiled(count: int, policy: str) -> None:
     work = requests(count)
-    plane = plane_with(Instant, 4, policy)
+    plane = plane_with(Instant, 4, policy, Decided() if os.environ["PROFILE"] == "driver" else None)
     profile = cProfile.Profile()
     profile.enable()
     await one_by_one(plane, work)

@@ -15,20 +15,24 @@ Compute = Callable[[list[bytes]], Awaitable[list[Vector]]]
 class _Flight:
     """One call that computes texts now. `vectors` is empty until it has landed, and if it failed."""
 
-    __slots__ = ("_landed", "vectors")
+    __slots__ = ("_landed", "_waited_for", "vectors")
 
     def __init__(self) -> None:
         self.vectors: dict[bytes, Vector] = {}
-        self._landed: asyncio.Event | None = None  # made by the first that waits: most calls have none
+        self._landed = False
+        self._waited_for: asyncio.Event | None = None  # made by the first that waits: most calls have none
 
     def land(self) -> None:
-        if self._landed is not None:
-            self._landed.set()
+        self._landed = True
+        if self._waited_for is not None:
+            self._waited_for.set()
 
     async def wait(self) -> None:
-        if self._landed is None:
-            self._landed = asyncio.Event()
-        await self._landed.wait()
+        if self._landed:
+            return
+        if self._waited_for is None:
+            self._waited_for = asyncio.Event()
+        await self._waited_for.wait()
 
 
 class TextsInFlight:
@@ -62,8 +66,7 @@ class TextsInFlight:
                 found.update(await self._fly(key, mine, compute))
             on_wait(True)
             for flight in others:
-                if not flight.vectors:
-                    await flight.wait()
+                await flight.wait()
                 found.update(flight.vectors)
             on_wait(False)
             missing = [text for text in missing if text not in found]

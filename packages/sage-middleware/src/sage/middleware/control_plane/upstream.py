@@ -128,6 +128,9 @@ class Upstreams:
         refused: list[tuple[Ticket, SageError]] = []
         landed: list[_Landed] = []
         parts = [part for part in up.parts if not part.ticket.over]
+        if not parts:
+            self._forget(up)
+            return
         try:
             landed.append(await self._compute(up, parts))
         except SageError as error:
