@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -44,6 +44,8 @@ PATIENCE_S: Final = 6 * 3600.0  # a run in which nothing ended for so long will 
 WAKES: Final = 100  # in a row at one moment
 PREFIX_BLOCK: Final = 256  # bytes of a prompt that one of `Job.blocks` stands for
 
+Trace = Callable[[Event, Sequence[Action]], None]
+
 
 def simulate(
     policy: str,
@@ -55,12 +57,13 @@ def simulate(
     options: CoreOptions | None = None,
     policy_options: PolicyOptions | None = None,
     check: bool = False,
+    trace: Trace | None = None,
 ) -> Result:
     """Run `workload`, which comes in order of arrival, to its last request's end. SIMULATED.
 
     `check`: look at every invariant after every step. `options` without templates gets those of the fleet,
     if it has engines that may be started and stopped. `policy_options` are those of a default server with
-    the options' goals and the run's seed unless they are given.
+    the options' goals and the run's seed unless they are given. `trace` gets every event with its actions.
 
     Raises UsageError for a workload out of order, ids used twice or an unknown engine of a fault;
     NotFoundError and BadRequestError for a job that no engine of the fleet can serve; InvariantError.
@@ -70,7 +73,7 @@ def simulate(
         cores = {name: device.cores for name, device in fleet.devices.items() if device.cores}
         options = replace(options, templates=fleet.templates(), device_cores=cores)
     made = load_policy(policy, policy_options or PolicyOptions(seed=seed, slos=options.slos))
-    return World(Core(made, options), options, fleet, seed, check=check).run(workload, faults)
+    return World(Core(made, options), options, fleet, seed, check=check, trace=trace).run(workload, faults)
 
 
 class _Live:
@@ -87,13 +90,23 @@ class _Live:
 class World:
     """Drives one core through one run."""
 
-    def __init__(self, core: Core, options: CoreOptions, fleet: Fleet, seed: int, *, check: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        options: CoreOptions,
+        fleet: Fleet,
+        seed: int,
+        *,
+        check: bool,
+        trace: Trace | None,
+    ) -> None:
         self._core = core
         self._fleet = fleet
         self._seed = seed
         self._agenda = Agenda()
         self._cluster = Cluster(fleet, seed, self._agenda, self._feed)
         self._checker = Checker(core, options.limits.queue_max_wait_s) if check else None
+        self._trace = trace
         self._live: dict[str, _Live] = {}
         self._results: list[RequestResult | None] = []
         self._checked: set[tuple[str, frozenset[str]]] = set()
@@ -253,6 +266,8 @@ class World:
     def _carry_out(self, event: Event, actions: list[Action]) -> None:
         if self._checker is not None:
             self._checker.saw(event, actions)
+        if self._trace is not None:
+            self._trace(event, actions)
         cluster = self._cluster
         for action in actions:
             if isinstance(action, Dispatch):
