@@ -43,8 +43,9 @@ class Placement:
         self.policy = policy
 
     def forget(self, load: EngineLoad) -> None:
-        """An engine's process ended: nothing is cached there."""
+        """An engine's process is new, or gone: nothing is cached there."""
         self._prefixes.drop(load.name)
+        self._prefixes.resize(load.name, max(1, load.spec.kv_tokens * BYTES_PER_TOKEN // BLOCK))
 
     def next_wake(self) -> float | None:
         """When the policy wants to be asked again; None when there is nothing to ask it about."""

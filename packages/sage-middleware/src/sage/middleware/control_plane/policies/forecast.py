@@ -21,6 +21,8 @@ HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold bac
 TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
 BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
 EARLY_S: Final = 0.01  # before the end of a bulk call the next one is sent
+ENOUGH: Final = 10  # samples of a model, before work is refused by what it says
+SOON_S: Final = 0.001  # no look sooner than that: times add up only so exactly
 GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves room for bulk beside it
 
 
@@ -29,11 +31,12 @@ class Forecast(msgspec.Struct):
 
     `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open
     or not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do.
-    `trusted`: all their models are. `look_again`: an absolute time at which a closed engine opens. `lent`:
+    `trusted`: all their models are; `known`: and have seen enough to refuse work by them. `look_again`: an absolute time at which a closed engine opens. `lent`:
     threads beside an engine's own that idle neighbours leave it.
     """
 
     trusted: bool = True
+    known: bool = True
     best: EngineView | None = None
     seconds: float = inf
     soonest: float = inf
@@ -89,7 +92,9 @@ class LlmForecast:
         for engine in engines:
             llm, running, ahead = engine.llm, engine.running, engine.prefill_tokens
             if not llm.trusted:
-                found.trusted = False
+                found.trusted = found.known = False
+            elif llm.samples < ENOUGH:
+                found.known = False
             work = ahead + tokens
             if cached:
                 work -= cached.get(engine.name, 0)
@@ -129,7 +134,9 @@ class EmbedForecast:
         bulk = record.job.request_class is RequestClass.EMBED_BULK
         for engine in engines:
             if not engine.embed.trusted:
-                found.trusted = False
+                found.trusted = found.known = False
+            elif engine.embed.samples < ENOUGH:
+                found.known = False
             own = engine.spec.cores or 1
             ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
             seconds = ahead + engine.embed.seconds(tokens, texts, own)
@@ -152,7 +159,7 @@ class EmbedForecast:
         if not bulk:
             return None
         if ahead > EARLY_S:
-            return now + ahead - EARLY_S
+            return now + max(ahead - EARLY_S, SOON_S)
         for other in engine.device:
             if other.generates and other.running and other.llm.tpot(other.running, 0.0, 1.0) > self._tpot:
                 return now + GIVE_WAY_S

@@ -61,7 +61,7 @@ class Hybrid(BasePolicy):
         if record.due == inf or record.job.tenant in self.options.best_effort:
             return None
         forecast = self._forecast(record, engines, now)
-        if not forecast.trusted or forecast.idle:
+        if not forecast.known or forecast.idle:
             return None
         wait = ahead / len(engines)
         late = now + wait + forecast.soonest * forecast.margin - record.due
@@ -82,7 +82,7 @@ class Hybrid(BasePolicy):
             hopeless = engine is None and now > due
         else:
             hopeless = now + forecast.seconds > due + GRACE * (due - record.arrived)
-        if hopeless and record.job.tenant not in self.options.best_effort:
+        if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             return Shed(
                 f"it can no longer be in time after waiting {now - record.queued:.2f} s",
                 max(1.0, now - record.queued),
