@@ -20,6 +20,7 @@ from typing import cast
 
 from sage.common.clock import SystemClock
 from sage.common.config import ControlPlaneConfig
+from sage.middleware.control_plane.accounting import Books
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.driver import ControlPlane
@@ -83,6 +84,7 @@ class Decided:
     """A core that sends everything to the first engine at once: what is left is the driver's own time."""
 
     def __init__(self) -> None:
+        self.books = Books()
         self._attempt = 0
         self._live: set[str] = set()
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,9 +19,22 @@ import msgspec
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
 
-__all__ = ["Script", "ScriptedEngine"]
+__all__ = ["Flaw", "Script", "ScriptedEngine"]
 
 DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What is wrong with a body.
+
+    `garble_at`: that byte is sent as 0xFF. `no_done`: a stream ends without `[DONE]`. `endless`: a
+    stream repeats its words until the client goes away.
+    """
+
+    garble_at: int | None = None
+    no_done: bool = False
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,7 @@ class Script:
     cut_at: int | None = None
     fragment: int | None = None
     error: bytes | None = None
+    flaw: Flaw = Flaw()
 
 
 @dataclass(slots=True)
@@ -164,6 +178,8 @@ class ScriptedEngine:
             parts = _stream(exchange.request.path, request, self.model, script.words)
             if script.error is not None:
                 parts[len(script.words) :] = [b"data: " + script.error + b"\n\n"]
+            elif script.flaw.no_done:
+                del parts[-1]
             exchange.begin(200, "text/event-stream; charset=utf-8")
         else:
             parts = [_whole(exchange.request.path, request, self.model, script.words)]
@@ -173,7 +189,11 @@ class ScriptedEngine:
 
 async def _send(exchange: Exchange, script: Script, parts: list[bytes]) -> None:
     sent = 0
-    for index, part in enumerate(parts):
+    if script.flaw.garble_at is not None:
+        whole = bytearray(b"".join(parts))
+        whole[script.flaw.garble_at] = 0xFF
+        parts = [bytes(whole)]
+    for index, part in enumerate(_repeated(parts[:-1]) if script.flaw.endless else parts):
         if script.gate is not None and index == script.gate_after:
             await script.gate.wait()
         if script.cut_at is not None and sent + len(part) > script.cut_at:
@@ -186,6 +206,11 @@ async def _send(exchange: Exchange, script: Script, parts: list[bytes]) -> None:
             exchange.write(part[at : at + size])
             await asyncio.sleep(0)  # each piece is a write of its own
     exchange.finish()
+
+
+def _repeated(parts: list[bytes]) -> Iterator[bytes]:
+    while True:
+        yield from parts
 
 
 def _usage(request: dict[str, Any], words: tuple[str, ...]) -> dict[str, int]:
