@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 if TYPE_CHECKING:
-    from sage.benchmark.simulate.runs import Arm, Done
+    from sage.benchmark.simulate.runs import Arm, Done, Task
     from sage.benchmark.simulate.study import Cell, Difference
 
 __all__ = ["register"]
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to `sage bench`."""
     app.command("simulate")(simulate)
     app.command("workloads")(workloads)
+    app.command("calibrate")(calibrate)
 
 
 def simulate(
@@ -52,6 +53,9 @@ def simulate(
         typer.Option(help="Compare with another fleet, or +ENGINE, -ENGINE, NAME.KEY=VALUE; repeat it."),
     ] = None,
     data_dir: DataDir = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the trace of the run, if it is a single one, to this .ndjson.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 = one for each core.")] = 0,
     out: Out = None,
     as_json: Json = False,
@@ -70,11 +74,63 @@ def simulate(
     ]
     runs.arrivals(tasks[0])  # what cannot be drawn is told before anything runs
     folder = _folder(out)
-    done = runs.run_all(tasks, jobs=jobs, on_done=_Progress(len(tasks)))
+    if record is not None:
+        done = [runs.record(_single(tasks), record)]
+    else:
+        done = runs.run_all(tasks, jobs=jobs, on_done=_Progress(len(tasks)))
     table, compared = study.cells(done), study.differences(done)
     parameters = {"trace": trace, "fleet": fleet, "policies": policy, "seeds": seeds, "load": load,
                   "duration_s": duration, "faults": faults or [], "what_if": what_if or []}  # fmt: skip
     _report(f"{trace} on {fleet}", done, table, compared, parameters, folder, as_json=as_json)
+
+
+def _single(tasks: Sequence[Task]) -> Task:
+    from sage.common.errors import UsageError
+
+    if len(tasks) > 1:
+        raise UsageError(
+            f"--record takes a single run and there are {len(tasks)}.",
+            hint="Name one policy, one load and one seed, such as --seeds 0.",
+        )
+    return tasks[0]
+
+
+def calibrate(
+    recorded: Annotated[Path, typer.Argument(help="The NDJSON trace of a live run (`control_plane.trace`).")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the fleet here; else beside it, as .fleet.yaml.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Of the recorded run, where the trace does not say.")] = "",
+    seeds: Seeds = "0..2",
+    as_json: Json = False,
+) -> None:
+    """Fit a fleet to a recorded run, simulate its arrivals again and print the simulator's error."""
+    from sage.benchmark.simulate import calibrate as fitting
+    from sage.benchmark.simulate import options
+    from sage.common.errors import UsageError
+    from sage.middleware.control_plane.simulator.recorded import read_recording
+
+    recording = read_recording(recorded)
+    if not (policy or recording.policy):
+        raise UsageError(f"{recorded} does not say which policy was in force.", hint="Name it by --policy.")
+    used = options.parse_policies(policy or recording.policy)[0]
+    fitted = fitting.calibrate(recording, recorded.stem)
+    file = out or recorded.with_suffix(".fleet.yaml")
+    fitting.write_fleet(fitted.fleet, file)
+    _say(f"fleet: {file}")
+    for engine, like in fitted.borrowed.items():
+        _say(f"{engine} was seen in {fitted.rows[engine]} usable calls: it is taken to be like {like}.")
+    for engine in fitted.left_out:
+        _say(f"{engine} was never used and is left out.")
+    found = fitting.gaps(recording, fitted.fleet, used, options.parse_seeds(seeds))
+    if as_json:
+        typer.echo(json.dumps(fitting.to_json(found, fitted, recorded, used)))
+        return
+    title = f"{recorded.name}, {used}: the simulator against the recorded run"
+    head = ["class", "metric", "recorded ms", "simulated ms", "error"]
+    rows = ([g.group, g.metric, f"{g.live:.4g}", f"{g.simulated:.4g}", f"{g.error:+.1%}"] for g in found)
+    _table(title, head, rows)
+    typer.echo(f"simulator error, median over {len(found)} metrics: {fitting.typical_error(found):.1%}")
 
 
 def workloads(

@@ -12,7 +12,7 @@ from time import perf_counter
 
 import msgspec
 
-from sage.common.errors import ConfigError
+from sage.common.errors import ConfigError, UsageError
 from sage.middleware.control_plane.simulator import recorded
 from sage.middleware.control_plane.simulator.faults import Fault
 from sage.middleware.control_plane.simulator.fleet import Fleet
@@ -20,9 +20,10 @@ from sage.middleware.control_plane.simulator.report import RunReport, summarise
 from sage.middleware.control_plane.simulator.shapes import Setting
 from sage.middleware.control_plane.simulator.types import SimRequest
 from sage.middleware.control_plane.simulator.workloads import Workload, load_workload, models_of
-from sage.middleware.control_plane.simulator.world import simulate
+from sage.middleware.control_plane.simulator.world import Trace, simulate
+from sage.middleware.control_plane.trace import PolicyChanged
 
-__all__ = ["Arm", "Done", "Task", "arrivals", "run_all"]
+__all__ = ["Arm", "Done", "Task", "arrivals", "record", "run_all"]
 
 _SUFFIXES = {".csv": "azure", ".jsonl": "mooncake"}
 RECORDED = ".ndjson"
@@ -99,14 +100,29 @@ def _recorded(task: Task) -> Iterator[SimRequest]:
         yield msgspec.structs.replace(request, at=at)
 
 
-def run(task: Task) -> Done:
-    """Simulate one task in this process. Raises ConfigError when it has no request at all."""
+def run(task: Task, trace: Trace | None = None) -> Done:
+    """Simulate one task in this process; `trace` gets every event with its actions.
+
+    Raises ConfigError when it has no request at all.
+    """
     started = perf_counter()
     arm = task.arm
-    result = simulate(arm.policy, arm.fleet, arrivals(task), seed=task.seed, faults=task.faults)
+    result = simulate(arm.policy, arm.fleet, arrivals(task), seed=task.seed, faults=task.faults, trace=trace)
     if not result.requests:
         raise ConfigError(f"{task.trace} has no request in {task.duration} s.", hint="Raise --duration.")
     return Done(task, summarise(result), len(result.requests), perf_counter() - started)
+
+
+def record(task: Task, path: Path) -> Done:
+    """Simulate one task and write its trace as a live control plane does. Raises UsageError."""
+    encoder = msgspec.json.Encoder()
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise UsageError(f"The trace cannot be written to {path}: {error.strerror}.") from None
+    with file:
+        file.write(encoder.encode_lines([PolicyChanged(0.0, task.arm.policy)]))
+        return run(task, lambda event, actions: file.write(encoder.encode_lines([event, *actions])))
 
 
 def run_all(tasks: Sequence[Task], *, jobs: int = 0, on_done: Callable[[Done], None]) -> list[Done]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sage.common.errors import ConfigError
 from sage.middleware.control_plane.simulator.types import SimRequest
-from sage.middleware.control_plane.trace import read_trace
+from sage.middleware.control_plane.trace import PolicyChanged, read_trace
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -63,11 +63,15 @@ class SeenRequest:
 
 @dataclass(slots=True)
 class Recording:
-    """A whole trace: requests by id and calls by number, both in order, and what the engines were."""
+    """A whole trace: requests by id and calls by number, both in order, and what the engines were.
+
+    `policy` is the first that was in force; empty = the trace does not say.
+    """
 
     requests: dict[str, SeenRequest] = field(default_factory=dict)
     calls: dict[int, SeenCall] = field(default_factory=dict)
     engines: dict[str, EngineSpec] = field(default_factory=dict)
+    policy: str = ""
 
 
 def read_recording(path: Path) -> Recording:
@@ -122,6 +126,8 @@ def _collect(lines: Iterable[Event | Action]) -> Recording:
                     found.requests[piece.id].calls.append(call)
         elif isinstance(line, EngineUp | EngineAdded):
             found.engines[line.spec.name] = line.spec
+        elif isinstance(line, PolicyChanged):
+            found.policy = found.policy or line.policy
         elif isinstance(line, Cancelled):
             if line.id in found.requests:
                 found.requests[line.id].cancelled = line.at

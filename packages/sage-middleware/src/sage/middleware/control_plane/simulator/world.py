@@ -38,13 +38,13 @@ from sage.middleware.control_plane.types import (
     Tick,
 )
 
-__all__ = ["simulate"]
+__all__ = ["Trace", "simulate"]
 
 PATIENCE_S: Final = 6 * 3600.0  # a run in which nothing ended for so long will not end
 WAKES: Final = 100  # in a row at one moment
 PREFIX_BLOCK: Final = 256  # bytes of a prompt that one of `Job.blocks` stands for
 
-Trace = Callable[[Event, Sequence[Action]], None]
+Trace = Callable[[Event, Sequence[Action]], object]
 
 
 def simulate(

@@ -1,0 +1,107 @@
+"""Least squares with positive weights, and what several engines on one device cost each other. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Fit", "Rows", "fit_device", "positive_least_squares"]
+
+Array = NDArray[np.float64]
+_TIE: Final = 1e-9  # relative gain in error that another weight must bring
+_MOST_INTERFERENCE: Final = 3.0
+_PASSES: Final = 2  # of choosing readings and interference in turn
+_STEPS: Final = (0.1, 0.01, 0.001)  # of the search for it, coarse to fine
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Observed durations of one engine. Row i says `seconds[i] = (1 + interference · beside[i]) · x[i] · w`.
+
+    `beside`: share of that time in which an engine of the other kind computed on the same device. `steps`:
+    how many steps of the engine it was; their noise averages out, so longer ones count for more.
+    """
+
+    x: Array
+    seconds: Array
+    beside: Array
+    steps: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Weights of one engine. `error`: weighted sum of squared relative errors; `noise`: sigma of one step."""
+
+    weights: tuple[float, ...]
+    error: float
+    noise: float
+
+
+def positive_least_squares(x: Array, y: Array) -> tuple[Array, float]:
+    """`w >= 0` that minimises `|x·w - y|²`, and that minimum; a weight that explains nothing is 0.
+
+    Exact: of few weights every subset is solved. `x` is (n, k) with small k, `y` is (n,).
+    """
+    count = x.shape[1]
+    best, least = np.zeros(count), float(y @ y)
+    for size in range(1, count + 1):
+        for chosen in combinations(range(count), size):
+            columns = list(chosen)
+            scale = np.linalg.norm(x[:, columns], axis=0)
+            if not scale.all():
+                continue
+            found = np.linalg.lstsq(x[:, columns] / scale, y, rcond=None)[0] / scale
+            if (found <= 0).any():
+                continue
+            error = float(np.square(x[:, columns] @ found - y).sum())
+            if error < least * (1 - _TIE) - 1e-30:
+                best, least = np.zeros(count), error
+                best[columns] = found
+    return best, least
+
+
+def fit_device(engines: Sequence[Sequence[Rows]]) -> tuple[float, list[tuple[int, Fit]]]:
+    """The interference of a device; of each engine the best of its readings, and the weights by that.
+
+    An engine's readings count the same calls differently. Where no engine was ever seen beside another kind,
+    interference is 0: there is nothing to learn it from.
+    """
+    interference = 0.0
+    chosen = [_best(readings, interference) for readings in engines]
+    if any(readings[0].beside.any() for readings in engines):
+        for _ in range(_PASSES):
+            rows = [readings[number] for readings, (number, _) in zip(engines, chosen, strict=True)]
+            interference = _search(rows)
+            chosen = [_best(readings, interference) for readings in engines]
+    return interference, chosen
+
+
+def _best(readings: Sequence[Rows], interference: float) -> tuple[int, Fit]:
+    fits = [_fit(rows, interference) for rows in readings]
+    number = min(range(len(fits)), key=lambda one: fits[one].error)
+    return number, fits[number]
+
+
+def _search(engines: Sequence[Rows]) -> float:
+    best, reach = 0.0, _MOST_INTERFERENCE
+    for step in _STEPS:
+        low, high = max(0.0, best - reach), best + reach
+        candidates = np.arange(low, high + step / 2, step)
+        errors = [sum(_fit(rows, float(one)).error for rows in engines) for one in candidates]
+        best, reach = float(candidates[int(np.argmin(errors))]), step
+    return best
+
+
+def _fit(rows: Rows, interference: float) -> Fit:
+    """Weights for a given interference. Errors are relative, so that a long call does not outweigh many."""
+    weight = np.sqrt(rows.steps) / rows.seconds
+    x = rows.x * ((1 + interference * rows.beside) * weight)[:, None]
+    y = rows.seconds * weight
+    weights, error = positive_least_squares(x, y)
+    spread = float(np.sqrt(error / max(1, len(y) - len(weights))))
+    return Fit(tuple(float(one) for one in weights), error, spread)

@@ -1,0 +1,269 @@
+"""What a recording says about the speed of each engine: calls as rows of a linear model.
+
+LLM: a sequence of n tokens decodes through n - 1 iterations of `a + b · decoding + c · prefill tokens`
+seconds, so the time from its first token to its last is `a·(n - 1) + b·(tokens that all sequences got
+meanwhile) + c·(prompt tokens that were computed meanwhile)`. An idle engine's first token takes
+`a·⌈tokens / chunk⌉ + c·tokens`. Embedding: a batch takes `s0 + s1·tokens + s2·texts`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sage.benchmark.simulate.fit import Rows
+from sage.middleware.control_plane.simulator.fleet import EmbedEngine
+from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall
+from sage.middleware.control_plane.simulator.shapes import BLOCK_BYTES
+from sage.middleware.engines.port import EngineSpec
+
+__all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "computing", "embed_rows", "llm_rows"]
+
+MIN_ROWS: Final = 8  # fewer say nothing about three weights
+_MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
+_TOGETHER: Final = 0.02  # calls that end within this share of a batch ended with it
+_INSTANT: Final = 1e-6
+_SCALING: Final = float(EmbedEngine.model_fields["scaling"].default)
+
+
+class BatchBounds(NamedTuple):
+    """At most so many tokens and texts in one batch."""
+
+    tokens: int
+    texts: int
+
+
+# From small to large: `BOUNDS[0]` is the least that any engine takes at once.
+BOUNDS: Final = tuple(
+    BatchBounds(tokens, texts)
+    for tokens in (1024, 2048, 4096, 8192, 16384, 65536)
+    for texts in (32, 64, 128, 256, 4096)
+)
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+def llm_rows(spec: EngineSpec, recording: Recording, neighbours: Sequence[Interval]) -> Rows:
+    """Rows of an LLM engine for `(a, b, c)`. `neighbours`: when others computed on its device."""
+    calls = sorted(_complete(spec, recording), key=_first)
+    prefill = _uncached(spec, calls, recording)
+    tokens = _amount([_decode(call) for call in calls], [max(0, _output(call) - 1) for call in calls])
+    computed = _amount(_prefills(calls), prefill)
+    beside = _amount(list(neighbours), [end - start for start, end in neighbours])
+    idle = _found_idle(calls)
+    rows: list[tuple[float, float, float, Interval, float]] = []
+    for call, prompt in zip(calls, prefill, strict=True):
+        if call.first is None:
+            continue
+        span = start, end = _decode(call)
+        if (steps := _output(call) - 1) >= _MIN_TOKENS:
+            rows.append((steps, tokens(end) - tokens(start), computed(end) - computed(start), span, steps))
+        if call.number in idle:
+            chunks = math.ceil(prompt / spec.chunk) if spec.chunk else 1
+            rows.append((chunks, 0.0, prompt, (call.sent, call.first), chunks))
+    return _rows(rows, beside)
+
+
+def embed_rows(
+    spec: EngineSpec, recording: Recording, neighbours: Sequence[Interval]
+) -> dict[BatchBounds, Rows]:
+    """Rows of an embedding or rerank engine for `(s0, s1, s2)`: batches whose calls are known for sure.
+
+    How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`: the same
+    batches, counted differently. One that computes a call at a time has no bounds.
+    """
+    calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
+    beside = _amount(list(neighbours), [end - start for start, end in neighbours])
+    sent = [call.sent for call in calls]
+    seen = []
+    for members, span in _batches(calls) if spec.batches else _singles(calls):
+        tokens = sum(_prompt(call) for call in members)
+        texts = sum(piece.stop - piece.start for call in members for piece in call.slices)
+        joined = bisect_left(sent, span[1]) > bisect_right(sent, span[0])
+        if not (
+            spec.batches and joined and _pieces(tokens, texts, BOUNDS[0]) > 1
+        ):  # else others got in between
+            seen.append((tokens, texts, span, _speed(spec, members)))
+    found = {}
+    for bounds in BOUNDS if spec.batches else BOUNDS[-1:]:
+        counted = [_pieces(tokens, texts, bounds) if spec.batches else 1 for tokens, texts, _, _ in seen]
+        rows = [
+            (pieces / speed, tokens / speed, texts / speed, span, pieces)
+            for pieces, (tokens, texts, span, speed) in zip(counted, seen, strict=True)
+        ]
+        found[bounds] = _rows(rows, beside)
+    return found
+
+
+def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interval]:
+    """When any of these engines had work, as intervals that do not overlap."""
+    names = {spec.name for spec in specs}
+    spans = sorted(
+        (call.sent, call.ended) for call in recording.calls.values() if call.engine in names and call.ended
+    )
+    merged: list[Interval] = []
+    for start, end in spans:
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _rows(
+    rows: Sequence[tuple[float, float, float, Interval, float]], beside: Callable[[float], float]
+) -> Rows:
+    kept = [row for row in rows if row[3][1] - row[3][0] > _INSTANT]
+    shares = [(beside(end) - beside(start)) / (end - start) for _, _, _, (start, end), _ in kept]
+    return Rows(
+        np.array([row[:3] for row in kept], dtype=np.float64).reshape(-1, 3),
+        np.array([end - start for _, _, _, (start, end), _ in kept]),
+        np.clip(np.array(shares), 0.0, 1.0),
+        np.array([row[4] for row in kept]),
+    )
+
+
+def _complete(spec: EngineSpec, recording: Recording) -> list[SeenCall]:
+    return [c for c in recording.calls.values() if c.engine == spec.name and c.usage is not None]
+
+
+def _prompt(call: SeenCall) -> int:
+    return call.usage.prompt_tokens if call.usage else 0
+
+
+def _output(call: SeenCall) -> int:
+    return call.usage.completion_tokens if call.usage else 0
+
+
+def _first(call: SeenCall) -> float:
+    """When its first token came, as far as it showed."""
+    return call.first if call.first is not None else call.ended or call.sent
+
+
+def _decode(call: SeenCall) -> Interval:
+    """From the first token to the last; an answer that was not streamed shows only the whole."""
+    end = call.ended or call.sent
+    return (call.first if call.first is not None else call.sent, end)
+
+
+def _found_idle(calls: Sequence[SeenCall]) -> set[int]:
+    """Calls from whose start to whose first token nothing else was there."""
+    ordered = sorted(calls, key=lambda call: call.sent)
+    found = set()
+    busy_until = -math.inf
+    for call, after in zip(ordered, [*ordered[1:], None], strict=True):
+        first = call.first if call.first is not None else call.sent
+        if busy_until <= call.sent and (after is None or after.sent >= first):
+            found.add(call.number)
+        busy_until = max(busy_until, call.ended or call.sent)
+    return found
+
+
+def _prefills(calls: Sequence[SeenCall]) -> list[Interval]:
+    """When each prompt was computed: after the one before it. `calls` in the order of first tokens."""
+    spans = []
+    before = previous = -math.inf
+    for call in calls:
+        first = _first(call)
+        if first > previous:
+            before, previous = previous, first
+        spans.append((max(call.sent, before), first))
+    return spans
+
+
+def _uncached(spec: EngineSpec, calls: Sequence[SeenCall], recording: Recording) -> list[float]:
+    """Prompt tokens that an engine with a prefix cache of `kv_tokens` had to compute."""
+    cache: OrderedDict[int, int] = OrderedDict()
+    held = 0
+    uncached: dict[int, float] = {}
+    moments = [(call.sent, 1, call) for call in calls]
+    moments += [(_first(call), 0, call) for call in calls]
+    for _, asks, call in sorted(moments, key=lambda moment: moment[:2]):
+        seen = recording.requests.get(call.slices[0].id)
+        blocks = seen.job.blocks if seen else ()
+        each = (
+            max(1, _prompt(call) * BLOCK_BYTES // seen.job.prompt_bytes)
+            if seen and seen.job.prompt_bytes
+            else 0
+        )
+        if asks:
+            found = next((n for n, block in enumerate(blocks) if block not in cache), len(blocks))
+            uncached[call.number] = float(
+                max(1, _prompt(call) - sum(cache[block] for block in blocks[:found]))
+            )
+            continue
+        for block in reversed(blocks):
+            held += each if block not in cache else 0
+            cache.setdefault(block, each)
+            cache.move_to_end(block)
+        while held > spec.kv_tokens:
+            held -= cache.popitem(last=False)[1]
+    return [uncached[call.number] for call in calls]
+
+
+def _amount(spans: Sequence[Interval], amounts: Sequence[float]) -> Callable[[float], float]:
+    """How much there was until a time, where each amount comes evenly over its span."""
+    if not spans:
+        return lambda _: 0.0
+    starts = np.array([start for start, _ in spans])
+    ends = np.maximum(np.array([end for _, end in spans]), starts + _INSTANT)
+    rates = np.array(amounts, dtype=np.float64) / (ends - starts)
+    times = np.concatenate([starts, ends])
+    order = np.argsort(times, kind="stable")
+    times, slopes = times[order], np.cumsum(np.concatenate([rates, -rates])[order])
+    totals = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(times))])
+    return lambda time: float(np.interp(time, times, totals))
+
+
+def _batches(calls: Sequence[SeenCall]) -> list[tuple[list[SeenCall], Interval]]:
+    """Batches of an engine that takes all that waits. One whose calls end apart says nothing, nor do those
+    after it until the engine has run dry: which texts they held is not known.
+    """
+    found = []
+    coming = deque(calls)
+    left: list[SeenCall] = []
+    free, clear = -math.inf, True
+    while left or coming:
+        if not left:
+            clear = True
+            free = max(free, coming[0].sent)
+        while coming and coming[0].sent <= free:
+            left.append(coming.popleft())
+        end = min(call.ended or free for call in left)
+        later = [call for call in left if (call.ended or free) - end > _TOGETHER * max(0.0, end - free)]
+        clear = clear and not later
+        if clear:
+            found.append((left, (free, end)))
+        left, free = later, end
+    return found
+
+
+def _singles(calls: Sequence[SeenCall]) -> list[tuple[list[SeenCall], Interval]]:
+    """Calls of an engine that computes one after the other, in order of arrival."""
+    found: list[tuple[list[SeenCall], Interval]] = []
+    free = -math.inf
+    for call in calls:
+        end = call.ended or call.sent
+        found.append(([call], (max(free, call.sent), end)))
+        free = max(free, end)
+    return found
+
+
+def _pieces(tokens: int, texts: int, bounds: BatchBounds) -> int:
+    """How many batches an engine with these bounds makes of a call."""
+    return max(1, math.ceil(tokens / bounds.tokens), math.ceil(texts / bounds.texts))
+
+
+def _speed(spec: EngineSpec, members: Sequence[SeenCall]) -> float:
+    """How much faster than on its own cores a batch ran on the threads that were lent."""
+    threads = max(call.threads for call in members)
+    if not (spec.elastic and threads and spec.cores):
+        return 1.0
+    return float((threads / spec.cores) ** _SCALING)
