@@ -76,10 +76,11 @@ class ListMachine(RuleBasedStateMachine):
         self.waiting.remove(one)
         one.outcome = "cancelled"
 
-    @rule(data=st.data())
+    @rule(data=st.data(), cost=st.sampled_from([0.1, 0.3, 5.0]))
     @precondition(lambda self: self.gone)
-    def come_back(self, data: st.DataObject) -> None:
+    def come_back(self, data: st.DataObject, cost: float) -> None:
         one = data.draw(st.sampled_from(self.gone))
+        one.cost = cost  # what is left of it costs something else
         self.gone.remove(one)
         self.waiting.append(one)
         self.lane.push(one, 0.0)
@@ -345,6 +346,28 @@ def test_accounts_of_idle_tenants_are_forgotten() -> None:
         fair.push(record(number, tenant=f"t{number}", cost=0.04), 0.0)
         serve_seconds(fair, accounts, 1.0)
     assert len(accounts._accounts) < 300
+
+
+def test_accounts_of_tenants_that_wait_are_not_forgotten() -> None:
+    accounts = Accounts({})
+    fair = Fair(accounts, Fifo)
+    fair.push(record(1, tenant="patient"), 0.0)
+    for number in range(2, 500):
+        accounts.charge(record(number, tenant=f"t{number}"), 0.01)
+    assert drain(fair) == [1]
+    assert len(fair) == 0
+
+
+def test_a_tenant_whose_requests_ended_comes_back() -> None:
+    """Nobody took them out, so the queue finds out by itself."""
+    fair = Fair(Accounts({}), Fifo)
+    gone = record(1)
+    fair.push(gone, 0.0)
+    gone.outcome = "cancelled"
+    assert fair.head(0.0) is None
+    assert len(fair) == 0
+    fair.push(record(2), 0.0)
+    assert drain(fair) == [2]
 
 
 def test_a_request_with_units_left_stays_while_it_runs() -> None:

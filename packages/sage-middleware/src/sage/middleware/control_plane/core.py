@@ -265,7 +265,8 @@ class Core:
         if twin is not None:  # the same slices still run elsewhere
             twin.twin = None
         again = event.retryable and event.fault
-        if again and twin is None:
+        affordable = self._retries >= 1.0
+        if again and affordable and twin is None:
             self._retries -= 1.0
         for record, start, stop, tries in attempt.slices:
             if event.fault:
@@ -273,14 +274,16 @@ class Core:
             if twin is not None or record.job.id not in self._live:
                 continue
             if again:
-                self._retry(record, (start, stop, tries), event.reason, now)
+                self._retry(record, (start, stop, tries), event.reason, now, affordable=affordable)
             else:
                 self._lanes.counts[record.job.request_class].failed += 1
                 self._close(record, "failed", event.reason, now)
         self._reject_stranded(now)
         self._place(now)
 
-    def _retry(self, record: Record, part: tuple[int, int, int], reason: str, now: float) -> None:
+    def _retry(
+        self, record: Record, part: tuple[int, int, int], reason: str, now: float, *, affordable: bool
+    ) -> None:
         """Let a slice wait again, or refuse its request."""
         tries = part[2]
         lane = self._lanes.lane(record.job)
@@ -288,7 +291,7 @@ class Core:
             what = f"quarantined: {record.crashes} engines crashed while it ran there; the last one: {reason}"
         elif tries >= self._limits.max_attempts:
             what = f"{tries} attempts failed, the last one: {reason}"
-        elif self._retries < 0.0:
+        elif not affordable:
             what = f"no retries left for now; it failed with: {reason}"
         elif not lane.engines(self.engines, now):
             self._lanes.counts[record.job.request_class].failed += 1

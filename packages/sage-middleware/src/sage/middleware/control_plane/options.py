@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from sage.common.config import ControlPlaneConfig, SloConfig
+from sage.common.config import ControlPlaneConfig
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.fleet import AutoscaleOptions, Template
+from sage.middleware.control_plane.goals import DEFAULT_SLOS, slos_of
 from sage.middleware.control_plane.policy import PolicyOptions
 from sage.middleware.control_plane.types import Slo
 
-__all__ = ["DEFAULT_SLOS", "CoreOptions", "Limits", "policy_options"]
+__all__ = ["CoreOptions", "Limits", "policy_options"]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -22,17 +23,6 @@ class Limits(msgspec.Struct, frozen=True):
     max_attempts: int = 2
     retry_share: float = 0.1  # of the traffic
     hedge_share: float = 0.02
-
-
-def _slo(config: SloConfig) -> Slo:
-    return Slo(config.ttft_s, config.tpot_s, config.total_s)
-
-
-def _slos(config: ControlPlaneConfig) -> dict[RequestClass, Slo]:
-    return {one: _slo(getattr(config.slos, one.value)) for one in RequestClass}
-
-
-DEFAULT_SLOS = _slos(ControlPlaneConfig())
 
 
 class CoreOptions(msgspec.Struct, frozen=True):
@@ -56,14 +46,14 @@ class CoreOptions(msgspec.Struct, frozen=True):
             retry_share=config.retry_share,
             hedge_share=config.hedge_share,
         )
-        return cls(limits, _slos(config), config.decision_history)
+        return cls(limits, slos_of(config), config.decision_history)
 
 
 def policy_options(config: ControlPlaneConfig) -> PolicyOptions:
     """What policies are made with."""
     return PolicyOptions(
         weights={one.name: one.weight for one in config.tenants},
-        slos=_slos(config),
+        slos=slos_of(config),
         best_effort=frozenset(one.name for one in config.tenants if one.best_effort),
         exploration=config.exploration,
     )

@@ -15,6 +15,7 @@ import msgspec
 
 from sage.common.errors import ConfigError
 from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.goals import DEFAULT_SLOS
 from sage.middleware.control_plane.types import Slo
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class PolicyOptions(msgspec.Struct, frozen=True):
 
     weights: dict[str, float] = {}  # msgspec copies defaults
     best_effort: frozenset[str] = frozenset()  # tenants that would rather be late than refused
-    slos: dict[RequestClass, Slo] = {}  # the goals of the classes
+    slos: dict[RequestClass, Slo] = msgspec.field(default_factory=lambda: dict(DEFAULT_SLOS))
     exploration: float = 0.01  # share of placements that try an engine within 2x of the best
     seed: int = 0
 

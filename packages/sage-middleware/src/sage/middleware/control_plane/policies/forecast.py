@@ -21,6 +21,7 @@ HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold bac
 TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
 BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
 EARLY_S: Final = 0.01  # before the end of a bulk call the next one is sent
+TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
 ENOUGH: Final = 10  # samples of a model, before work is refused by what it says
 SOON_S: Final = 0.001  # no look sooner than that: times add up only so exactly
 GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves room for bulk beside it
@@ -31,8 +32,9 @@ class Forecast(msgspec.Struct):
 
     `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open
     or not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do.
-    `trusted`: all their models are; `known`: and have seen enough to refuse work by them. `look_again`: an absolute time at which a closed engine opens. `lent`:
-    threads beside an engine's own that idle neighbours leave it.
+    `trusted`: all their models are; `known`: and have seen enough to refuse work by them. `look_again`: an
+    absolute time at which a closed engine opens. `lent`: threads beside an engine's own that idle neighbours
+    leave it.
     """
 
     trusted: bool = True
@@ -54,8 +56,8 @@ class Forecast(msgspec.Struct):
         best = self.best
         if (
             best is None
-            or seconds < self.seconds
-            or (seconds == self.seconds and engine.last_dispatch < best.last_dispatch)
+            or seconds < self.seconds * (1.0 - TIE)
+            or (seconds < self.seconds * (1.0 + TIE) and engine.last_dispatch < best.last_dispatch)
         ):
             self.best, self.seconds = engine, seconds
 

@@ -1,0 +1,246 @@
+"""Embedding calls of the core: requests coalesced, bulk cut, slices that come back, threads lent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import structs
+
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.policies.hybrid import Hybrid
+from sage.middleware.control_plane.policy import BatchLimits, EngineView, PolicyOptions
+from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.types import Action, Dispatch, EngineUp, Job, Slice
+from sage.middleware.engines.port import EngineSpec, Usage
+from sage.middleware.testing.core import CoreBench
+from sage.middleware.testing.policies import chat_job, chat_spec, embed_job, embed_spec
+
+
+class Sized(Hybrid):
+    """Calls of at most `texts` texts, held for company for `hold` seconds."""
+
+    def __init__(self, texts: int = 8, hold: float = 0.0) -> None:
+        super().__init__(PolicyOptions(exploration=0.0))
+        self.texts = texts
+        self.hold = hold
+
+    def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:
+        return BatchLimits(self.texts, 10 * self.texts, record.queued + self.hold)
+
+
+def bench(texts: int = 8, *, slots: int = 1, hold: float = 0.0, engines: int = 1) -> CoreBench:
+    return CoreBench(
+        Sized(texts, hold), *(embed_spec(f"v{index}", max_running=slots) for index in range(engines))
+    )
+
+
+def sent(actions: Sequence[Action]) -> list[tuple[tuple[str, int, int], ...]]:
+    """What the calls among actions carry."""
+    return [
+        tuple((part.id, part.start, part.stop) for part in action.slices)
+        for action in actions
+        if isinstance(action, Dispatch)
+    ]
+
+
+def arrive(one: CoreBench, **texts: int) -> list[Action]:
+    actions: list[Action] = []
+    for ident, count in texts.items():
+        actions += one.arrive(embed_job(ident, texts=count))
+    return actions
+
+
+def test_bulk_is_cut_and_its_parts_go_one_after_the_other() -> None:
+    one = bench()
+    assert sent(arrive(one, bulk=20)) == [(("bulk", 0, 8),)]
+    assert one.waiting(RequestClass.EMBED_BULK) == 1
+    assert sent(one.finish("bulk")) == [(("bulk", 8, 16),)]
+    assert sent(one.finish("bulk")) == [(("bulk", 16, 20),)]
+    assert one.waiting(RequestClass.EMBED_BULK) == 0
+    assert one.outcome("bulk") == "running"
+    one.finish("bulk")
+    assert (one.outcome("bulk"), one.record("bulk").attempts) == ("done", 3)
+
+
+def test_bulk_uses_every_engine_that_is_free() -> None:
+    one = bench(engines=3)
+    assert len(sent(arrive(one, bulk=20))) == 3
+    for _ in range(3):
+        one.finish("bulk")
+    assert one.outcome("bulk") == "done"
+
+
+def test_requests_of_different_clients_share_a_call() -> None:
+    one = bench()
+    arrive(one, first=1, a=1, b=3, c=4, d=1)
+    assert sent(one.finish("first")) == [(("a", 0, 1), ("b", 0, 3), ("c", 0, 4))]
+    assert sent(one.finish("c")) == [(("d", 0, 1),)]
+    assert [one.outcome(ident) for ident in "abcd"] == ["done", "done", "done", "running"]
+
+
+def test_interactive_and_bulk_never_share_a_call() -> None:
+    one = bench()
+    arrive(one, first=1, bulk=9, quick=1, other=1)
+    assert sent(one.finish("first")) == [(("quick", 0, 1), ("other", 0, 1))]
+    assert sent(one.finish("quick")) == [(("bulk", 0, 8),)]
+
+
+def test_requests_that_want_other_vectors_never_share_a_call() -> None:
+    one = bench()
+    arrive(one, first=1, a=1)
+    one.arrive(structs.replace(embed_job("short"), batch_key="other"))
+    assert sent(one.finish("first")) == [(("a", 0, 1),)]
+    assert sent(one.finish("a")) == [(("short", 0, 1),)]
+
+
+def test_a_request_without_a_batch_key_goes_alone_and_whole() -> None:
+    one = bench()
+    alone = structs.replace(embed_job("alone", texts=20), batch_key="")
+    assert sent(one.arrive(alone)) == [(("alone", 0, 20),)]
+
+
+def test_other_policies_send_requests_as_they_are() -> None:
+    one = CoreBench("fifo", embed_spec("v0", max_running=9))
+    assert sent(arrive(one, bulk=900, a=1)) == [(("bulk", 0, 900),), (("a", 0, 1),)]
+
+
+def test_a_failed_call_comes_back_slice_by_slice_each_alone() -> None:
+    one = bench(slots=2)
+    one.feed(EngineUp(0.0, embed_spec("v1", max_running=1)))
+    arrive(one, hold0=1, hold1=1, hold2=1, a=1, b=1, c=1)
+    for ident in ("hold0", "hold1", "hold2"):
+        one.finish(ident)
+    before = [tuple(part.id for part in action.slices) for action in one.running.values()]
+    assert ("a", "b", "c") in before or ("b", "c") in before
+    carrying = next(ident for ident in "abc" if len(one.running[one.attempt(ident)].slices) > 1)
+    one.fail(carrying)
+    while any(one.outcome(ident) == "running" for ident in "abc"):
+        ident = next(ident for ident in "abc" if one.outcome(ident) == "running")
+        if one.record(ident).retries:
+            assert [part.id for part in one.running[one.attempt(ident)].slices] == [ident]
+        one.finish(ident)
+    assert {one.outcome(ident) for ident in "abc"} == {"done"}
+
+
+def test_of_bulk_only_the_failed_part_is_computed_again() -> None:
+    one = bench(engines=2)
+    arrive(one, bulk=20)
+    first = min(one.running)
+    assert one.running[first].slices == (Slice("bulk", 0, 8),)
+    one.finish("bulk")  # the second part
+    one.finish("bulk")  # the third
+    (left,) = one.running.values()
+    assert left.slices == (Slice("bulk", 0, 8),)
+    assert sent(one.fail("bulk")) == [(("bulk", 0, 8),)]
+    assert one.outcome("bulk") == "running"
+    one.finish("bulk")
+    assert one.outcome("bulk") == "done"
+
+
+def test_who_leaves_a_call_leaves_the_others_in_it() -> None:
+    one = bench()
+    arrive(one, first=1, a=1, b=1)
+    one.finish("first")
+    assert one.cancel("a") == []
+    assert one.outcome("b") == "running"
+    (action,) = one.cancel("b")  # nobody is left
+    assert not one.running
+    assert one.core.engines["v0"].running == 0
+    assert type(action).__name__ == "Cancel"
+
+
+def test_a_call_waits_for_company_only_while_it_may_and_only_when_it_is_small() -> None:
+    one = bench(4, hold=0.002)
+    assert arrive(one, a=1) == []
+    assert arrive(one, b=1) == []
+    assert one.wait(0.001) == []
+    assert sent(one.wait(0.001)) == [(("a", 0, 1), ("b", 0, 1))]
+    one.finish("a")
+    assert sent(arrive(one, c=4)) == [(("c", 0, 4),)]
+
+
+def test_usage_is_shared_out_by_size() -> None:
+    one = bench()
+    arrive(one, first=1, a=1, b=3)
+    one.finish("first")
+    one.finish("a", Usage(80, 0))
+    assert one.record("a").usage == Usage(20, 0)
+    assert one.record("b").usage == Usage(60, 0)
+
+
+def test_usage_of_the_parts_of_a_request_adds_up() -> None:
+    one = bench()
+    arrive(one, bulk=20)
+    for count in (80, 80, 40):
+        one.finish("bulk", Usage(count, 0))
+    assert one.record("bulk").usage == Usage(200, 0)
+
+
+# ---- devices -----------------------------------------------------------------------------------------------
+
+
+def shared() -> CoreBench:
+    """A generating engine and one that embeds on the same device, a core each."""
+    chat = structs.replace(chat_spec("llm"), group="cpu", cores=1)
+    embed = structs.replace(embed_spec("v0"), group="cpu", cores=1, elastic=True)
+    return CoreBench(Sized(), chat, embed)
+
+
+def test_bulk_is_lent_the_cores_of_an_idle_neighbour_and_interactive_is_not() -> None:
+    one = shared()
+    arrive(one, bulk=9)
+    assert one.running[one.attempt("bulk")].threads == 2
+    one.finish("bulk")
+    one.arrive(chat_job("a"))
+    assert one.running[one.attempt("bulk")].threads == 2  # sent before the neighbour had work
+    one.finish("bulk")
+    arrive(one, more=9)
+    assert one.running[one.attempt("more")].threads == 0
+    one.finish("more")
+    one.finish("more")
+    one.finish("a")
+    arrive(one, quick=1)
+    assert one.running[one.attempt("quick")].threads == 0
+
+
+def test_bulk_gives_way_to_a_generation_that_it_would_slow_down_too_much() -> None:
+    one = shared()
+    llm = one.core.engines["llm"].llm
+    for _ in range(200):
+        llm.observe_tpot(1.0, 0.0, 0.0, 0.06)
+        llm.observe_tpot(1.0, 0.0, 1.0, 0.14)  # beside a busy neighbour; the goal is 0.1
+    one.arrive(chat_job("a"))
+    assert sent(arrive(one, bulk=9)) == []
+    assert one.wait(0.5) == []
+    assert sent(arrive(one, quick=1)) == [(("quick", 0, 1),)]  # it has a goal of its own
+    one.finish("quick")
+    assert sent(one.finish("a")) == [(("bulk", 0, 8),)]
+
+
+def test_engines_of_other_devices_do_not_matter() -> None:
+    one = CoreBench(
+        Sized(),
+        structs.replace(chat_spec("llm"), group="gpu"),
+        structs.replace(embed_spec("v0"), group="cpu"),
+    )
+    one.arrive(chat_job("a"))
+    assert sent(arrive(one, bulk=9)) == [(("bulk", 0, 8),)]
+
+
+def spec_and_job() -> tuple[EngineSpec, Job]:
+    return embed_spec("v0"), embed_job("a", texts=4)
+
+
+def test_the_time_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
+    spec, job = spec_and_job()
+    one = CoreBench("hybrid", structs.replace(spec, max_running=2))
+    one.arrive(job)
+    one.arrive(structs.replace(job, id="b"))
+    load = one.core.engines["v0"]
+    assert load.running == 2
+    one.at = 1.0
+    one.finish("a")
+    one.at = 1.5
+    one.finish("b")
+    assert load.embed.samples == 2
+    assert 0.5 <= load.embed.seconds(40, 4) <= 1.0
