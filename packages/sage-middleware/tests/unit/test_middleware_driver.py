@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from sage.common.errors import (
@@ -230,6 +231,21 @@ async def test_a_deadline_ends_what_is_still_queued() -> None:
         assert asyncio.get_running_loop().time() == 2.0
         bench.gate.set()
         assert await first == "done"
+
+
+@pytest.mark.parametrize("own", [None, 1.0, 60.0])
+@virtual
+async def test_a_request_of_a_chain_ends_at_the_chain_s_deadline_or_its_own(own: float | None) -> None:
+    async with Bench(slots=2) as bench:
+        bench.engines[0].next_behaviours.append(Behaviour())
+        assert await bench.start(chat("a"), deadline=5.0) == "done"
+        bench.hold()
+        await asyncio.sleep(2.0)
+        parsed = chat("b")
+        job = msgspec.structs.replace(parsed.job, parent="a")
+        with pytest.raises(TimedOutError, match=r"deadline of (1|3) s"):
+            await bench.plane.submit(job, parsed.call, MemorySink(), deadline=own)
+        assert asyncio.get_running_loop().time() == (3.0 if own == 1.0 else 5.0)
 
 
 @virtual

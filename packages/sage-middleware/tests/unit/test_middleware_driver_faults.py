@@ -205,6 +205,20 @@ async def test_an_engine_that_hangs_is_ejected_and_its_replacement_asked_for() -
 
 
 @virtual
+async def test_an_engine_that_falls_silent_is_shown_as_degraded_until_it_moves() -> None:
+    async with Bench() as bench:
+        bench.hold()
+        task = bench.start(chat("a"))
+        await asyncio.sleep(50.0)
+        (status,) = bench.plane.engines()
+        assert status.state == "degraded"
+        assert status.detail.startswith("1 requests run there, and nothing has come for ")
+        bench.gate.set()
+        assert await task == "done"
+        assert bench.plane.engines()[0].state == "ready"
+
+
+@virtual
 async def test_a_fault_of_who_runs_the_engines_stops_no_request(caplog: pytest.LogCaptureFixture) -> None:
     async with Bench() as bench:
         engine = bench.engines[0]

@@ -116,7 +116,8 @@ class ControlPlane:
     ) -> Literal["done", "failed"]:
         """Serve one request into `sink`; `decision` tells more about it.
 
-        `deadline`: seconds from now by which the answer must be complete. Cancelling the awaiting task means
+        `deadline`: seconds from now by which the answer must be complete, if that of `job.parent` is not
+        nearer. Cancelling the awaiting task means
         that the client has gone: what only it wanted is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
@@ -129,12 +130,11 @@ class ControlPlane:
         self._core.check(job)
         ticket = self._tickets[job.id] = Ticket(job, call, sink, asyncio.current_task())
         now = self._clock.now()
-        alarm = until = None
-        if deadline is not None:
-            until = now + deadline
-            alarm = asyncio.get_running_loop().call_later(deadline, self._too_late, ticket, deadline)
+        alarm = None
         try:
-            self._handle(Arrived(now, job, until))
+            self._handle(Arrived(now, job, None if deadline is None else now + deadline))
+            if deadline is not None or job.parent:
+                alarm = self._set_alarm(ticket)
             return await self._serve(ticket)
         finally:
             if alarm is not None:
@@ -169,9 +169,18 @@ class ControlPlane:
                     ticket.waiter = None
         return ticket.outcome
 
-    def _too_late(self, ticket: Ticket, deadline: float) -> None:
+    def _set_alarm(self, ticket: Ticket) -> asyncio.TimerHandle | None:
+        """End it at its deadline, which may be that of the chain that it belongs to."""
+        record = self._core.record(ticket.job.id)
+        if record is None or record.deadline is None:
+            return None
+        allowed = record.deadline - record.arrived
+        delay = record.deadline - self._clock.now()
+        return asyncio.get_running_loop().call_later(delay, self._too_late, ticket, allowed)
+
+    def _too_late(self, ticket: Ticket, allowed: float) -> None:
         self._abort(
-            ticket, TimedOutError(f"The answer was not complete within its deadline of {deadline:g} s.")
+            ticket, TimedOutError(f"The answer was not complete within its deadline of {allowed:g} s.")
         )
 
     def _abort(self, ticket: Ticket, error: SageError) -> None:
