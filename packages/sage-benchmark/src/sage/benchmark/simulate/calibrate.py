@@ -188,7 +188,6 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         "cores": spec.cores,
         "max_running": spec.max_running,
         "managed": spec.managed,
-        "noise": round(min(_MOST_NOISE, fit.noise), 4),
     }
     if _writes(spec):
         speed = {"a": max(_SMALLEST, first), "b": second, "c": max(_SMALLEST, third)}
@@ -203,6 +202,8 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         **speed,
         **(batches if spec.batches else {"batching": "single"}),
         "elastic": spec.elastic and spec.cores > 0,
+        # Each batch shows its own noise; that of an iteration is lost in the time of a whole answer.
+        "noise": round(min(_MOST_NOISE, fit.noise), 4),
     }
 
 

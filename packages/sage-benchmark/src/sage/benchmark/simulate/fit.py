@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,6 +15,7 @@ __all__ = ["Fit", "Rows", "fit_device", "positive_least_squares"]
 
 Array = NDArray[np.float64]
 _TIE: Final = 1e-9  # relative gain in error that another weight must bring
+_EXACT: Final = 1e-12  # an error of 0 is as good as this one
 _MOST_INTERFERENCE: Final = 3.0
 _PASSES: Final = 2  # of choosing readings and interference in turn
 _STEPS: Final = (0.1, 0.01, 0.001)  # of the search for it, coarse to fine
@@ -21,10 +23,12 @@ _STEPS: Final = (0.1, 0.01, 0.001)  # of the search for it, coarse to fine
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Observed durations of one engine. Row i says `seconds[i] = (1 + interference · beside[i]) · x[i] · w`.
+    """Observed durations of one engine. Row i says `seconds[i] · alone[i] = x[i] · w`.
 
-    `beside`: share of that time in which an engine of the other kind computed on the same device. `steps`:
-    how many steps of the engine it was; their noise averages out, so longer ones count for more.
+    `beside`: share of that time in which an engine of the other kind computed on the same device. Work that
+    takes `1 + interference` times as long meanwhile would have taken `alone = 1 - beside · interference /
+    (1 + interference)` of the time by itself. `steps`: how many steps of the engine it was; their noise
+    averages out, so longer ones count for more.
     """
 
     x: Array
@@ -92,15 +96,21 @@ def _search(engines: Sequence[Rows]) -> float:
     for step in _STEPS:
         low, high = max(0.0, best - reach), best + reach
         candidates = np.arange(low, high + step / 2, step)
-        errors = [sum(_fit(rows, float(one)).error for rows in engines) for one in candidates]
+        errors = [_unlikely(engines, float(one)) for one in candidates]
         best, reach = float(candidates[int(np.argmin(errors))]), step
     return best
+
+
+def _unlikely(engines: Sequence[Rows], interference: float) -> float:
+    """Minus the log-likelihood, but for constants, when each engine has a noise of its own."""
+    return sum(len(rows.seconds) * math.log(_fit(rows, interference).error + _EXACT) for rows in engines)
 
 
 def _fit(rows: Rows, interference: float) -> Fit:
     """Weights for a given interference. Errors are relative, so that a long call does not outweigh many."""
     weight = np.sqrt(rows.steps) / rows.seconds
-    x = rows.x * ((1 + interference * rows.beside) * weight)[:, None]
+    alone = 1 - rows.beside * interference / (1 + interference)
+    x = rows.x * (weight / alone)[:, None]
     y = rows.seconds * weight
     weights, error = positive_least_squares(x, y)
     spread = float(np.sqrt(error / max(1, len(y) - len(weights))))

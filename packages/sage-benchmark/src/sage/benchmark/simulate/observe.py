@@ -12,12 +12,13 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sage.benchmark.simulate.fit import Rows
+from sage.benchmark.simulate.fit import Rows, fit_device
 from sage.middleware.control_plane.simulator.fleet import EmbedEngine
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall
 from sage.middleware.control_plane.simulator.shapes import BLOCK_BYTES
@@ -29,6 +30,7 @@ MIN_ROWS: Final = 8  # fewer say nothing about three weights
 _MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
 _TOGETHER: Final = 0.02  # calls that end within this share of a batch ended with it
 _INSTANT: Final = 1e-6
+_PASSES: Final = 2
 _SCALING: Final = float(EmbedEngine.model_fields["scaling"].default)
 
 
@@ -48,27 +50,76 @@ BOUNDS: Final = tuple(
 
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
+Count = Callable[[float], float]  # how much there was until a time
 
 
 def llm_rows(spec: EngineSpec, recording: Recording, neighbours: Sequence[Interval]) -> Rows:
-    """Rows of an LLM engine for `(a, b, c)`. `neighbours`: when others computed on its device."""
+    """Rows of an LLM engine for `(a, b, c)`. `neighbours`: when others computed on its device.
+
+    How many tokens the others got within a call's time follows from the pace of the iterations, which follows
+    from the weights: the rows are made again with the pace of a first fit.
+    """
     calls = sorted(_complete(spec, recording), key=_first)
     prefill = _uncached(spec, calls, recording)
-    tokens = _amount([_decode(call) for call in calls], [max(0, _output(call) - 1) for call in calls])
+    rows = _llm_rows(spec, calls, prefill, neighbours, lambda time: time)
+    for _ in range(_PASSES if len(rows.seconds) >= MIN_ROWS else 0):
+        interference, ((_, fit),) = fit_device([[rows]])
+        pace = _pace(spec, calls, prefill, neighbours, (*fit.weights, interference))
+        rows = _llm_rows(spec, calls, prefill, neighbours, pace)
+    return rows
+
+
+def _llm_rows(
+    spec: EngineSpec,
+    calls: Sequence[SeenCall],
+    prefill: Sequence[float],
+    neighbours: Sequence[Interval],
+    pace: Count,
+) -> Rows:
+    """Rows where tokens come evenly in `pace`, the number of iterations until a time."""
+    spans = [_decode(call) for call in calls]
+    gaps = [max(0, _output(call) - 1) for call in calls]
+    tokens = _amount([(pace(start), pace(end)) for start, end in spans], gaps)
     computed = _amount(_prefills(calls), prefill)
-    beside = _amount(list(neighbours), [end - start for start, end in neighbours])
+    beside = _amount(neighbours, [end - start for start, end in neighbours])
     idle = _found_idle(calls)
     rows: list[tuple[float, float, float, Interval, float]] = []
-    for call, prompt in zip(calls, prefill, strict=True):
+    for call, (start, end), steps, prompt in zip(calls, spans, gaps, prefill, strict=True):
         if call.first is None:
             continue
-        span = start, end = _decode(call)
-        if (steps := _output(call) - 1) >= _MIN_TOKENS:
-            rows.append((steps, tokens(end) - tokens(start), computed(end) - computed(start), span, steps))
+        if steps >= _MIN_TOKENS:
+            shared = tokens(pace(end)) - tokens(pace(start))
+            # One step, however long: what such a row is off by is not noise that averages out.
+            rows.append((steps, shared, computed(end) - computed(start), (start, end), 1))
         if call.number in idle:
             chunks = math.ceil(prompt / spec.chunk) if spec.chunk else 1
             rows.append((chunks, 0.0, prompt, (call.sent, call.first), chunks))
     return _rows(rows, beside)
+
+
+def _pace(
+    spec: EngineSpec,
+    calls: Sequence[SeenCall],
+    prefill: Sequence[float],
+    neighbours: Sequence[Interval],
+    weights: Sequence[float],
+) -> Count:
+    """The number of iterations until a time, by `(a, b, c, interference)`."""
+    a, b, c, interference = weights
+    changes: list[tuple[float, float, float, float]] = []  # time, decoding, prefill tokens, neighbours
+    for start, end in map(_decode, calls):
+        changes += [(start, 1, 0, 0), (end, -1, 0, 0)]
+    for (start, end), tokens in zip(_prefills(calls), prefill, strict=True):
+        each = tokens / math.ceil(tokens / spec.chunk) if spec.chunk else tokens
+        changes += [(start, 0, each, 0), (end, 0, -each, 0)]
+    for start, end in neighbours:
+        changes += [(start, 0, 0, 1), (end, 0, 0, -1)]
+    table = np.array(sorted(changes))
+    decoding, tokens_now, beside = np.cumsum(table[:, 1:], axis=0)[:-1].T
+    prefilled = np.minimum(np.maximum(tokens_now, 0.0), spec.chunk or np.inf)
+    seconds = (a + b * np.maximum(decoding, 0.0) + c * prefilled) * (1 + interference * (beside > 0))
+    counts = np.concatenate([[0.0], np.cumsum(np.diff(table[:, 0]) / seconds)])
+    return lambda time: float(np.interp(time, table[:, 0], counts))
 
 
 def embed_rows(
@@ -80,7 +131,7 @@ def embed_rows(
     batches, counted differently. One that computes a call at a time has no bounds.
     """
     calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
-    beside = _amount(list(neighbours), [end - start for start, end in neighbours])
+    beside = _amount(neighbours, [end - start for start, end in neighbours])
     sent = [call.sent for call in calls]
     seen = []
     for members, span in _batches(calls) if spec.batches else _singles(calls):
@@ -117,9 +168,7 @@ def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interva
     return merged
 
 
-def _rows(
-    rows: Sequence[tuple[float, float, float, Interval, float]], beside: Callable[[float], float]
-) -> Rows:
+def _rows(rows: Sequence[tuple[float, float, float, Interval, float]], beside: Count) -> Rows:
     kept = [row for row in rows if row[3][1] - row[3][0] > _INSTANT]
     shares = [(beside(end) - beside(start)) / (end - start) for _, _, _, (start, end), _ in kept]
     return Rows(
@@ -158,7 +207,7 @@ def _found_idle(calls: Sequence[SeenCall]) -> set[int]:
     ordered = sorted(calls, key=lambda call: call.sent)
     found = set()
     busy_until = -math.inf
-    for call, after in zip(ordered, [*ordered[1:], None], strict=True):
+    for call, after in zip_longest(ordered, ordered[1:]):
         first = call.first if call.first is not None else call.sent
         if busy_until <= call.sent and (after is None or after.sent >= first):
             found.add(call.number)
@@ -208,7 +257,7 @@ def _uncached(spec: EngineSpec, calls: Sequence[SeenCall], recording: Recording)
     return [uncached[call.number] for call in calls]
 
 
-def _amount(spans: Sequence[Interval], amounts: Sequence[float]) -> Callable[[float], float]:
+def _amount(spans: Sequence[Interval], amounts: Sequence[float]) -> Count:
     """How much there was until a time, where each amount comes evenly over its span."""
     if not spans:
         return lambda _: 0.0
