@@ -22,7 +22,7 @@ from sage.common.api import (
 from sage.common.config import SageConfig
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
-from sage.gateway.app import make_app
+from sage.gateway.app import Handlers, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.metrics import collect
@@ -50,7 +50,19 @@ def admin_app(
     uptime: Callable[[], float],
 ) -> FastAPI:
     """The application behind the admin listener. `origin` says where each configured value came from."""
+    handlers = {
+        **_state(control_plane, engines_of, uptime),
+        **_metrics(control_plane, engines_of, uptime),
+        **_policy(control_plane),
+        **_decisions(control_plane),
+        **_machine(config, origin),
+    }
+    return make_app("SAGE admin", "admin", handlers)
 
+
+def _state(
+    control_plane: ControlPlane, engines_of: Callable[[], list[EngineStatus]], uptime: Callable[[], float]
+) -> Handlers:
     async def status() -> StackStatus:
         return StackStatus(
             version=VERSION,
@@ -64,6 +76,31 @@ def admin_app(
     async def engines() -> EngineList:
         return EngineList(engines=engines_of())
 
+    async def queues() -> list[QueueStatus]:
+        return control_plane.queues()
+
+    return {"status": status, "engines": engines, "queues": queues}
+
+
+def _metrics(
+    control_plane: ControlPlane, engines_of: Callable[[], list[EngineStatus]], uptime: Callable[[], float]
+) -> Handlers:
+    async def metrics() -> MetricList:
+        return collect(
+            control_plane.core.books,
+            engines_of(),
+            control_plane.queues(),
+            policy=control_plane.policy,
+            uptime=uptime(),
+        )
+
+    async def metrics_text() -> Response:
+        return Response(exposition(await metrics()), media_type=CONTENT_TYPE)
+
+    return {"metrics": metrics, "exposition": metrics_text}
+
+
+def _policy(control_plane: ControlPlane) -> Handlers:
     async def policy() -> PolicyStatus:
         summaries = policy_summaries()
         return PolicyStatus(name=control_plane.policy, available=sorted(summaries), summaries=summaries)
@@ -77,21 +114,10 @@ def admin_app(
         control_plane.set_policy(change.name)
         return await policy()
 
-    async def queues() -> list[QueueStatus]:
-        return control_plane.queues()
+    return {"policy": policy, "set_policy": set_policy}
 
-    async def metrics() -> MetricList:
-        return collect(
-            control_plane.core.books,
-            engines_of(),
-            control_plane.queues(),
-            policy=control_plane.policy,
-            uptime=uptime(),
-        )
 
-    async def metrics_text() -> Response:
-        return Response(exposition(await metrics()), media_type=CONTENT_TYPE)
-
+def _decisions(control_plane: ControlPlane) -> Handlers:
     async def decisions(limit: Annotated[int, Query(ge=1, le=MAX_DECISIONS)] = 100) -> DecisionList:
         return DecisionList(decisions=control_plane.decisions(limit))
 
@@ -101,6 +127,10 @@ def admin_app(
             raise NotFoundError(f"No decision about {request_id!r} is remembered: never seen, or too old.")
         return found
 
+    return {"decisions": decisions, "decision": decision}
+
+
+def _machine(config: SageConfig, origin: dict[str, str]) -> Handlers:
     async def config_in_force() -> dict[str, Any]:
         return {"config": config.model_dump(mode="json"), "origin": origin}
 
@@ -108,20 +138,4 @@ def admin_app(
         # A plain function: FastAPI runs it on a thread, because NVML may take its time.
         return {"nodes": [dataclasses.asdict(dataclasses.replace(inventory(), labels={}))]}
 
-    return make_app(
-        "SAGE admin",
-        "admin",
-        {
-            "status": status,
-            "engines": engines,
-            "policy": policy,
-            "set_policy": set_policy,
-            "queues": queues,
-            "metrics": metrics,
-            "exposition": metrics_text,
-            "decisions": decisions,
-            "decision": decision,
-            "config": config_in_force,
-            "nodes": nodes,
-        },
-    )
+    return {"config": config_in_force, "nodes": nodes}

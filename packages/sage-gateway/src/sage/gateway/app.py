@@ -23,7 +23,7 @@ from sage.gateway.edge import MethodError
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 
-__all__ = ["data_app", "make_app"]
+__all__ = ["Handlers", "data_app", "make_app"]
 
 log = logging.getLogger("sage.gateway")
 
