@@ -54,8 +54,8 @@ EMBEDDER: Final = (0.008, 0.00005, 0.0001)  # seconds per batch, per token, per 
 class LlmCost:
     """Time to first token and per token of one LLM engine.
 
-    `iteration_base`, `iteration_slope`, `per_token` are the weights of `ttft`. `margin`, `trusted`: see
-    `Residuals`; they and `samples` are of `ttft`. A prediction without samples is the prior's: who refuses
+    `iteration_base`, `iteration_slope`, `per_token` are the weights of `ttft`; `tpot_base`, `tpot_slope`
+    those of `tpot` with nothing beside. `margin`, `trusted`: see `Residuals`; they and `samples` are of `ttft`. A prediction without samples is the prior's: who refuses
     work by one asks for `samples` first.
     """
 
@@ -69,6 +69,8 @@ class LlmCost:
         "margin",
         "per_token",
         "samples",
+        "tpot_base",
+        "tpot_slope",
         "trusted",
     )
 
@@ -79,6 +81,7 @@ class LlmCost:
         self._tpot = LeastSquares(prior.tpot)
         self._residuals = Residuals()
         self.iteration_base, self.iteration_slope, self.per_token = prior.ttft
+        self.tpot_base, self.tpot_slope, _, _ = prior.tpot
         self.margin = self._residuals.margin
         self.trusted = True
         self.samples = 0
@@ -124,6 +127,7 @@ class LlmCost:
             bounded(beside, 0.0, 1.0),
         )
         self._tpot.observe(x, bounded(seconds, *_SECONDS))
+        self.tpot_base, self.tpot_slope, _, _ = self._tpot.weights
 
 
 class EmbedCost:

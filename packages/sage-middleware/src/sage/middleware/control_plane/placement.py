@@ -84,9 +84,9 @@ class Placement:
             others = [load for load in engines if load.name != record.engine]
             if any(load.free for load in others):
                 engines = others
-        if not engines:
-            return False
         policy = self.policy
+        if not engines or not (policy.traits.unbounded or any(load.free for load in engines)):
+            return False
         if policy.traits.prefixes and record.job.blocks:
             record.cached = self._cached(record)
         choice = policy.choose(record, engines, now)

@@ -28,12 +28,14 @@ class Feasible:
         self._by_cost = Keyed(_cost)
         self._by_last_call = Keyed(_last_call)
         self._late = Keyed(_cost)
+        self._waiting: dict[int, Record] = {}  # by sequence
 
     def __len__(self) -> int:
-        return len(self._by_due) + len(self._late)
+        return len(self._waiting)
 
     def push(self, record: Record, now: float) -> None:
         """Let it wait."""
+        self._waiting[record.sequence] = record
         if _last_call(record) < now:
             self._late.push(record, now)
             return
@@ -43,13 +45,17 @@ class Feasible:
 
     def remove(self, record: Record) -> None:
         """Take it out."""
+        self._waiting.pop(record.sequence, None)
+        self._leave(record)
+
+    def _leave(self, record: Record) -> None:
         for queue in (self._by_due, self._by_cost, self._by_last_call, self._late):
             queue.remove(record)
 
     def head(self, now: float) -> Record | None:
         """The one whose turn it is."""
         while (first := self._by_last_call.head(now)) is not None and _last_call(first) < now:
-            self.remove(first)
+            self._leave(first)
             self._late.push(first, now)
         first = self._by_due.head(now)
         if first is None:

@@ -13,7 +13,7 @@ from sage.middleware.control_plane.policy import EngineView
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Slo
 
-__all__ = ["EmbedForecast", "Forecast", "LlmForecast"]
+__all__ = ["ENOUGH", "EmbedForecast", "Forecast", "LlmForecast"]
 
 SHALLOW: Final = 0.35  # of the tightest TTFT goal, that the prefill backlog of an engine may take
 SHALLOW_FOR_LOW: Final = 0.15
@@ -30,29 +30,24 @@ GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves roo
 class Forecast(msgspec.Struct):
     """One request's chances. Seconds count from now.
 
-    `best`: of the engines that are open, the one that has it soonest, in `seconds`. `soonest`: of all, open
-    or not. `open`: those that are, with their seconds. `idle`: some open engine has nothing to do.
-    `trusted`: all their models are; `known`: and have seen enough to refuse work by them. `look_again`: an
-    absolute time at which a closed engine opens. `lent`: threads beside an engine's own that idle neighbours
-    leave it.
+    `best`: of the engines that are open, the one that has it soonest, in `seconds`. `open`: those that are,
+    with their seconds. `closed`: the others. `trusted`: all their models are; `known`: and have seen enough
+    to refuse work by them. `look_again`: an absolute time at which a closed engine opens. `lent`: threads
+    beside an engine's own that idle neighbours leave it.
     """
 
     trusted: bool = True
     known: bool = True
     best: EngineView | None = None
     seconds: float = inf
-    soonest: float = inf
-    margin: float = 1.0
-    idle: bool = False
     open: list[tuple[EngineView, float]] = []
+    closed: list[EngineView] = []
     look_again: float | None = None
     lent: dict[str, int] = {}
 
     def offer(self, engine: EngineView, seconds: float) -> None:
         """An engine that is open."""
         self.open.append((engine, seconds))
-        if not engine.running:
-            self.idle = True
         best = self.best
         if (
             best is None
@@ -90,13 +85,23 @@ class LlmForecast:
         backlog = (SHALLOW_FOR_LOW if low else SHALLOW) * self._tightest
         headroom = HEADROOM if low else 1.0
         tpot = inf if record.slo.tpot is None else TIGHT * record.slo.tpot
-        soonest, margin = inf, 1.0
         for engine in engines:
-            llm, running, ahead = engine.llm, engine.running, engine.prefill_tokens
+            llm = engine.llm
             if not llm.trusted:
                 found.trusted = found.known = False
             elif llm.samples < ENOUGH:
                 found.known = False
+            if engine.free <= 0:
+                found.closed.append(engine)
+                continue
+            running, ahead = engine.running, engine.prefill_tokens
+            if running and not (  # an idle one is never locked out by a bad estimate
+                llm.per_token * ahead <= backlog
+                and running < headroom * engine.max_running
+                and llm.tpot_base + llm.tpot_slope * (running + 1) <= tpot
+            ):
+                found.closed.append(engine)
+                continue
             work = ahead + tokens
             if cached:
                 work -= cached.get(engine.name, 0)
@@ -104,21 +109,14 @@ class LlmForecast:
             if iterations < 1.0:
                 iterations = 1.0
             iteration = llm.iteration_base + llm.iteration_slope * running
-            seconds = iterations * iteration + llm.per_token * work
-            if not running and engine.free > 0:  # never locked out by a bad estimate
-                found.offer(engine, seconds)
-            elif engine.free <= 0:  # until one of those that run has ended
-                seconds += record.output_p50 * llm.tpot(running) / max(1, running)
-            elif (
-                llm.per_token * ahead <= backlog
-                and running < headroom * engine.max_running
-                and llm.tpot(running + 1) <= tpot
-            ):
-                found.offer(engine, seconds)
-            if seconds < soonest:
-                soonest, margin = seconds, llm.margin
-        found.soonest, found.margin = soonest, margin
+            found.offer(engine, iterations * iteration + llm.per_token * work)
         return found
+
+    def busy(self, record: Record, engine: EngineView, now: float) -> float:  # noqa: ARG002
+        """Seconds until a closed engine would have it: when one of those that run there has ended."""
+        llm, running = engine.llm, engine.running
+        seconds = llm.ttft(engine.prefill_tokens + record.prompt_tokens, running)
+        return seconds + record.output_p50 * llm.tpot(running) / max(1, running)
 
 
 class EmbedForecast:
@@ -131,35 +129,38 @@ class EmbedForecast:
     def of(self, record: Record, engines: Sequence[EngineView], now: float) -> Forecast:
         """The forecast for what waits of an embedding request."""
         found = Forecast()
-        texts = record.waiting_units
-        tokens = record.prompt_tokens * texts / record.units
         bulk = record.job.request_class is RequestClass.EMBED_BULK
         for engine in engines:
             if not engine.embed.trusted:
                 found.trusted = found.known = False
             elif engine.embed.samples < ENOUGH:
                 found.known = False
-            own = engine.spec.cores or 1
-            ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
-            seconds = ahead + engine.embed.seconds(tokens, texts, own)
-            opens = self._opens(engine, now, bulk=bulk, ahead=ahead)
+            opens = self._opens(engine, now, bulk=bulk)
             if opens is None:
-                found.offer(engine, seconds)
+                found.offer(engine, self.busy(record, engine, now))
                 lent = _idle_cores(engine) if bulk and engine.spec.elastic else 0
                 if lent:
                     found.lent[engine.name] = lent
-            elif opens < inf:
-                found.look_again = min(opens, found.look_again or inf)
-            if seconds < found.soonest:
-                found.soonest, found.margin = seconds, engine.embed.margin
+            else:
+                found.closed.append(engine)
+                if opens < inf:
+                    found.look_again = min(opens, found.look_again or inf)
         return found
 
-    def _opens(self, engine: EngineView, now: float, *, bulk: bool, ahead: float) -> float | None:
+    def busy(self, record: Record, engine: EngineView, now: float) -> float:
+        """Seconds until it would have the answer, behind what runs there."""
+        texts = record.waiting_units
+        tokens = record.prompt_tokens * texts / record.units
+        ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
+        return ahead + engine.embed.seconds(tokens, texts, engine.spec.cores or 1)
+
+    def _opens(self, engine: EngineView, now: float, *, bulk: bool) -> float | None:
         """None when it may be sent a call now; else the time to look again, inf = when something ends."""
         if engine.free <= 0 or engine.running >= BEHIND:
             return inf
         if not bulk:
             return None
+        ahead = engine.busy_until - now if engine.running else 0.0
         if ahead > EARLY_S:
             return now + max(ahead - EARLY_S, SOON_S)
         for other in engine.device:

@@ -10,7 +10,7 @@ from typing import Final
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.disciplines import Accounts, Fair
 from sage.middleware.control_plane.policies.base import BasePolicy, least_loaded
-from sage.middleware.control_plane.policies.forecast import EmbedForecast, Forecast, LlmForecast
+from sage.middleware.control_plane.policies.forecast import ENOUGH, EmbedForecast, Forecast, LlmForecast
 from sage.middleware.control_plane.policy import (
     BatchLimits,
     Choice,
@@ -57,14 +57,17 @@ class Hybrid(BasePolicy):
         return Floored(_is_low, lambda: Fair(self._accounts, Feasible))
 
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
-        """Refuse what the p90 of its finish would make late everywhere, backlog included."""
+        """Refuse what the p90 of its finish would make late, backlog included. O(engines)."""
         if record.due == inf or record.job.tenant in self.options.best_effort:
             return None
-        forecast = self._forecast(record, engines, now)
-        if not forecast.known or forecast.idle:
-            return None
+        margin = 1.0
+        for engine in engines:
+            model = engine.llm if engine.generates else engine.embed
+            if not engine.running or not model.trusted or model.samples < ENOUGH:
+                return None  # what an idle engine could serve is never refused, nor by a model nobody trusts
+            margin = max(margin, model.margin)
         wait = ahead / len(engines)
-        late = now + wait + forecast.soonest * forecast.margin - record.due
+        late = now + wait + record.quick * margin - record.due
         if late <= 0.0:
             return None
         return Shed(
@@ -74,27 +77,39 @@ class Hybrid(BasePolicy):
 
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
         """The earliest predicted finish among engines whose queues are shallow; else it waits here."""
-        forecast = self._forecast(record, engines, now)
+        model = self._embed if record.job.texts else self._llm
+        forecast = model.of(record, engines, now)
         if not forecast.trusted:
             return least_loaded(engines)
-        due, engine = record.due, forecast.best
-        if engine is None or not engine.running:
-            hopeless = engine is None and now > due
+        engine, left = forecast.best, record.due - now
+        if engine is None:
+            hopeless = left < 0.0
         else:
-            hopeless = now + forecast.seconds > due + GRACE * (due - record.arrived)
+            grace = GRACE * (record.due - record.arrived)
+            hopeless = forecast.seconds > left + grace and engine.running > 0
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
-            return Shed(
-                f"it can no longer be in time after waiting {now - record.queued:.2f} s",
-                max(1.0, now - record.queued),
-            )
-        if engine is None or self._worth_waiting(forecast, due - now):
+            waited = now - record.queued
+            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
+        if engine is None or self._worth_waiting(record, forecast, model, left, now):
             return Wait(forecast.look_again)
         if self.options.exploration and self._random.random() < self.options.exploration:
             near = [one for one, seconds in forecast.open if seconds <= 2.0 * forecast.seconds]
             engine = self._random.choice(near)
-        return Choice(
-            engine.name, forecast.reason(engine, len(engines)), forecast.seconds, forecast.threads(engine)
-        )
+        reason = forecast.reason(engine, len(engines))
+        return Choice(engine.name, reason, forecast.seconds, forecast.threads(engine))
+
+    @staticmethod
+    def _worth_waiting(
+        record: Record, forecast: Forecast, model: EmbedForecast | LlmForecast, left: float, now: float
+    ) -> bool:
+        """Whether a busy engine is better: in time where the open ones are late, or far ahead of them.
+
+        No engine is quicker than `record.quick`, so that the busy ones are seldom looked at.
+        """
+        if not forecast.closed or forecast.seconds <= min(left, 2.0 * record.quick):
+            return False
+        soonest = min(model.busy(record, engine, now) for engine in forecast.closed)
+        return soonest <= left and (forecast.seconds > left or soonest < 0.5 * forecast.seconds)
 
     def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""
@@ -114,16 +129,6 @@ class Hybrid(BasePolicy):
     def settle(self, record: Record, seconds: float) -> None:
         """The tenant pays, or gets back, what the prediction was wrong by."""
         self._accounts.settle(record, seconds)
-
-    def _forecast(self, record: Record, engines: Sequence[EngineView], now: float) -> Forecast:
-        return (self._embed if record.job.texts else self._llm).of(record, engines, now)
-
-    @staticmethod
-    def _worth_waiting(forecast: Forecast, left: float) -> bool:
-        """Whether a busy engine is the better one: it would be in time, the open ones late or far behind."""
-        return forecast.soonest <= left and (
-            forecast.seconds > left or forecast.soonest < 0.5 * forecast.seconds
-        )
 
 
 def _is_low(record: Record) -> bool:
