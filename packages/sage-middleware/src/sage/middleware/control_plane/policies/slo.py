@@ -58,7 +58,7 @@ class Slo(BasePolicy):
         self, record: Record, engines: Sequence[EngineView], seconds: Sequence[float], now: float
     ) -> bool:
         """Whether every engine would be late, is known well enough to say so, and has other work to do."""
-        if record.due == inf or record.job.tenant in self.options.best_effort:
+        if record.job.tenant in self.options.best_effort:
             return False
         embeds = record.job.texts > 0
         for engine, one in zip(engines, seconds, strict=True):
