@@ -16,6 +16,7 @@ audit()     { setup && tools/audit; }                                     # know
 lock()      { setup && python tools/lock "$@"; }                          # resolve and pin all dependencies again
 build()     { setup && sage-dev build "$@"; }                             # wheels of all packages into dist/
 test-vllm() { setup && tools/test_vllm.sh "$@"; }                         # engine conformance on vLLM, in its own environment
+sim()       { setup && python -m sage.middleware.control_plane.simulator.soak "$@"; }  # random simulated runs, invariants checked
 clean()     { rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis; }  # what was made here
 
 recipes() { sed -nE 's/^([a-z-]+)\(\) +\{ .*\} +# (.*)$/\1\t\2/p' manage.sh; }

@@ -270,7 +270,7 @@ class World:
             self._trace(event, actions)
         cluster = self._cluster
         for action in actions:
-            if isinstance(action, Dispatch):
+            if type(action) is Dispatch:  # nearly all are: quicker than isinstance
                 cluster.send(self._call(action), action.engine)
             elif isinstance(action, Reject):
                 self._end(self._live[action.id])
