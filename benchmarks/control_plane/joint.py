@@ -56,7 +56,6 @@ from sage.benchmark.load import (
     shots,
 )
 from sage.benchmark.metrics import Limits, attainment
-from sage.benchmark.summary import check_lag
 from sage.common.errors import SageError
 from sage.middleware.stack import interruptible
 
@@ -77,7 +76,6 @@ class Bench:
     texts: list[str]
     folder: Path
     pairs: dict[str, Pair]  # by arm
-    invalid: list[str]
     clients: list[Report]
 
     def plan(self, arm: str, rate: float, seconds: float, seed: int, *, storm: bool = True) -> Plan:
@@ -131,8 +129,6 @@ class Bench:
         await self._confirm(arm, change=False)
         self.clients.append(client)
         cores = {**meter.cores, "client": client.cpu_s / client.wall_s}
-        if late := check_lag(records):
-            self.invalid.append(f"{arm}: {late}")
         await asyncio.sleep(SETTLE_S)
         return Block(records, seconds, warmup, self.config["timeout_s"], cores)
 
@@ -220,17 +216,16 @@ async def run(options: argparse.Namespace) -> None:
     texts = [text[:longest] for text in islice(found, 4000)]
     async with AsyncExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="sage-joint-")))
-        bench = Bench(config, goals, texts, folder, await _pairs(held, config, folder), [], [])
+        bench = Bench(config, goals, texts, folder, await _pairs(held, config, folder), [])
         say(f"engines are up ({time.monotonic() - begun:.0f} s)")
         unloaded = await quiet(bench)
         rate, tried = (options.rate, []) if options.rate else await sweep(bench)
         say(f"chosen load: {rate:.2f} chats/s and {rate * config['load']['embed_per_chat']:.2f} embeddings/s")
         bench.clients.clear()
-        bench.invalid.clear()
         blocks, orders = await repeat(bench, rate, options.repetitions, begun + options.minutes * 60)
     write(
         options.out, config=config, goals=goals, rate=rate, tried=tried, unloaded=unloaded, blocks=blocks,
-        orders=orders, invalid=bench.invalid, clients=bench.clients, wall_s=time.monotonic() - begun,
+        orders=orders, clients=bench.clients, wall_s=time.monotonic() - begun,
     )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from sage.common.config import (
     EngineConfig,
     PortsConfig,
     SageConfig,
-    SloConfig,
     SlosConfig,
 )
 from sage.common.paths import SagePaths
@@ -186,9 +185,11 @@ async def stack_pair(
 
 def slos(goals: dict[str, float]) -> SlosConfig:
     """The goals, told to the control plane as well."""
-    return SlosConfig(
-        chat=SloConfig(ttft_s=goals["chat_ttft_s"], tpot_s=goals["chat_tpot_s"], total_s=None),
-        embed_interactive=SloConfig(ttft_s=None, tpot_s=None, total_s=goals["embed_total_s"]),
+    return SlosConfig.model_validate(
+        {
+            "chat": {"ttft_s": goals["chat_ttft_s"], "tpot_s": goals["chat_tpot_s"]},
+            "embed_interactive": {"total_s": goals["embed_total_s"]},
+        }
     )
 
 

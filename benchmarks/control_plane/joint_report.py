@@ -14,8 +14,9 @@ from typing import Any
 from sage.benchmark import environment
 from sage.benchmark.arms import Block, Goals, per_arm, ratios, significance
 from sage.benchmark.load import Report
-from sage.benchmark.metrics import Limits
-from sage.benchmark.summary import Metric
+from sage.benchmark.metrics import Limits, lag
+from sage.benchmark.stats import quantile
+from sage.benchmark.summary import Metric, check_lag
 
 LABEL = "RANDOM-WEIGHTS"
 BASELINES = ("siloed-default", "siloed-tuned")
@@ -53,12 +54,12 @@ def write(
     unloaded: Block,
     blocks: dict[str, list[Block]],
     orders: list[list[str]],
-    invalid: list[str],
     clients: Sequence[Report],
     wall_s: float,
 ) -> None:
     """Write `joint.json` and `joint.md` and print the page."""
     seed = config["seed"]
+    invalid = _late(blocks)
     result: dict[str, Any] = {
         "schema_version": 1,
         "label": LABEL,
@@ -72,7 +73,7 @@ def write(
         "repetitions": len(orders),
         "orders": orders,
         "load": {"chat_rate": rate, "embed_rate": rate * config["load"]["embed_per_chat"], "sweep": tried},
-        "client": _client(clients),
+        "client": _client(clients, blocks),
         "unloaded": [asdict(m) for m in _without_storm(unloaded, goals, seed)],
         "arms": {arm: _arm(found, goals, seed) for arm, found in blocks.items()},
         "ratios": {
@@ -102,8 +103,19 @@ def _plain(value: Any) -> Any:
     return "inf" if value == math.inf else value
 
 
-def _client(clients: Sequence[Report]) -> dict[str, Any]:
+def _late(blocks: dict[str, list[Block]]) -> list[str]:
+    """Arms whose requests left too late to be trusted, and by how much."""
+    reasons = {arm: check_lag([r for block in found for r in block.records]) for arm, found in blocks.items()}
+    return [f"{arm}: {reason}" for arm, reason in reasons.items() if reason]
+
+
+def _client(clients: Sequence[Report], blocks: dict[str, list[Block]]) -> dict[str, Any]:
+    lags = {
+        arm: [lag(record) for block in found for record in block.records if not record.closed]
+        for arm, found in blocks.items()
+    }
     return {
+        "lag_p99_ms": {arm: quantile(late, 0.99) * 1000 for arm, late in lags.items()},
         "priority": sorted({client.priority for client in clients}),
         "busy_cores": sum(c.cpu_s for c in clients) / sum(c.wall_s for c in clients),
     }
@@ -193,7 +205,8 @@ def _setting(result: dict[str, Any]) -> str:
             f"embedding {goals['embed_total_s']:.0f} ms. p50 without a storm: TTFT",
             f"{alone['chat', 'ttft_p50']:.0f} ms, TPOT {alone['chat', 'tpot_p50']:.1f} ms, embedding",
             f"{alone['embed', 'e2e_p50']:.0f} ms. Client: {', '.join(result['client']['priority'])},",
-            f"{result['client']['busy_cores']:.3f} cores.",
+            f"{result['client']['busy_cores']:.3f} cores, late by at most",
+            f"{max(result['client']['lag_p99_ms'].values()):.1f} ms at p99.",
         )
     )
 

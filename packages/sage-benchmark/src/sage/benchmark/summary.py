@@ -127,14 +127,16 @@ def _embed(answered: Sequence[Record], wall: float, seed: int) -> list[Metric]:
     kind = answered[0].kind
     latencies = [e2e(record) for record in answered]
     average = stats.mean(latencies, seed=seed).scaled(MS)
-    texts = texts_per_s(answered, wall)
-    # One run has one such rate: an interval of it needs blocks, as `sage.benchmark.arms` has them.
-    rate = stats.Estimate(texts, texts, texts, 1)
-    return [
+    metrics = [
         *_percentiles("e2e", kind, latencies),
         _metric("e2e_mean", kind, average, "ms", "lower"),
-        _metric("texts_per_s", kind, rate, "texts/s", "higher"),
     ]
+    if kind == "bulk":
+        texts = texts_per_s(answered, wall)
+        # One run has one such rate: an interval of it needs blocks, as `sage.benchmark.arms` has them.
+        rate = stats.Estimate(texts, texts, texts, 1)
+        metrics.append(_metric("texts_per_s", kind, rate, "texts/s", "higher"))
+    return metrics
 
 
 def _slo(kind: Kind, issued: Sequence[Record], answered: Sequence[Record], wall: float) -> list[Metric]:
