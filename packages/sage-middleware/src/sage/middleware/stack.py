@@ -148,8 +148,8 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def dropped(unraisable: sys.UnraisableHookArgs) -> None:
-        # A signal that arrives in a finaliser or a weak reference's callback (an import has some) raises there,
-        # where Python prints the exception and goes on: it comes once more, a moment later.
+        # A signal that arrives in a finaliser or a weak reference's callback (an import has some) raises
+        # there, where Python prints the exception and goes on: it comes once more, a moment later.
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         else:
