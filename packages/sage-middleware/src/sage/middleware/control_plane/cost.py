@@ -55,8 +55,8 @@ class LlmCost:
     """Time to first token and per token of one LLM engine.
 
     `iteration_base`, `iteration_slope`, `per_token` are the weights of `ttft`; `tpot_base`, `tpot_slope`
-    those of `tpot` with nothing beside. `margin`, `trusted`: see `Residuals`; they and `samples` are of `ttft`. A prediction without samples is the prior's: who refuses
-    work by one asks for `samples` first.
+    those of `tpot` with nothing beside. `margin`, `trusted`: see `Residuals`; they and `samples` are of
+    `ttft`. A prediction without samples is the prior's: who refuses work by one asks for `samples` first.
     """
 
     __slots__ = (

@@ -9,7 +9,7 @@ from sage.middleware.control_plane.disciplines import Keyed
 from sage.middleware.control_plane.policy import Discipline
 from sage.middleware.control_plane.records import Record
 
-__all__ = ["AGING", "Feasible", "Floored"]
+__all__ = ["AGING", "Feasible", "Floor", "Floored"]
 
 AGING: Final = 0.3  # engine-seconds that a second of waiting is worth
 PRESSED: Final = 0.3  # share of its goal that the first in line may wait before cost decides
@@ -84,18 +84,38 @@ def _cost(record: Record) -> float:
     return (record.cost + AGING * record.arrived) / max(goal, 1e-3) if goal < float("inf") else record.cost
 
 
+class Floor:
+    """What the two levels of each model have used while both waited: the lower one has a right to `SHARE`."""
+
+    SHARE: Final = 0.05  # of the engine-seconds
+    MOST: Final = 5.0  # engine-seconds of the upper level for which the lower one can be owed its share
+
+    def __init__(self) -> None:
+        self._used: dict[str, list[float]] = {}
+
+    def charge(self, model: str, level: int, seconds: float) -> None:
+        """So much of a level's work was sent."""
+        used = self._used.setdefault(model, [0.0, 0.0])
+        used[level] += seconds
+        used[0] = min(used[0], used[1] / self.SHARE + self.MOST)
+
+    def lower_is_due(self, model: str) -> bool:
+        """Whether the lower level has had less than its share."""
+        upper, lower = self._used.get(model, (0.0, 0.0))
+        return lower < self.SHARE * upper
+
+    def forget(self, model: str) -> None:
+        """Nothing of the lower level waits: it is owed nothing."""
+        self._used.pop(model, None)
+
+
 class Floored:
-    """Two levels: nothing of the upper one waits for the lower, but for a floor.
+    """Two levels: nothing of the upper one waits for the lower, but for the `Floor` that models share."""
 
-    While both wait, the lower one gets at least `FLOOR` of the engine-seconds, so that it does not starve.
-    """
-
-    FLOOR: Final = 0.05
-
-    def __init__(self, low: Callable[[Record], bool], inner: Callable[[], Discipline]) -> None:
+    def __init__(self, low: Callable[[Record], bool], inner: Callable[[], Discipline], floor: Floor) -> None:
         self._low = low
         self._levels = (inner(), inner())
-        self._used = [0.0, 0.0]
+        self._floor = floor
 
     def __len__(self) -> int:
         return len(self._levels[0]) + len(self._levels[1])
@@ -105,22 +125,20 @@ class Floored:
         self._levels[self._low(record)].push(record, now)
 
     def remove(self, record: Record) -> None:
-        """Take it out. It has used what it was charged since."""
+        """Take it out."""
         self._levels[self._low(record)].remove(record)
 
     def head(self, now: float) -> Record | None:
         """Of the upper level, unless the lower one is below its floor."""
         upper, lower = (level.head(now) for level in self._levels)
-        if upper is None or lower is None:
-            self._used = [0.0, 0.0]
-            return upper or lower
-        return lower if self._used[1] < self.FLOOR * self._used[0] else upper
+        if upper is None:
+            return lower
+        if lower is None:
+            self._floor.forget(upper.job.model)
+            return upper
+        return lower if self._floor.lower_is_due(upper.job.model) else upper
 
     def key(self, record: Record, now: float) -> tuple[int, Any]:
         """Its level, then its key there."""
         low = self._low(record)
         return int(low), self._levels[low].key(record, now)
-
-    def charge(self, record: Record, seconds: float) -> None:
-        """So much was sent of a request."""
-        self._used[self._low(record)] += seconds

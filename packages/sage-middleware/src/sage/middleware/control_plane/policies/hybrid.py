@@ -22,7 +22,7 @@ from sage.middleware.control_plane.policy import (
     Wait,
 )
 from sage.middleware.control_plane.records import Record
-from sage.middleware.control_plane.urgency import Feasible, Floored
+from sage.middleware.control_plane.urgency import Feasible, Floor, Floored
 
 __all__ = ["Hybrid"]
 
@@ -48,13 +48,13 @@ class Hybrid(BasePolicy):
         super().__init__(options)
         self._random = random.Random(options.seed)  # noqa: S311 - exploration, nothing secret
         self._accounts = Accounts(options.weights)
-        self._lanes: list[Floored] = []
+        self._floor = Floor()
         self._llm = LlmForecast(options.slos)
         self._embed = EmbedForecast(options.slos)
 
     def discipline(self) -> Discipline:
         """Interactive before bulk, tenants by credit, then by what can be met."""
-        return Floored(_is_low, lambda: Fair(self._accounts, Feasible))
+        return Floored(_is_low, lambda: Fair(self._accounts, Feasible), self._floor)
 
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
         """Refuse what the p90 of its finish would make late, backlog included. O(engines)."""
@@ -123,8 +123,9 @@ class Hybrid(BasePolicy):
         return BatchLimits(2048, max(1, tokens), hold)
 
     def charge(self, record: Record, seconds: float) -> None:
-        """The tenant pays what is predicted."""
+        """The tenant pays what is predicted, and so does the level."""
         self._accounts.charge(record, seconds)
+        self._floor.charge(record.job.model, int(_is_low(record)), seconds)
 
     def settle(self, record: Record, seconds: float) -> None:
         """The tenant pays, or gets back, what the prediction was wrong by."""
