@@ -88,6 +88,7 @@ class Floor:
     """What the two levels of each model have used while both waited: the lower one has a right to `SHARE`."""
 
     SHARE: Final = 0.05  # of the engine-seconds
+    GRACE: Final = 1.0  # engine-seconds of the upper level before the lower one is owed anything
     MOST: Final = 5.0  # engine-seconds of the upper level for which the lower one can be owed its share
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class Floor:
     def lower_is_due(self, model: str) -> bool:
         """Whether the lower level has had less than its share."""
         upper, lower = self._used.get(model, (0.0, 0.0))
-        return lower < self.SHARE * upper
+        return lower < self.SHARE * (upper - self.GRACE)
 
     def forget(self, model: str) -> None:
         """Nothing of the lower level waits: it is owed nothing."""
