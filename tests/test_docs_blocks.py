@@ -1,9 +1,9 @@
 """Every fenced block of the documentation is true: executed, or validated by the loader a user would meet.
 
 The info string says how. `bash` and `python` run in order, page by page, in one folder and one shell
-environment; `yaml` is loaded as a pipeline or a configuration and kept under its `title`; `json` is parsed.
-`no-run reason="…"` excuses a block, `exit="0|1"` allows other exit codes. Pages meet a stack that already
-runs, but for README.md, which starts and stops its own.
+environment; `yaml` is loaded as a pipeline, a workload or a configuration and kept under its `title`; `json`
+is parsed. `no-run reason="…"` excuses a block, `exit="0|1"` allows other exit codes. Pages meet a stack that
+already runs, but for README.md, which starts and stops its own.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ def test_yaml_and_json_are_what_the_loaders_take(block: Block, tmp_path: Path) -
 
     if re.search(r"^steps:", block.body, re.MULTILINE):
         parse_yaml(block.body, where=block.where).check()
+        return
+    if re.search(r"^streams:", block.body, re.MULTILINE):
+        from sage.middleware.control_plane.simulator.workloads import read_workload
+
+        (tmp_path / "load.yaml").write_text(block.body)
+        read_workload(tmp_path / "load.yaml")
         return
     file = tmp_path / "sage.yaml"
     file.write_text(block.body)

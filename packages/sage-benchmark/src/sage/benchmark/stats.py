@@ -34,6 +34,7 @@ __all__ = [
 CONFIDENCE: Final = 0.95
 MIN_BEYOND: Final = 10  # a percentile stands on fewer samples beyond it than this: starred
 RESAMPLES: Final = 2000
+AT_ONCE: Final = 1000  # values whose resamples are drawn in one go
 EXACT_PAIRS: Final = 14  # up to here all 2^n flips of sign are counted, beyond it they are sampled
 FLIPS: Final = 10_000
 
@@ -83,7 +84,11 @@ def mean(samples: Sequence[float], *, seed: int) -> Estimate:
     values = _checked(samples)
     rng = np.random.default_rng(seed)
     n = len(values)
-    means = [float(values[rng.integers(0, n, n)].mean()) for _ in range(RESAMPLES if n > 1 else 1)]
+    resamples = RESAMPLES if n > 1 else 1
+    if n <= AT_ONCE:
+        means = values[rng.integers(0, n, (resamples, n))].mean(axis=1)
+    else:  # all resamples of many values would not fit into memory
+        means = np.array([values[rng.integers(0, n, n)].mean() for _ in range(resamples)])
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, (tail, 1 - tail))
     point = float(values.mean())

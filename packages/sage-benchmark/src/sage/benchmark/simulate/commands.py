@@ -210,8 +210,8 @@ def _report(
         if as_json:
             typer.echo(json.dumps(content))
             return
+    seeds = len({one.task.seed for one in done})
     for load in dict.fromkeys(one.task.load for one in done):
-        seeds = len({one.task.seed for one in done})
         heading = f"{title}, load {load:g}, {seeds} seeds, mean and 95 % interval"
         _table(heading, ["class", "arm", *(name for _, name in output.COLUMNS)], output.rows(table, load))
     telling = [row for row in compared if row.p < _WORTH_SHOWING]
@@ -220,8 +220,9 @@ def _report(
         _table(f"against {telling[0].against}, paired over seeds", head, map(output.difference, telling))
     elif compared:
         _say(
-            f"No difference from {compared[0].against} has p < {_WORTH_SHOWING} after Holm's adjustment "
-            f"over {len(compared)} comparisons; 5 seeds cannot give less than 1/16. All are in the JSON."
+            f"No difference from {compared[0].against} has p < {_WORTH_SHOWING} after Holm's adjustment over "
+            f"{len(compared)} comparisons; {seeds} seeds cannot give less than {2 / 2**seeds:.2g} for one "
+            "alone. All are in the JSON."
         )
 
 
