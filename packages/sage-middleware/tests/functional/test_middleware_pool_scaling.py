@@ -345,7 +345,7 @@ async def test_the_real_embedding_server_appears_under_load_serves_drains_and_ex
         cores=1,
         min_replicas=0,
     )
-    async with at(tmp_path, embed, cool_down_s=0.5, sleep_after_s=0.5) as site:
+    async with at(tmp_path, embed, cool_down_s=2.0, sleep_after_s=2.0) as site:
         assert (site.status("embed").state, site.status("embed").pid) == ("stopped", None)
         vectors = await site.client.embed(["a text", "another text"], model=MINILM)
         assert vectors.shape == (2, 384)
