@@ -281,7 +281,7 @@ def _batches(calls: Sequence[SeenCall]) -> list[tuple[list[SeenCall], Interval]]
     free, clear = -math.inf, True
     while left or coming:
         if not left:
-            clear = True
+            clear = clear or coming[0].sent > free
             free = max(free, coming[0].sent)
         while coming and coming[0].sent <= free:
             left.append(coming.popleft())
