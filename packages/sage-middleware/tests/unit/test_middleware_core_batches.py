@@ -239,8 +239,17 @@ def test_the_time_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
     load = one.core.engines["v0"]
     assert load.running == 2
     one.at = 1.0
-    one.finish("a")
+    one.finish("a", Usage(40, 0))
     one.at = 1.5
-    one.finish("b")
+    one.finish("b", Usage(40, 0))
     assert load.embed.samples == 2
     assert 0.5 <= load.embed.seconds(40, 4) <= 1.0
+
+
+def test_a_call_whose_texts_another_one_computed_teaches_nothing() -> None:
+    spec, job = spec_and_job()
+    one = CoreBench("hybrid", spec)
+    one.arrive(job)
+    one.at = 0.001
+    one.finish("a", Usage())
+    assert one.core.engines["v0"].embed.samples == 0

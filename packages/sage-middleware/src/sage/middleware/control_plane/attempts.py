@@ -63,7 +63,10 @@ class Attempts:
 
     def next_due(self) -> float | None:
         """When one of these times is next."""
+        due: float | None = None
         for heap in (self._presumed, self._late):
             while heap and heap[0][1] not in self._attempts:
                 heapq.heappop(heap)
-        return min((heap[0][0] for heap in (self._presumed, self._late) if heap), default=None)
+            if heap and (due is None or heap[0][0] < due):
+                due = heap[0][0]
+        return due

@@ -103,12 +103,14 @@ class Core:
 
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""
-        times = [self._lanes.next_expiry(), self._placement.next_wake(), self._attempts.next_due()]
-        if self._attempts or self._scaling:
-            times.append(self._next_look)
-        if self._lanes.waiting:
-            times.append(self._roster.next_probe)
-        return min((at for at in times if at is not None), default=None)
+        wake = self._lanes.next_expiry()
+        for at in (self._placement.next_wake(), self._attempts.next_due()):
+            if at is not None and (wake is None or at < wake):
+                wake = at
+        if (self._attempts or self._scaling) and (wake is None or self._next_look < wake):
+            wake = self._next_look
+        probe = self._roster.next_probe if self._lanes.waiting else None
+        return probe if probe is not None and (wake is None or probe < wake) else wake
 
     @property
     def policy(self) -> Policy:

@@ -193,9 +193,10 @@ class ControlPlane:
     # ---- the core ------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        """Let the core decide, and carry it out. What that took, from `event.at` on, is our own overhead."""
+        """Let the core decide, and carry it out. What that took for a newcomer is our own overhead."""
         self._carry_out(event, self._core.handle(event))
-        self._core.books.dispatch_overhead(self._clock.now() - event.at)
+        if type(event) is Arrived:
+            self._core.books.dispatch_overhead(self._clock.now() - event.at)
 
     def _carry_out(self, event: Event, actions: list[Action]) -> None:
         if self._trace is not None:

@@ -46,6 +46,7 @@ class EngineLoad:
         "last_dispatch",
         "last_end",
         "latency",
+        "learn_at",
         "llm",
         "max_running",
         "name",
@@ -76,6 +77,7 @@ class EngineLoad:
         self.busy_until = 0.0
         self.idle_since = 0.0
         self.last_end = 0.0  # of an answer
+        self.learn_at = 0.0  # no sample before
         self.device: list[EngineLoad] = [self]
         self.breaker = Breaker()
         self.silence = Silence()
@@ -99,7 +101,8 @@ class EngineLoad:
         self.outstanding_tokens += attempt.outstanding
         self.prefill_tokens += attempt.tokens
         self.last_dispatch = attempt.number
-        self.busy_until = max(self.busy_until, now) + attempt.service
+        if not self.generates:
+            self.busy_until = max(self.busy_until, now) + attempt.service
         self._count_free()
 
     def began(self, attempt: Attempt, now: float) -> None:
@@ -117,9 +120,10 @@ class EngineLoad:
         self.outstanding_tokens -= attempt.outstanding
         if attempt.first_byte is None:
             self.prefill_tokens -= attempt.tokens
-        self.busy_until = now
-        for other in self.attempts.values():
-            self.busy_until += other.service
+        if not self.generates:
+            self.busy_until = now
+            for other in self.attempts.values():
+                self.busy_until += other.service
         if not self.running:
             self.idle_since = now
         self._count_free()

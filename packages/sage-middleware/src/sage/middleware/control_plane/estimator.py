@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.cost import OutputLengths, PromptTokens
+from sage.middleware.control_plane.engine_table import EngineLoad
 from sage.middleware.control_plane.records import Attempt, Record
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
+
+ALONE: Final = 2  # calls at an engine: one computes, one is ready behind it
+LEARN_EVERY_S: Final = 0.02  # at most so often from one engine, once it is known
+KNOWN: Final = 100  # samples
 
 __all__ = ["Estimator", "usage_of"]
 
@@ -69,25 +75,26 @@ class Estimator:
         """Learn from a first byte. Only a stream shows when its first token was there."""
         load = attempt.engine
         job = attempt.slices[0][0].job
-        if load.generates and job.stream:
+        if load.generates and job.stream and _worth_learning(load, now):
             load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
             attempt.mark = load.mark(now)
+            attempt.learns = True
 
     def finished(self, attempt: Attempt, usage: Usage, now: float) -> None:
         """Learn from a complete answer."""
         load = attempt.engine
         taken = now - attempt.sent
-        load.latency.observe(max(taken, 1e-6))
         if not load.generates:
+            load.latency.observe(max(taken, 1e-6))
             self._batch(attempt, usage, now)
             return
         record = attempt.slices[0][0]
         job = record.job
-        if usage.prompt_tokens and job.prompt_bytes:
-            self._prompts.observe(job.model, job.prompt_bytes, usage.prompt_tokens)
         if usage.completion_tokens:
             self._lengths.observe(job.model, job.tenant, job.max_tokens, usage.completion_tokens)
-        if job.stream and attempt.first_byte is not None and usage.completion_tokens > 1:
+        if usage.prompt_tokens and job.prompt_bytes and (attempt.learns or not job.stream):
+            self._prompts.observe(job.model, job.prompt_bytes, usage.prompt_tokens)
+        if attempt.learns and attempt.first_byte is not None and usage.completion_tokens > 1:
             self._decode(attempt, attempt.first_byte, usage.completion_tokens, now)
 
     @staticmethod
@@ -108,17 +115,26 @@ class Estimator:
     def _batch(self, attempt: Attempt, usage: Usage, now: float) -> None:
         """One sample of a batch's time; it began when the one before it ended."""
         load = attempt.engine
-        if usage.prompt_tokens:
-            for record, _, _, _ in attempt.slices[:1]:
-                if len(attempt.slices) == 1 and record.job.prompt_bytes and attempt.texts == record.units:
-                    self._prompts.observe(record.job.model, record.job.prompt_bytes, usage.prompt_tokens)
+        record = attempt.slices[0][0]
+        if usage.prompt_tokens and attempt.texts == record.units and record.job.prompt_bytes:
+            self._prompts.observe(record.job.model, record.job.prompt_bytes, usage.prompt_tokens)
         begun = max(attempt.sent, load.last_end)
         span = now - begun
-        if span > 0.0 and load.running <= 2:  # with more at once nobody knows who had which part
+        # Texts that another call computes show in no usage here; and with more than two calls at once nobody
+        # knows who had which part of the engine.
+        if span > 0.0 and usage.prompt_tokens and load.running <= ALONE:
             beside = min(1.0, max(0.0, (load.mark(now)[2] - attempt.mark[2]) / max(now - attempt.sent, 1e-9)))
             threads = attempt.threads or load.spec.cores or 1
-            load.embed.observe(attempt.tokens, attempt.texts, span, threads, beside)
+            load.embed.observe(usage.prompt_tokens, attempt.texts, span, threads, beside)
         load.last_end = now
+
+
+def _worth_learning(load: EngineLoad, now: float) -> bool:
+    """Thousands of samples a second teach no more than fifty do."""
+    if now < load.learn_at and load.llm.samples > KNOWN:
+        return False
+    load.learn_at = now + LEARN_EVERY_S
+    return True
 
 
 def usage_of(record: Record, units: int, attempt: Attempt, usage: Usage) -> Usage:
