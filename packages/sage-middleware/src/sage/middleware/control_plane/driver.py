@@ -46,6 +46,7 @@ __all__ = ["ControlPlane", "EngineAction"]
 
 log: Final = logging.getLogger("sage.middleware.control_plane")
 
+SHORTEST_S: Final = 0.001  # no timer of the loop is finer: shorter ones come too early, again and again
 PULSE_S: Final = 1.0  # between two reports of which attempts have had bytes
 
 EngineAction = StartEngine | StopEngine | RestartEngine
@@ -238,7 +239,7 @@ class ControlPlane:
     def _set_timer(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = max(0.0, due - self._clock.now())
+        delay = max(SHORTEST_S, due - self._clock.now())
         self._timer_due = due
         self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 

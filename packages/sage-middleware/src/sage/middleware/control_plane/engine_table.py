@@ -144,6 +144,14 @@ class EngineLoad:
         """For how long it has had work, in all."""
         return self._busy + (now - self._since if self.running else 0.0)
 
+    @property
+    def beside(self) -> float:
+        """1 while an engine of the other kind computes on its device, else 0."""
+        for other in self.device:
+            if other.running and other.generates is not self.generates:
+                return 1.0
+        return 0.0
+
     def set_state(self, state: EngineState, detail: str) -> None:
         """Where it is in its life."""
         self.state, self.detail = state, detail
@@ -176,7 +184,7 @@ class EngineLoad:
         """
         if not self.generates:
             tokens = record.prompt_tokens * units / record.units
-            return self.embed.seconds(tokens, units, self.spec.cores or 1)
+            return self.embed.seconds(tokens, units, self.spec.cores or 1, self.beside)
         llm = self.llm
         outputs = record.output_p50 if completion is None else completion
         share = llm.iteration_slope + llm.iteration_base / self.max_running

@@ -155,7 +155,8 @@ class Placement:
         if not load.generates:
             texts = sum(stop - start for _, start, stop, _ in taken)
             tokens = sum(one.prompt_tokens * (stop - start) // one.units for one, start, stop, _ in taken)
-            service = load.embed.seconds(tokens, texts, choice.threads or load.spec.cores or 1)
+            threads = choice.threads or load.spec.cores or 1
+            service = load.embed.seconds(tokens, texts, threads, load.beside)
             outstanding, silence = tokens, 4.0 * (service + max(0.0, load.busy_until - now))
         else:
             texts = 1

@@ -106,6 +106,11 @@ class EngineView(Protocol):
         """All engines of its group, itself among them."""
         ...
 
+    @property
+    def beside(self) -> float:
+        """1 while an engine of the other kind computes on its device, else 0."""
+        ...
+
 
 class Choice(msgspec.Struct, frozen=True, gc=False):
     """Send it to `engine`; `reason` says why in words.

@@ -112,6 +112,7 @@ class FakeView:
     llm: LlmCost = field(default_factory=LlmCost)
     embed: EmbedCost = field(default_factory=EmbedCost)
     device: Sequence[EngineView] = ()
+    beside: float = 0.0
 
 
 def serve(core: Core, events: Sequence[Event], service: Callable[[Dispatch], float]) -> list[Dispatch]:

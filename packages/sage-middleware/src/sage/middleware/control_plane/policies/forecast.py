@@ -20,7 +20,8 @@ SHALLOW_FOR_LOW: Final = 0.15
 HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold back
 TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
 BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
-EARLY_S: Final = 0.01  # before the end of a bulk call the next one is sent
+EARLY_S: Final = 0.003  # before the predicted end of a bulk call the next one is sent
+WORTH: Final = 0.9  # of the time on its own cores: what lent ones must bring it down to
 TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
 ENOUGH: Final = 10  # samples of a model, before work is refused by what it says
 SOON_S: Final = 0.001  # no look sooner than that: times add up only so exactly
@@ -138,9 +139,8 @@ class EmbedForecast:
             opens = self._opens(engine, now, bulk=bulk)
             if opens is None:
                 found.offer(engine, self.busy(record, engine, now))
-                lent = _idle_cores(engine) if bulk and engine.spec.elastic else 0
-                if lent:
-                    found.lent[engine.name] = lent
+                if bulk and engine.spec.elastic:
+                    found.lent[engine.name] = _worth_lending(engine)
             else:
                 found.closed.append(engine)
                 if opens < inf:
@@ -152,7 +152,7 @@ class EmbedForecast:
         texts = record.waiting_units
         tokens = record.prompt_tokens * texts / record.units
         ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
-        return ahead + engine.embed.seconds(tokens, texts, engine.spec.cores or 1)
+        return ahead + engine.embed.seconds(tokens, texts, engine.spec.cores or 1, engine.beside)
 
     def _opens(self, engine: EngineView, now: float, *, bulk: bool) -> float | None:
         """None when it may be sent a call now; else the time to look again, inf = when something ends."""
@@ -167,6 +167,16 @@ class EmbedForecast:
             if other.generates and other.running and other.llm.tpot(other.running, 0.0, 1.0) > self._tpot:
                 return now + GIVE_WAY_S
         return None
+
+
+def _worth_lending(engine: EngineView) -> int:
+    """Idle cores of its device, if it has learned that so many more make it quicker: they may be shared.
+
+    A neighbour that gets work while they are lent slows both down, and so that is in what was learned.
+    """
+    idle, own = _idle_cores(engine), engine.spec.cores
+    alone = engine.embed.seconds(1000.0, 10.0, own)
+    return idle if engine.embed.seconds(1000.0, 10.0, own + idle) < WORTH * alone else 0
 
 
 def _idle_cores(engine: EngineView) -> int:

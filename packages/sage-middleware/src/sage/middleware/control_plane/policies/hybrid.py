@@ -28,7 +28,8 @@ __all__ = ["Hybrid"]
 
 GRACE: Final = 0.15  # of its goal, that a request may be predicted late before it is given up
 CHUNK: Final = 0.3  # of the interactive goal, that a bulk call may take
-LEAN: Final = 8  # times the knee: beyond that a larger call gains nothing worth waiting for
+LARGEST_CHUNK: Final = 0.5  # of it, for a call that would else be smaller than `EFFICIENT`
+EFFICIENT: Final = 4  # texts: of fewer in a call each costs up to half as much again
 HOLD_S: Final = 0.002
 HOLD: Final = 0.05  # of the goal
 JITTER: Final = 0.2
@@ -113,10 +114,13 @@ class Hybrid(BasePolicy):
 
     def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""
-        each = record.prompt_tokens / record.units
-        lean = engine.embed.tokens_within
+        each, model, own = record.prompt_tokens / record.units, engine.embed, engine.spec.cores or 1
         goal = self.options.slos[RequestClass.EMBED_INTERACTIVE].total or 1.0
-        tokens = min(LEAN * engine.embed.knee, lean(CHUNK * goal, each, engine.spec.cores or 1))
+        goal *= model.seconds(each, 1, own) / model.seconds(each, 1, own, engine.beside)
+        tokens = model.tokens_within(CHUNK * goal, each, own)
+        if tokens < EFFICIENT * each:
+            most = model.tokens_within(LARGEST_CHUNK * goal, each, own)
+            tokens = max(tokens, min(most, int(EFFICIENT * each)))
         hold = 0.0
         if not engine.spec.batches and record.due < inf:
             hold = record.queued + min(HOLD_S, HOLD * (record.due - record.arrived))
