@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import Books
+from sage.middleware.control_plane.admission import RetryBudget, expiry, refusal
 from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
 from sage.middleware.control_plane.estimator import Estimator, usage_of
@@ -41,8 +42,6 @@ from sage.middleware.engines.port import Usage
 
 __all__ = ["Core"]
 
-RETRY_RESERVE: Final = 10.0  # retries that may come in a burst, and the first ones of a quiet server
-CRASHES_TO_QUARANTINE: Final = 2
 LOOK_S: Final = 1.0  # between two looks at the engines
 
 
@@ -61,7 +60,7 @@ class Core:
         self._history = History(self._options.history)
         self._live: dict[str, Record] = {}
         self._arrivals = 0
-        self._retries = RETRY_RESERVE
+        self._retries = RetryBudget(self._limits)
         self._roster = Roster(self.engines, self._placement.forget)
         self._scaling = Scaling(self._options, self.engines, self._lanes)
         self._next_look = 0.0
@@ -103,14 +102,13 @@ class Core:
 
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""
+        look = self._next_look if self._attempts or self._scaling else None
+        probe = self._roster.next_probe if self._lanes.waiting else None
         wake = self._lanes.next_expiry()
-        for at in (self._placement.next_wake(), self._attempts.next_due()):
+        for at in (self._placement.next_wake(), self._attempts.next_due(), look, probe):
             if at is not None and (wake is None or at < wake):
                 wake = at
-        if (self._attempts or self._scaling) and (wake is None or self._next_look < wake):
-            wake = self._next_look
-        probe = self._roster.next_probe if self._lanes.waiting else None
-        return probe if probe is not None and (wake is None or probe < wake) else wake
+        return wake
 
     @property
     def policy(self) -> Policy:
@@ -147,7 +145,7 @@ class Core:
     def _arrived(self, event: Arrived) -> None:
         job, now = event.job, event.at
         self._arrivals += 1
-        self._retries = min(RETRY_RESERVE, self._retries + self._limits.retry_share)
+        self._retries.earn()
         deadline = self._deadline(event)
         record = self._estimator.record(job, self._arrivals, self.policy.name, now, deadline)
         self._live[job.id] = record
@@ -164,7 +162,9 @@ class Core:
         if not lane.records and self._placement.place(lane, record, now, self._actions):
             if not record.waiting_units:
                 return
-        elif refused := self._refusal(record, lane, engines, now):
+        elif refused := refusal(
+            record, lane, engines, self._lanes.counts[job.request_class], self._limits, self.policy, now
+        ):
             self._shed(record, *refused, now)
             return
         self._lanes.push(lane, record, now)
@@ -188,23 +188,6 @@ class Core:
         if parent is None or parent.deadline is None:
             return event.deadline
         return parent.deadline if event.deadline is None else min(parent.deadline, event.deadline)
-
-    def _refusal(
-        self, record: Record, lane: Lane, engines: list[EngineLoad], now: float
-    ) -> tuple[Shed, ShedReason] | None:
-        """Why a newcomer that cannot go at once may not even wait."""
-        request_class = record.job.request_class
-        counts = self._lanes.counts[request_class]
-        bound = ""
-        if counts.waiting >= self._limits.queue_max_requests:
-            bound = f"{self._limits.queue_max_requests} requests"
-        elif counts.waiting_bytes + record.job.body_bytes > self._limits.queue_max_bytes:
-            bound = f"{self._limits.queue_max_bytes} bytes"
-        if bound:
-            wait = max(1.0, lane.ahead / len(engines))
-            return Shed(f"the queue of {request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
-        shed = self.policy.admit(record, engines, lane.before(record), now)
-        return None if shed is None else (shed, ShedReason.FORECAST)
 
     def _first_byte(self, event: FirstByte) -> None:
         attempt = self._attempts.get(event.attempt)
@@ -249,7 +232,6 @@ class Core:
 
     def _complete(self, record: Record, usage: Usage, load: EngineLoad, now: float) -> None:
         self.policy.settle(record, load.seconds(record, record.units, usage.completion_tokens))
-        self._lanes.counts[record.job.request_class].completed += 1
         self._end(record, "done", "", now)
 
     def _failed(self, event: Failed) -> None:
@@ -267,9 +249,7 @@ class Core:
         if twin is not None:  # the same slices still run elsewhere
             twin.twin = None
         again = event.retryable and event.fault
-        affordable = self._retries >= 1.0
-        if again and affordable and twin is None:
-            self._retries -= 1.0
+        affordable = again and twin is None and self._retries.spend()
         for record, start, stop, tries in attempt.slices:
             if event.fault:
                 self._roster.fault(load, record, now)
@@ -278,7 +258,6 @@ class Core:
             if again:
                 self._retry(record, (start, stop, tries), event.reason, now, affordable=affordable)
             else:
-                self._lanes.counts[record.job.request_class].failed += 1
                 self._close(record, "failed", event.reason, now)
         self._reject_stranded(now)
         self._place(now)
@@ -287,31 +266,23 @@ class Core:
         self, record: Record, part: tuple[int, int, int], reason: str, now: float, *, affordable: bool
     ) -> None:
         """Let a slice wait again, or refuse its request."""
-        tries = part[2]
         lane = self._lanes.lane(record.job)
-        if record.crashes >= CRASHES_TO_QUARANTINE:
-            what = f"quarantined: {record.crashes} engines crashed while it ran there; the last one: {reason}"
-        elif tries >= self._limits.max_attempts:
-            what = f"{tries} attempts failed, the last one: {reason}"
-        elif not affordable:
-            what = f"no retries left for now; it failed with: {reason}"
-        elif not lane.engines(self.engines, now):
-            self._lanes.counts[record.job.request_class].failed += 1
-            self._reject_unserved(record, now)
+        objection = self._retries.objection(record, part[2], reason, affordable=affordable)
+        if objection or not lane.engines(self.engines, now):
+            if objection:
+                self._reject(record, 502, objection, None, now)
+            else:
+                self._reject_unserved(record, now)
             return
-        else:
-            record.returned.append(part)
-            record.retries += 1
-            if not record.running and record.left == record.units:
-                record.outcome = "waiting"
-            if record.job.id not in lane.records:
-                record.queued = now
-                record.reason = f"waiting for a second attempt; the first one failed: {reason}"
-                self._lanes.push(lane, record, now)
-                self._lanes.watch(record)
-            return
-        self._lanes.counts[record.job.request_class].failed += 1
-        self._reject(record, 502, what, None, now)
+        record.returned.append(part)
+        record.retries += 1
+        if not record.running and record.left == record.units:
+            record.outcome = "waiting"
+        if record.job.id not in lane.records:
+            record.queued = now
+            record.reason = f"waiting for a second attempt; the first one failed: {reason}"
+            self._lanes.push(lane, record, now)
+            self._lanes.watch(record)
 
     def _cancelled(self, event: Cancelled) -> None:
         self._leave(event.id, "cancelled", "the client went away while it waited", event.at)
@@ -319,7 +290,6 @@ class Core:
     def _gave_up(self, event: GaveUp) -> None:
         record = self._live.get(event.id)
         if record is not None:
-            self._lanes.counts[record.job.request_class].failed += 1
             record.reason = event.reason
             self._leave(event.id, "failed", event.reason, event.at)
 
@@ -334,11 +304,7 @@ class Core:
     def _ticked(self, event: Tick) -> None:
         now = event.at
         for record in self._lanes.expired(now):
-            waited = now - record.arrived
-            late = record.deadline is not None and now >= record.deadline
-            why = "its deadline passed" if late else "no engine became free in time"
-            shed = Shed(f"{why}: it waited {waited:.1f} s", max(1.0, waited))
-            self._shed(record, shed, ShedReason.DEADLINE if late else ShedReason.EXPIRED, now)
+            self._shed(record, *expiry(record, now), now)
         for attempt in self._attempts.presumed_begun(now):
             attempt.engine.began(attempt, now)
         if now >= self._next_look:
@@ -414,11 +380,7 @@ class Core:
                     self._reject_unserved(record, now)
 
     def _reject_unserved(self, record: Record, now: float) -> None:
-        states = [
-            f"{load.name} is {load.state}" for load in self.engines if load.spec.model == record.job.model
-        ]
-        what = ", ".join(states) or "none is left"
-        why = f"no engine for {record.job.model!r} can take requests now ({what})"
+        why = self.engines.why_none(record.job)
         record.refusal = ShedReason.NO_ENGINE
         wait = self._scaling.held(record.job, record.deadline, now) or self.engines.retry_after(
             record.job, now
@@ -434,4 +396,7 @@ class Core:
     def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
         record.end(outcome, reason, now)
         del self._live[record.job.id]
+        counts = self._lanes.counts[record.job.request_class]
+        counts.completed += outcome == "done"
+        counts.failed += outcome == "failed"
         self.books.ended(record, now)

@@ -265,6 +265,12 @@ class EngineTable:
         ]
         return max(1.0, min(probes, default=1.0))
 
+    def why_none(self, job: Job) -> str:
+        """In words, why no engine may be sent a job."""
+        states = [f"{load.name} is {load.state}" for load in self if load.spec.model == job.model]
+        what = ", ".join(states) or "none is left"
+        return f"no engine for {job.model!r} can take requests now ({what})"
+
     def check(self, job: Job) -> None:
         """Raise ModelNotFoundError, or BadRequestError for what no engine of the model can do."""
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]

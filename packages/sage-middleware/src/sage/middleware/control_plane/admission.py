@@ -1,0 +1,77 @@
+"""Who may not wait, and what may not be tried again: bounds, forecasts, the retry budget, quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sage.common.telemetry import ShedReason
+from sage.middleware.control_plane.engine_table import EngineLoad
+from sage.middleware.control_plane.lanes import ClassCounts, Lane
+from sage.middleware.control_plane.options import Limits
+from sage.middleware.control_plane.policy import Policy, Shed
+from sage.middleware.control_plane.records import Record
+
+__all__ = ["RetryBudget", "expiry", "refusal"]
+
+CRASHES_TO_QUARANTINE: Final = 2
+
+
+def refusal(
+    record: Record,
+    lane: Lane,
+    engines: Sequence[EngineLoad],
+    counts: ClassCounts,
+    limits: Limits,
+    policy: Policy,
+    now: float,
+) -> tuple[Shed, ShedReason] | None:
+    """Why a newcomer that cannot go at once may not even wait; None when it may."""
+    bound = ""
+    if counts.waiting >= limits.queue_max_requests:
+        bound = f"{limits.queue_max_requests} requests"
+    elif counts.waiting_bytes + record.job.body_bytes > limits.queue_max_bytes:
+        bound = f"{limits.queue_max_bytes} bytes"
+    if bound:
+        wait = max(1.0, lane.ahead / len(engines))
+        return Shed(f"the queue of {record.job.request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
+    shed = policy.admit(record, engines, lane.before(record), now)
+    return None if shed is None else (shed, ShedReason.FORECAST)
+
+
+def expiry(record: Record, now: float) -> tuple[Shed, ShedReason]:
+    """Why a request that has waited until now waits no longer."""
+    waited = now - record.arrived
+    late = record.deadline is not None and now >= record.deadline
+    why = "its deadline passed" if late else "no engine became free in time"
+    shed = Shed(f"{why}: it waited {waited:.1f} s", max(1.0, waited))
+    return shed, ShedReason.DEADLINE if late else ShedReason.EXPIRED
+
+
+class RetryBudget:
+    """Retries are a share of the traffic, so that faults do not multiply the load."""
+
+    RESERVE: Final = 10.0  # that may come in a burst, and the first ones of a quiet server
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._left = self.RESERVE
+
+    def earn(self) -> None:
+        """A request arrived."""
+        self._left = min(self.RESERVE, self._left + self._limits.retry_share)
+
+    def spend(self) -> bool:
+        """Take one retry, if there is one."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+    def objection(self, record: Record, tries: int, reason: str, *, affordable: bool) -> str:
+        """Why what has failed `tries` times, the last one for `reason`, ends; empty = it may be tried again."""
+        if record.crashes >= CRASHES_TO_QUARANTINE:
+            return f"quarantined: {record.crashes} engines crashed while it ran there; the last one: {reason}"
+        if tries >= self._limits.max_attempts:
+            return f"{tries} attempts failed, the last one: {reason}"
+        return "" if affordable else f"no retries left for now; it failed with: {reason}"
