@@ -69,7 +69,7 @@ class RetryBudget:
         return True
 
     def objection(self, record: Record, tries: int, reason: str, *, affordable: bool) -> str:
-        """Why what has failed `tries` times, the last one for `reason`, ends; empty = it may be tried again."""
+        """Why what has failed `tries` times, the last one for `reason`, ends; empty = it is tried again."""
         if record.crashes >= CRASHES_TO_QUARANTINE:
             return f"quarantined: {record.crashes} engines crashed while it ran there; the last one: {reason}"
         if tries >= self._limits.max_attempts:

@@ -151,14 +151,11 @@ class Core:
         self._live[job.id] = record
         self._history.add(record)
         lane = self._lanes.lane(job)
-        record.ahead, record.ahead_seconds = len(lane.records), lane.ahead
         engines = lane.engines(self.engines, now)
         if not engines:
             self._hold(record, lane, now)
             return
-        reference = lane.reference or engines[0]
-        record.cost = reference.seconds(record, record.units)
-        record.quick = reference.quickest(record)
+        lane.estimate(record)
         if not lane.records and self._placement.place(lane, record, now, self._actions):
             if not record.waiting_units:
                 return

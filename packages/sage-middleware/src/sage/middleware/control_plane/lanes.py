@@ -59,6 +59,13 @@ class Lane:
         self._engines: list[EngineLoad] = []
         self._version = -1
 
+    def estimate(self, record: Record) -> None:
+        """What a newcomer finds here, and what it costs on the quickest engine. After `engines`."""
+        record.ahead, record.ahead_seconds = len(self.records), self.ahead
+        if self.reference is not None:
+            record.cost = self.reference.seconds(record, record.units)
+            record.quick = self.reference.quickest(record)
+
     def before(self, record: Record) -> float:
         """Predicted engine-seconds that wait and are not of a more patient class."""
         return self.ahead if record.job.request_class in PATIENT else self.ahead - self.ahead_low
