@@ -306,6 +306,7 @@ class Core:
             attempt.engine.began(attempt, now)
         if now >= self._next_look:
             self._next_look = now + LOOK_S
+            self.engines.version += 1  # models have learned: another engine may be the quickest now
             self._actions += self._roster.look(now)
             self._scale(now)
             self._reject_stranded(now)
