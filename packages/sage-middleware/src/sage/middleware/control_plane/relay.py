@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -11,6 +12,13 @@ from sage.common.errors import SageError
 from sage.middleware.engines.port import Sink
 
 __all__ = ["Collector", "Recipient", "Relay"]
+
+_TOKEN: Final = re.compile(rb'"(?:content|text|reasoning_content|refusal|name|arguments)" ?: ?"[^"]')
+
+
+def _announces(chunk: bytes) -> bool:
+    """Whether it only says who is going to speak: engines send that at once, long before the first token."""
+    return b'"role"' in chunk and _TOKEN.search(chunk) is None
 
 
 class Recipient(Protocol):
@@ -27,10 +35,11 @@ class Recipient(Protocol):
 class Relay:
     """The sink of one attempt whose bytes go through unchanged. Fits `Sink`.
 
-    The head of a stream is held until its first byte, and a plain answer until it is complete: until then
+    The head of a stream is held until its first token, and a plain answer until it is complete: until then
     nothing has reached the client, so that a fault can still be answered by another engine or by a status.
     Of several relays to one recipient the first that writes is heard. `on_first_byte` is called with
-    `number`. `fresh` is set by each chunk; whoever looks at it clears it.
+    `number` at the first token, or at the first byte of an answer that is no stream of chunks. `fresh` is
+    set by each chunk; whoever looks at it clears it.
     """
 
     __slots__ = (
@@ -70,11 +79,15 @@ class Relay:
         """Pass on, or hold."""
         self.fresh = True
         if self._on_first_byte is not None:
+            if self._stream and _announces(chunk):
+                self._held.append(chunk)
+                return
             tell, self._on_first_byte = self._on_first_byte, None
             tell(self._number)
         if self._stream:
             if not self.committed:
                 self._commit()
+                self._release()
             self._sink.data(chunk)
             self._last = chunk
         else:
@@ -84,8 +97,7 @@ class Relay:
         """Send what was held, and finish."""
         if not self.committed:
             self._commit()
-        for chunk in self._held:
-            self._sink.data(chunk)
+        self._release()
         self._sink.end()
         self.ended = True
 
@@ -106,6 +118,11 @@ class Relay:
     async def drain(self) -> None:
         """Wait for the client."""
         await self._sink.drain()
+
+    def _release(self) -> None:
+        for chunk in self._held:
+            self._sink.data(chunk)
+        self._held.clear()
 
     def _commit(self) -> None:
         if self._recipient.relay is None:
