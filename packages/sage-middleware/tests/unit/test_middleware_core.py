@@ -176,6 +176,19 @@ def test_goals_come_from_the_class_unless_the_caller_has_its_own() -> None:
     assert (one.record("a").due, one.record("b").due) == (2.0, 0.5)
 
 
+def test_a_goal_that_no_engine_meets_is_stretched_and_a_deadline_is_not() -> None:
+    one = bench(slots=3, policy="hybrid")
+    (load,) = one.core.engines
+    for _ in range(100):
+        load.llm.observe_ttft(10.0, 0.0, 5.0)
+    for ident in ("a", "b", "c"):
+        one.arrive(chat_job(ident))
+        assert one.outcome(ident) != "rejected"
+        assert one.record(ident).due == pytest.approx(10.0, rel=0.1)
+    one.arrive(chat_job("hard"), within=3.0)
+    assert one.record("hard").due < 3.0
+
+
 # ---- engines that are not there ----------------------------------------------------------------------------
 
 

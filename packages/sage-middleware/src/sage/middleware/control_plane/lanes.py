@@ -20,6 +20,8 @@ __all__ = ["ClassCounts", "Lane", "Lanes"]
 PATIENT: Final = frozenset((RequestClass.EMBED_BULK, RequestClass.BATCH))
 PATIENCE: Final = 10.0  # so many times longer than the others may they wait
 
+STRETCH: Final = 2.0  # times the time of an idle engine, that every request may take
+
 LaneKey = tuple[str, frozenset[Capability], str]
 
 
@@ -65,6 +67,8 @@ class Lane:
         if self.reference is not None:
             record.cost = self.reference.seconds(record, record.units)
             record.quick = self.reference.quickest(record)
+            if record.deadline is None:  # a goal that not even an idle engine meets is no reason to refuse
+                record.due = max(record.due, record.arrived + STRETCH * record.quick)
 
     def before(self, record: Record) -> float:
         """Predicted engine-seconds that wait and are not of a more patient class."""
