@@ -151,7 +151,7 @@ def test_a_request_with_units_left_stays_while_it_runs() -> None:
     bulk.taken = 20
     assert lane.head(0.0) is None
     assert len(lane) == 0
-    bulk.returned.append((0, 8, 1))
+    bulk.returned += ((0, 8, 1),)
     lane.push(bulk, 0.0)
     assert lane.head(0.0) is bulk
 

@@ -73,7 +73,7 @@ def books() -> Books:
     refused = ended("b", "rejected")
     refused.refusal = ShedReason.FORECAST
     books.ended(refused, 0.6)
-    load = SimpleNamespace(name="embed-0", spec=SimpleNamespace(task="embed"))
+    load = SimpleNamespace(name="embed-0")
     books.answered(cast(Attempt, SimpleNamespace(engine=load, texts=4, tokens=100)))
     books.dispatch_overhead(2e-5)
     return books

@@ -65,14 +65,14 @@ def saw_more_than_the_core(core: Core, checker: Checker) -> None:
 def lost_request(core: Core, checker: Checker) -> None:
     record = core.record("a")
     assert record is not None
-    record.running.clear()
+    record.running = ()
     checker.after([record], 1.0)
 
 
 def starved(core: Core, checker: Checker) -> None:
     record = core.record("a")
     assert record is not None
-    record.running.clear()
+    record.running = ()
     record.taken, record.outcome = 0, "waiting"
     checker.after([record], 31.5)
 

@@ -188,11 +188,10 @@ class Books:
             tally.quarantined += record.crashes >= CRASHES_TO_QUARANTINE
 
     def answered(self, attempt: Attempt) -> None:
-        """An engine answered a call. Only those that compute vectors are counted."""
-        if attempt.engine.spec.task == "embed":
-            calls = self._engines.get(attempt.engine.name)
-            calls.texts.add(attempt.texts)
-            calls.tokens.add(attempt.tokens)
+        """An engine that computes vectors or scores answered a call."""
+        calls = self._engines.get(attempt.engine.name)
+        calls.texts.add(attempt.texts)
+        calls.tokens.add(attempt.tokens)
 
     def dispatch_overhead(self, seconds: float) -> None:
         """The control plane took so long to handle one event."""

@@ -10,34 +10,21 @@ from sage.middleware.control_plane.records import Attempt
 __all__ = ["Attempts"]
 
 
-class Attempts:
-    """All attempts that have not ended. Numbers are given in order of sending and never again."""
+class Attempts(dict[int, Attempt]):
+    """All attempts that have not ended, by number. Numbers are given in order of sending and never again."""
+
+    __slots__ = ("_late", "_presumed", "_sent")
 
     def __init__(self) -> None:
-        self._attempts: dict[int, Attempt] = {}
+        super().__init__()
         self._presumed: list[tuple[float, int]] = []
         self._late: list[tuple[float, int]] = []
         self._sent = 0
-
-    def __len__(self) -> int:
-        return len(self._attempts)
-
-    def get(self, number: int) -> Attempt | None:
-        """The attempt of that number, while it runs."""
-        return self._attempts.get(number)
 
     def number(self) -> int:
         """The next number."""
         self._sent += 1
         return self._sent
-
-    def add(self, attempt: Attempt) -> None:
-        """It was sent."""
-        self._attempts[attempt.number] = attempt
-
-    def remove(self, attempt: Attempt) -> None:
-        """It is over."""
-        del self._attempts[attempt.number]
 
     def presume(self, attempt: Attempt, at: float) -> None:
         """It shows no first byte before its last: by then its prompt has been read."""
@@ -46,7 +33,7 @@ class Attempts:
     def presumed_begun(self, now: float) -> Iterator[Attempt]:
         """Those whose prompt has been read by now, each once, if they still run and were silent."""
         while self._presumed and self._presumed[0][0] <= now:
-            attempt = self._attempts.get(heapq.heappop(self._presumed)[1])
+            attempt = self.get(heapq.heappop(self._presumed)[1])
             if attempt is not None and attempt.first_byte is None:
                 yield attempt
 
@@ -57,7 +44,7 @@ class Attempts:
     def late(self, now: float) -> Iterator[Attempt]:
         """Those that are late, each once."""
         while self._late and self._late[0][0] <= now:
-            attempt = self._attempts.get(heapq.heappop(self._late)[1])
+            attempt = self.get(heapq.heappop(self._late)[1])
             if attempt is not None:
                 yield attempt
 
@@ -65,7 +52,7 @@ class Attempts:
         """When one of these times is next."""
         due: float | None = None
         for heap in (self._presumed, self._late):
-            while heap and heap[0][1] not in self._attempts:
+            while heap and heap[0][1] not in self:
                 heapq.heappop(heap)
             if heap and (due is None or heap[0][0] < due):
                 due = heap[0][0]

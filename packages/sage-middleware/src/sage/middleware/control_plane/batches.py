@@ -14,7 +14,8 @@ Taken = tuple[Record, int, int, int]  # record, first unit, last unit (exclusive
 def whole(record: Record) -> Taken:
     """All that waits of a request that is not cut, or the first slice that came back."""
     if record.returned:
-        start, stop, tries = record.returned.pop(0)
+        (start, stop, tries), *rest = record.returned
+        record.returned = tuple(rest)
         return record, start, stop, tries + 1
     start, record.taken = record.taken, record.units
     return record, start, record.units, 1

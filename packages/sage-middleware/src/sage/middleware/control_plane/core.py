@@ -83,7 +83,8 @@ class Core:
         """Take one event in and say what to do. Events about what has ended change nothing."""
         actions: list[Action] = []
         self._actions = actions
-        self._roster.probe(event.at)
+        if self._roster.next_probe is not None:
+            self._roster.probe(event.at)
         self._handlers[type(event)](event)
         return actions
 
@@ -102,10 +103,11 @@ class Core:
 
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""
-        look = self._next_look if self._attempts or self._scaling else None
-        probe = self._roster.next_probe if self._lanes.waiting else None
-        wake = self._lanes.next_expiry()
-        for at in (self._placement.next_wake(), self._attempts.next_due(), look, probe):
+        wake = self._next_look if self._attempts or self._scaling else None
+        times = [self._attempts.next_due()]
+        if self._lanes.waiting:
+            times += self._lanes.next_expiry(), self._placement.next_wake(), self._roster.next_probe
+        for at in times:
             if at is not None and (wake is None or at < wake):
                 wake = at
         return wake
@@ -146,7 +148,7 @@ class Core:
         job, now = event.job, event.at
         self._arrivals += 1
         self._retries.earn()
-        deadline = self._deadline(event)
+        deadline = self._deadline(event) if job.parent else event.deadline
         record = self._estimator.record(job, self._arrivals, self.policy.name, now, deadline)
         self._live[job.id] = record
         self._history.add(record)
@@ -181,7 +183,7 @@ class Core:
 
     def _deadline(self, event: Arrived) -> float | None:
         """Its own hard deadline, or what is left of the chain that it belongs to."""
-        parent = self.record(event.job.parent) if event.job.parent else None
+        parent = self.record(event.job.parent)
         if parent is None or parent.deadline is None:
             return event.deadline
         return parent.deadline if event.deadline is None else min(parent.deadline, event.deadline)
@@ -219,7 +221,8 @@ class Core:
         load.silence.sign(now)
         if attempt.twin is not None:
             self._break_off(attempt.twin, now)
-        self.books.answered(attempt)
+        if not load.generates:
+            self.books.answered(attempt)
         for record, start, stop, _ in attempt.slices:
             record.left -= stop - start
             record.usage = usage_of(record, stop - start, attempt, event.usage)
@@ -271,7 +274,7 @@ class Core:
             else:
                 self._reject_unserved(record, now)
             return
-        record.returned.append(part)
+        record.returned += (part,)
         record.retries += 1
         if not record.running and record.left == record.units:
             record.outcome = "waiting"
@@ -340,13 +343,13 @@ class Core:
 
     def _drop(self, attempt: Attempt, now: float) -> None:
         """An attempt is over: its slot is free."""
-        self._attempts.remove(attempt)
+        del self._attempts[attempt.number]
         load = attempt.engine
         load.give_back(attempt, now)
         for record, _, _, _ in attempt.slices:
-            if attempt in record.running:
-                record.running.remove(attempt)
-        self._actions += self._roster.idle(load)
+            record.running = tuple([other for other in record.running if other is not attempt])
+        if load.state == "draining":
+            self._actions += self._roster.idle(load)
 
     def _break_off(self, attempt: Attempt, now: float) -> None:
         """Nobody wants its answer any more."""
@@ -357,7 +360,7 @@ class Core:
         """End a request wherever it is: in a queue, at engines, or both."""
         self._lanes.remove(self._lanes.lane(record.job), record)
         self._end(record, outcome, reason, now)
-        for attempt in list(record.running):
+        for attempt in record.running:
             if all(other.job.id not in self._live for other, _, _, _ in attempt.slices):
                 self._break_off(attempt, now)
 

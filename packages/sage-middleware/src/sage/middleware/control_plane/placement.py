@@ -143,7 +143,7 @@ class Placement:
             if record.dispatched is None:
                 record.dispatched = now
             policy.charge(record, record.cost * (stop - start) / record.units)
-            record.running.append(attempt)
+            record.running += (attempt,)
             if policy.traits.prefixes and record.job.blocks:
                 self._prefixes.insert(name, record.job.blocks)
         self._begin(attempt, choice.reason, now, actions)
@@ -188,7 +188,7 @@ class Placement:
     def _begin(self, attempt: Attempt, reason: str, now: float, actions: list[Action]) -> None:
         load, taken = attempt.engine, attempt.slices
         load.take(attempt, now)
-        self._attempts.add(attempt)
+        self._attempts[attempt.number] = attempt
         job = taken[0][0].job
         if load.generates and not job.stream:
             ready = load.llm.ttft(attempt.ahead + attempt.tokens, attempt.beside)
@@ -220,7 +220,7 @@ class Placement:
             twin = self._attempt(load, wanted, Choice(load.name, reason), now)
             twin.hedge, twin.twin, attempt.twin = True, attempt, twin
             for one, _, _, _ in twin.slices:
-                one.running.append(twin)
+                one.running += (twin,)
                 one.hedges += 1
             self._begin(twin, reason, now, actions)
 

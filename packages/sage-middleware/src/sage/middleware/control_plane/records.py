@@ -30,12 +30,15 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int
 
 
-class Record(msgspec.Struct, eq=False):
+class Record(msgspec.Struct, eq=False, gc=False):
     """A request from arrival to its one end. Times are the core's own, in seconds.
 
     A request has `units` to be served: the texts of an embedding request, one for a generation. Those from
     `taken` on wait, and so do the `returned` slices of failed attempts (first, last exclusive, attempts so
     far); `left` have no answer yet.
+
+    Thousands are kept, so the garbage collector does not look at them: the only cycles are those through
+    `running`, which every attempt's end breaks, and what is kept holds no list.
     """
 
     job: Job
@@ -52,7 +55,7 @@ class Record(msgspec.Struct, eq=False):
     left: int
     queued: float  # when it began to wait: at arrival, or at the failure that made it wait again
     taken: int = 0
-    returned: list[tuple[int, int, int]] = []
+    returned: tuple[tuple[int, int, int], ...] = ()
     cost: float = 0.0  # predicted engine-seconds on the engine that would be quickest
     quick: float = 0.0  # predicted seconds there, if it were idle, to the first token or answer
     charged: float = 0.0  # engine-seconds that its tenant was charged for it
@@ -72,13 +75,16 @@ class Record(msgspec.Struct, eq=False):
     ended: float | None = None
     usage: Usage | None = None
     predicted: float = 0.0  # by the last choice: seconds to the first token or answer; 0 = not predicted
-    running: list[Attempt] = []
+    running: tuple[Attempt, ...] = ()
     candidates: tuple[Candidate, ...] = ()  # of the last choice, where the decision was sampled
 
     @property
     def waiting_units(self) -> int:
         """Units in the queue."""
-        return self.units - self.taken + sum(stop - start for start, stop, _ in self.returned)
+        waiting = self.units - self.taken
+        if self.returned:
+            waiting += sum(stop - start for start, stop, _ in self.returned)
+        return waiting
 
     @property
     def cost_tokens(self) -> int:
@@ -114,11 +120,7 @@ class Attempt(msgspec.Struct, eq=False):
     progress: float = 0.0  # when it last had bytes, or was sent
     learns: bool = False  # its times are samples for the cost model
     twin: Attempt | None = None  # the same slices, sent a second time
-    mark: tuple[float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-    )  # of `EngineLoad.mark`, at its first byte or at its start
+    mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # `EngineLoad.mark` where its sample begins
 
 
 class History:
