@@ -205,6 +205,22 @@ async def test_an_engine_that_hangs_is_ejected_and_its_replacement_asked_for() -
 
 
 @virtual
+@pytest.mark.parametrize("chunks", [0, 2])
+async def test_what_hangs_at_an_engine_ends_without_a_deadline(chunks: int) -> None:
+    async with Bench(2) as bench:
+        bench.engines[0].behaviour = Behaviour(gate=bench.gate, gate_after=chunks)
+        task = bench.start(chat("a"))
+        if chunks:  # the client has had some: it is told in the stream
+            assert await task == "failed"
+            assert b"[DONE]" not in bench.sinks["a"].body
+            assert b"fallen silent" in bench.sinks["a"].body
+        else:
+            assert await task == "done"
+        assert bench.outcome("a") == ("failed" if chunks else "done")
+        assert not bench.engines[0].running
+
+
+@virtual
 async def test_an_engine_that_falls_silent_is_shown_as_degraded_until_it_moves() -> None:
     async with Bench() as bench:
         bench.hold()
@@ -230,11 +246,12 @@ async def test_a_fault_of_who_runs_the_engines_stops_no_request(caplog: pytest.L
 
         bench.plane.on_engine_action = broken
         bench.hold()
-        task = bench.start(chat("a"))
-        await asyncio.sleep(150.0)
-        bench.gate.set()
-        assert await task == "done"
+        with pytest.raises(UnavailableError):
+            await bench.start(chat("a"))
         assert "no such process" in caplog.text
+        await asyncio.sleep(20.0)
+        bench.gate.set()
+        assert await bench.start(chat("b")) == "done"
 
 
 @virtual

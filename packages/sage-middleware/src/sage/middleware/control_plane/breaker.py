@@ -60,21 +60,17 @@ class Silence(msgspec.Struct):
 
     since: float = 0.0
     degraded: bool = False
-    reported: bool = False
 
     def sign(self, now: float) -> None:
         """It lives."""
         self.since = now
-        self.degraded = self.reported = False
+        self.degraded = False
 
     def look(self, now: float, allowed: float) -> bool:
-        """Notice a hang; True once, when it has lasted so long that the engine must be ejected.
+        """Notice a hang; True when it has lasted so long that the engine must be ejected.
 
         `allowed`: the silence in seconds that its work explains.
         """
         silent = now - self.since - allowed
         self.degraded = silent >= DEGRADED_AFTER_S
-        if silent >= EJECTED_AFTER_S and not self.reported:
-            self.reported = True
-            return True
-        return False
+        return silent >= EJECTED_AFTER_S

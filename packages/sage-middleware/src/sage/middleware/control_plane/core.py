@@ -190,14 +190,17 @@ class Core:
 
     def _first_byte(self, event: FirstByte) -> None:
         attempt = self._attempts.get(event.attempt)
-        if attempt is None or attempt.first_byte is not None:
+        if attempt is None:
+            return
+        self._roster.alive(attempt.engine, event.at)
+        for record, _, _, _ in attempt.slices:
+            if record.first_byte is None:
+                record.first_byte = event.at
+        if attempt.first_byte is not None:  # it was presumed, or there is another answer to the same call
             return
         attempt.engine.began(attempt, event.at)
         if self.policy.traits.predicts:
             self._estimator.began(attempt, event.at)
-        for record, _, _, _ in attempt.slices:
-            if record.first_byte is None:
-                record.first_byte = event.at
         if self._lanes.waiting:
             self._place(event.at)
 
@@ -206,7 +209,7 @@ class Core:
             attempt = self._attempts.get(number)
             if attempt is not None:
                 attempt.progress = event.at
-                attempt.engine.silence.sign(event.at)
+                self._roster.alive(attempt.engine, event.at)
 
     def _finished(self, event: Finished) -> None:
         attempt = self._attempts.get(event.attempt)
@@ -215,10 +218,9 @@ class Core:
         now, load = event.at, attempt.engine
         if self.policy.traits.predicts:
             self._estimator.finished(attempt, event.usage, now)
+        self._roster.alive(load, now, served=True)
         self._drop(attempt, now)
         load.served += 1
-        load.breaker.success()
-        load.silence.sign(now)
         if attempt.twin is not None:
             self._break_off(attempt.twin, now)
         if not load.generates:
@@ -236,8 +238,11 @@ class Core:
 
     def _failed(self, event: Failed) -> None:
         attempt = self._attempts.get(event.attempt)
-        if attempt is None:
-            return
+        if attempt is not None:
+            self._lose(attempt, event)
+
+    def _lose(self, attempt: Attempt, event: Failed, *, known: bool = True) -> None:
+        """An attempt has failed: try again, or end what it was for. `known`: the driver told us so."""
         now, load = event.at, attempt.engine
         self._drop(attempt, now)
         load.failed += 1
@@ -257,8 +262,10 @@ class Core:
                 continue
             if again:
                 self._retry(record, (start, stop, tries), event.reason, now, affordable=affordable)
-            else:
+            elif known:
                 self._close(record, "failed", event.reason, now)
+            else:
+                self._reject(record, 502, event.reason, None, now)
         self._reject_stranded(now)
         self._place(now)
 
@@ -310,13 +317,26 @@ class Core:
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self.engines.version += 1  # models have learned: another engine may be the quickest now
-            self._actions += self._roster.look(now)
+            self._look(now)
             self._scale(now)
             self._reject_stranded(now)
         self._placement.hedge(now, self._actions)
         self._place(now)
 
     # ---- engines -------------------------------------------------------------------------------------
+
+    def _look(self, now: float) -> None:
+        """Eject engines that hang. What runs there is given up: those that are not ours may never end it."""
+        hung, actions = self._roster.look(now)
+        self._actions += actions
+        for load in hung:
+            for attempt in list(load.attempts.values()):
+                self._actions.append(Cancel(attempt.number))
+                reason = f"{load.name} has fallen silent"
+                held = attempt.first_byte is None or not attempt.slices[0][0].job.stream
+                self._lose(
+                    attempt, Failed(now, attempt.number, reason, retryable=held, fault=True), known=False
+                )
 
     def _engine_changed(self, event: Event) -> None:
         self._actions += self._roster.handle(event)
@@ -348,6 +368,8 @@ class Core:
         load.give_back(attempt, now)
         for record, _, _, _ in attempt.slices:
             record.running = tuple([other for other in record.running if other is not attempt])
+        if load.silence.degraded and not load.running:
+            self._roster.eject(load, now)
         if load.state == "draining":
             self._actions += self._roster.idle(load)
 

@@ -108,7 +108,6 @@ class EngineLoad:
     def began(self, attempt: Attempt, now: float) -> None:
         """Account for its first byte: its prompt has been read."""
         self._advance(now)
-        self.silence.sign(now)
         attempt.first_byte = now
         self.prefill_tokens -= attempt.tokens
 
@@ -249,7 +248,8 @@ class EngineTable:
             return pool
         lenient = sorted((load for load in out if not load.breaker.dead), key=lambda one: one.breaker.until)
         back = lenient[: max(0, len(out) - int(len(pool) * PANIC_SHARE))] if len(pool) > 1 else []
-        return [load for load in pool if load not in out or load in back]
+        some = [load for load in pool if load not in out or load in back]
+        return some or [load for load in pool if not load.breaker.open(now)]  # a hang is not death
 
     def next_probe(self, now: float) -> float | None:
         """When the next ejected engine may be tried again."""

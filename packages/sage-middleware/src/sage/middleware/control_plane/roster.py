@@ -32,7 +32,7 @@ class Roster:
     def __init__(self, engines: EngineTable, on_restart: Callable[[EngineLoad], None]) -> None:
         self._engines = engines
         self._on_restart = on_restart
-        self._next_probe: float | None = None
+        self.next_probe: float | None = None  # when the next ejection ends
         self._faults: list[tuple[float, EngineLoad, Record]] = []  # that a crash may explain
         self._leaving: set[str] = set()  # engines that are stopped once they are idle
         self._handlers: dict[type[Event], Callable[[Any], list[Action]]] = {
@@ -111,25 +111,21 @@ class Roster:
 
     def health_changed(self, now: float) -> None:
         """Who may be sent work has to be found out again, now and at the next probe."""
-        self._next_probe = self._engines.next_probe(now)
+        self.next_probe = self._engines.next_probe(now)
         self._engines.version += 1
 
     def probe(self, now: float) -> None:
         """Let an engine whose ejection has ended show that it is well."""
-        if self._next_probe is not None and now >= self._next_probe:
+        if self.next_probe is not None and now >= self.next_probe:
             self.health_changed(now)
 
-    @property
-    def next_probe(self) -> float | None:
-        """When the next ejection ends."""
-        return self._next_probe
-
-    def look(self, now: float) -> list[Action]:
-        """Notice engines that have work and nothing to say. About once a second."""
+    def look(self, now: float) -> tuple[list[EngineLoad], list[Action]]:
+        """Notice engines that have work and nothing to say: those that hang for good. About once a second."""
         self._faults = [entry for entry in self._faults if now - entry[0] <= BLAME_S]
+        hung: list[EngineLoad] = []
         actions: list[Action] = []
         for load in self._engines:
-            if not load.running or load.state != "ready":
+            if not load.running:
                 continue
             before = load.silence.degraded
             allowed = max(attempt.silence for attempt in load.attempts.values())
@@ -137,14 +133,30 @@ class Roster:
             if load.silence.degraded != before:
                 self._engines.version += 1
             if hangs:
-                load.breaker.eject(now)
-                load.changed_health()
-                self.health_changed(now)
-                if load.spec.managed:
-                    silent = now - load.silence.since
+                hung.append(load)
+                silent = now - load.silence.since
+                self.eject(load, now)
+                if load.spec.managed and load.state == "ready":
                     reason = f"{load.running} requests run there and none has moved for {silent:.0f} s"
                     actions.append(RestartEngine(load.name, reason))
-        return actions
+        return hung, actions
+
+    def alive(self, load: EngineLoad, now: float, *, served: bool = False) -> None:
+        """An engine gave a sign of life, or a whole answer. One that was passed over may be sent work again."""
+        recovers = load.silence.degraded or (served and load.breaker.tripped)
+        load.silence.sign(now)
+        if served:
+            load.breaker.success()
+        if recovers:
+            load.changed_health()
+            self.health_changed(now)
+
+    def eject(self, load: EngineLoad, now: float) -> None:
+        """It fell silent: it gets nothing more until a single request has shown that it is well."""
+        load.breaker.eject(now)
+        load.silence.sign(now)  # judged anew, by what it is sent then
+        load.changed_health()
+        self.health_changed(now)
 
     def _blame(self, load: EngineLoad, now: float) -> None:
         """Its process ended by itself: count that for what ran there, and for what broke off just before."""
