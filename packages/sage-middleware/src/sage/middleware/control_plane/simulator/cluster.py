@@ -34,10 +34,9 @@ REPORT_S: Final = 5.0  # between two reports that streams move
 Feed = Callable[[Event, tuple[Slice, ...]], None]
 
 
-class Call(Work):
+class Call(Work, eq=False, gc=False, kw_only=True):
     """One attempt: which engine has it, and for which slices."""
 
-    __slots__ = ("member", "slices")
     member: Member
     slices: tuple[Slice, ...]
 
@@ -127,10 +126,9 @@ class Cluster:
 
     # ---- calls ---------------------------------------------------------------------------------------
 
-    def send(self, call: Call, name: str) -> None:
+    def send(self, call: Call) -> None:
         """Carry out a Dispatch."""
-        member = self.members[name]
-        call.member = member
+        member = call.member
         self._calls[call.attempt] = member.calls[call.attempt] = call
         member.sent += 1
         now = self._agenda.now

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from random import Random
 from typing import Final
 
+import msgspec
+
 from sage.middleware.control_plane.simulator.fleet import DeviceModel, EmbedEngine, LlmEngine
 
 __all__ = ["NEVER", "Device", "SimEngine", "Work"]
@@ -20,56 +22,25 @@ NEVER: Final = math.inf
 _FREE: Final = DeviceModel()
 
 
-class Work:
+class Work(msgspec.Struct, eq=False, gc=False):
     """One call at an engine. `prompt` and `output` are true counts of tokens; `texts` of what is embedded."""
 
-    __slots__ = (
-        "attempt",
-        "began",
-        "blocks",
-        "context",
-        "decoding",
-        "done_at",
-        "emitted",
-        "gone",
-        "left",
-        "order",
-        "output",
-        "per_block",
-        "prompt",
-        "stream",
-        "texts",
-        "threads",
-    )
-
-    def __init__(
-        self,
-        attempt: int,
-        prompt: int,
-        output: int,
-        *,
-        texts: int = 1,
-        stream: bool = False,
-        blocks: tuple[int, ...] = (),
-        per_block: int = 0,
-        threads: int = 0,
-    ) -> None:
-        self.attempt = attempt
-        self.prompt = prompt
-        self.output = output
-        self.texts = texts
-        self.stream = stream
-        self.blocks = blocks
-        self.per_block = per_block
-        self.threads = threads
-        self.emitted = 0  # tokens that came out before the current run of decoding
-        self.left = 0  # prompt tokens, or texts, that are not computed yet
-        self.context = 0  # tokens whose keys and values were kept for it when it was admitted
-        self.began = 0  # number of the step in which its current run of decoding began
-        self.done_at = 0  # number of the step that gives its last token
-        self.order = 0  # of admission
-        self.decoding = False
-        self.gone = False  # broken off: nobody is told of it
+    attempt: int
+    prompt: int
+    output: int
+    texts: int = 1
+    stream: bool = False
+    blocks: tuple[int, ...] = ()
+    per_block: int = 0
+    threads: int = 0
+    emitted: int = 0  # tokens that came out before the current run of decoding
+    left: int = 0  # prompt tokens, or texts, that are not computed yet
+    context: int = 0  # tokens whose keys and values were kept for it when it was admitted
+    began: int = 0  # number of the step in which its current run of decoding began
+    done_at: int = 0  # number of the step that gives its last token
+    order: int = 0  # of admission
+    decoding: bool = False
+    gone: bool = False  # broken off: nobody is told of it
 
 
 class Device:

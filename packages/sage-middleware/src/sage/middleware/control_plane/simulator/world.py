@@ -14,7 +14,7 @@ from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import PolicyOptions, load_policy
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.simulator.agenda import Agenda
-from sage.middleware.control_plane.simulator.cluster import Call, Cluster
+from sage.middleware.control_plane.simulator.cluster import Call, Cluster, Member
 from sage.middleware.control_plane.simulator.engines import NEVER
 from sage.middleware.control_plane.simulator.faults import Fault
 from sage.middleware.control_plane.simulator.fleet import Fleet
@@ -45,6 +45,9 @@ WAKES: Final = 100  # in a row at one moment
 PREFIX_BLOCK: Final = 256  # bytes of a prompt that one of `Job.blocks` stands for
 
 Trace = Callable[[Event, Sequence[Action]], object]
+_Live = tuple[SimRequest, Record, int]  # from arrival to end; the number is its place in the results
+    SimRequest, Record, int
+]  # of a request from its arrival to its end; its place among the results
 
 
 def simulate(
@@ -74,17 +77,6 @@ def simulate(
         options = replace(options, templates=fleet.templates(), device_cores=cores)
     made = load_policy(policy, policy_options or PolicyOptions(seed=seed, slos=options.slos))
     return World(Core(made, options), options, fleet, seed, check=check, trace=trace).run(workload, faults)
-
-
-class _Live:
-    """A request from its arrival to its end."""
-
-    __slots__ = ("index", "record", "request")
-    record: Record
-
-    def __init__(self, request: SimRequest, index: int) -> None:
-        self.request = request
-        self.index = index
 
 
 class World:
@@ -173,7 +165,7 @@ class World:
     def _check(self) -> None:
         now = self._agenda.now
         if self._checker is not None:
-            self._checker.after([live.record for live in self._live.values()], now)
+            self._checker.after([record for _, record, _ in self._live.values()], now)
         if self._live and now - self._last_end > PATIENCE_S:
             raise InvariantError(f"no request has ended for {PATIENCE_S:.0f} s")
 
@@ -188,15 +180,14 @@ class World:
             raise UsageError(f"The workload uses the id {job.id} twice.")
         if not self._live:
             self._last_end = now
-        live = self._live[job.id] = _Live(request, len(self._results))
-        self._results.append(None)
         event = Arrived(now, job, None if request.deadline is None else now + request.deadline)
         self._events += 1
         actions = self._core.handle(event)
         record = self._core.record(job.id)
         if record is None:
             raise InvariantError(f"the core has no record of {job.id}, which it was just told of")
-        live.record = record
+        self._live[job.id] = (request, record, len(self._results))
+        self._results.append(None)
         if event.deadline is not None:
             self._agenda.at(event.deadline, self._give_up, job)
         if request.cancel_after is not None:
@@ -217,7 +208,7 @@ class World:
 
     def _end(self, live: _Live) -> None:
         """Take down how a request went, and let those come that follow it."""
-        request, record = live.request, live.record
+        request, record, place = live
         job = request.job
         del self._live[job.id]
         self._last_end = now = self._agenda.now
@@ -229,7 +220,7 @@ class World:
             first = now  # not a stream: all of it came at once
         arrived = record.arrived
         gaps = request.output_tokens - 1
-        self._results[live.index] = RequestResult(
+        self._results[place] = RequestResult(
             job.id,
             job.request_class,
             job.tenant,
@@ -260,7 +251,7 @@ class World:
         self._carry_out(event, self._core.handle(event))
         for piece in slices:
             live = self._live.get(piece.id)
-            if live is not None and live.record.ended is not None:
+            if live is not None and live[1].ended is not None:
                 self._end(live)
 
     def _carry_out(self, event: Event, actions: list[Action]) -> None:
@@ -271,7 +262,7 @@ class World:
         cluster = self._cluster
         for action in actions:
             if type(action) is Dispatch:  # nearly all are: quicker than isinstance
-                cluster.send(self._call(action), action.engine)
+                cluster.send(self._call(action))
             elif isinstance(action, Reject):
                 self._end(self._live[action.id])
             elif isinstance(action, Cancel):
@@ -285,25 +276,42 @@ class World:
 
     def _call(self, action: Dispatch) -> Call:
         """What an attempt is to its engine."""
-        slices = action.slices
+        slices, member = action.slices, self._cluster.members[action.engine]
         live = self._live.get(slices[0].id)
-        if live is not None and not live.request.job.texts:
-            request, job = live.request, live.request.job
-            call = Call(action.attempt, request.prompt_tokens, request.output_tokens)
-            call.stream = job.stream
-            if job.blocks:
-                call.blocks = job.blocks
-                size = job.prompt_bytes or PREFIX_BLOCK * len(job.blocks)
-                call.per_block = max(1, request.prompt_tokens * PREFIX_BLOCK // size)
-        else:
-            prompt = texts = 0
-            for piece in slices:
-                live = self._live.get(piece.id)
-                if live is not None:  # of what is sent a second time some may be wanted no more
-                    count = piece.stop - piece.start
-                    prompt += round(live.request.prompt_tokens * count / live.request.job.texts)
-                    texts += count
-            call = Call(action.attempt, prompt, 0)
-            call.texts, call.threads = max(1, texts), action.threads
-        call.slices = slices
-        return call
+        if live is None or live[0].job.texts:
+            return self._embedding(action, member)
+        request = live[0]
+        job, prompt, blocks = request.job, request.prompt_tokens, request.job.blocks
+        per_block = 0
+        if blocks:
+            size = job.prompt_bytes or PREFIX_BLOCK * len(blocks)
+            per_block = max(1, prompt * PREFIX_BLOCK // size)
+        return Call(
+            action.attempt,
+            prompt,
+            request.output_tokens,
+            stream=job.stream,
+            blocks=blocks,
+            per_block=per_block,
+            member=member,
+            slices=slices,
+        )
+
+    def _embedding(self, action: Dispatch, member: Member) -> Call:
+        """The texts of a call for vectors or scores."""
+        prompt = texts = 0
+        for piece in action.slices:
+            live = self._live.get(piece.id)
+            if live is not None:  # of what is sent a second time some may be wanted no more
+                request, count = live[0], piece.stop - piece.start
+                prompt += round(request.prompt_tokens * count / request.job.texts)
+                texts += count
+        return Call(
+            action.attempt,
+            prompt,
+            0,
+            texts=max(1, texts),
+            threads=action.threads,
+            member=member,
+            slices=action.slices,
+        )
