@@ -46,8 +46,6 @@ PREFIX_BLOCK: Final = 256  # bytes of a prompt that one of `Job.blocks` stands f
 
 Trace = Callable[[Event, Sequence[Action]], object]
 _Live = tuple[SimRequest, Record, int]  # from arrival to end; the number is its place in the results
-    SimRequest, Record, int
-]  # of a request from its arrival to its end; its place among the results
 
 
 def simulate(
