@@ -106,10 +106,8 @@ def test_what_is_presumed_is_no_sign_of_life() -> None:
     one = bench(2, slots=64)
     one.arrive(STREAM)
     one.begin("a")
-    number = 0
-    for _ in range(40):  # answers that are not streamed are presumed to have begun; e0 answers none
+    for number in range(40):  # answers that are not streamed are presumed to have begun; e0 answers none
         one.wait(1.0)
-        number += 1
         one.arrive(chat_job(f"r{number}"))
         if one.engine(f"r{number}") == "e1":
             one.finish(f"r{number}")

@@ -142,7 +142,7 @@ class Roster:
         return hung, actions
 
     def alive(self, load: EngineLoad, now: float, *, served: bool = False) -> None:
-        """An engine gave a sign of life, or a whole answer. One that was passed over may be sent work again."""
+        """An engine gave a sign of life, or an answer. One that was passed over may be sent work again."""
         recovers = load.silence.degraded or (served and load.breaker.tripped)
         load.silence.sign(now)
         if served:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf, log2
 from typing import Any, Final
 
 from sage.middleware.control_plane.disciplines import Keyed
+from sage.middleware.control_plane.policies.base import PATIENCE_S
 from sage.middleware.control_plane.policy import Discipline
 from sage.middleware.control_plane.records import Record
 
@@ -25,9 +27,9 @@ class Feasible:
 
     def __init__(self) -> None:
         self._by_due = Keyed(_due)
-        self._by_cost = Keyed(_cost)
+        self._by_cost = _Cheapest()
         self._by_last_call = Keyed(_last_call)
-        self._late = Keyed(_cost)
+        self._late = _Cheapest()
         self._waiting: dict[int, Record] = {}  # by sequence
 
     def __len__(self) -> int:
@@ -78,10 +80,46 @@ def _last_call(record: Record) -> float:
     return record.due - record.quick
 
 
-def _cost(record: Record) -> float:
-    """Cost less wait, as shares of the goal. For one goal this order does not change as time passes."""
-    goal = record.due - record.arrived
-    return (record.cost + AGING * record.arrived) / max(goal, 1e-3) if goal < float("inf") else record.cost
+class _Cheapest:
+    """Least cost first, less `AGING` for each second of waiting, both as shares of the goal.
+
+    There is a heap for each size of goal: within one the order does not change as time passes, between them
+    it does.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[float, Keyed] = {}
+
+    def push(self, record: Record, now: float) -> None:
+        size = _size(record)
+        queue = self._sizes.get(size)
+        if queue is None:
+            queue = self._sizes[size] = Keyed(_aged)
+        queue.push(record, now)
+
+    def remove(self, record: Record) -> None:
+        queue = self._sizes.get(_size(record))
+        if queue is not None:
+            queue.remove(record)
+
+    def head(self, now: float) -> Record | None:
+        best: Record | None = None
+        least = inf
+        for size, queue in self._sizes.items():
+            record = queue.head(now)
+            if record is not None and (cost := (_aged(record) - AGING * now) / size) < least:
+                best, least = record, cost
+        return best
+
+
+def _aged(record: Record) -> float:
+    return record.cost + AGING * record.arrived
+
+
+def _size(record: Record) -> float:
+    """Its goal, rounded to a power of the square root of 2, so that there are few; at most `PATIENCE_S`."""
+    goal = min(max(record.due - record.arrived, 1e-3), PATIENCE_S)
+    return float(2.0 ** (round(2.0 * log2(goal)) / 2.0))
 
 
 class Floor:
@@ -93,9 +131,24 @@ class Floor:
 
     def __init__(self) -> None:
         self._used: dict[str, list[float]] = {}
+        self._waiting: dict[str, set[Floored]] = {}  # lanes in which something of the lower level waits
+
+    def enter(self, model: str, lane: Floored) -> None:
+        """Something of the lower level waits in a lane of the model."""
+        self._waiting.setdefault(model, set()).add(lane)
+
+    def leave(self, model: str, lane: Floored) -> None:
+        """Nothing does there any more. Where nothing does in any lane, nothing is owed."""
+        lanes = self._waiting.get(model, set())
+        lanes.discard(lane)
+        if not lanes:
+            self._waiting.pop(model, None)
+            self._used.pop(model, None)
 
     def charge(self, model: str, level: int, seconds: float) -> None:
         """So much of a level's work was sent."""
+        if model not in self._waiting:
+            return
         used = self._used.setdefault(model, [0.0, 0.0])
         used[level] += seconds
         used[0] = min(used[0], used[1] / self.SHARE + self.MOST)
@@ -104,10 +157,6 @@ class Floor:
         """Whether the lower level has had less than its share."""
         upper, lower = self._used.get(model, (0.0, 0.0))
         return lower < self.SHARE * (upper - self.GRACE)
-
-    def forget(self, model: str) -> None:
-        """Nothing of the lower level waits: it is owed nothing."""
-        self._used.pop(model, None)
 
 
 class Floored:
@@ -123,11 +172,17 @@ class Floored:
 
     def push(self, record: Record, now: float) -> None:
         """Let it wait in its level."""
-        self._levels[self._low(record)].push(record, now)
+        low = self._low(record)
+        self._levels[low].push(record, now)
+        if low:
+            self._floor.enter(record.job.model, self)
 
     def remove(self, record: Record) -> None:
         """Take it out."""
-        self._levels[self._low(record)].remove(record)
+        low = self._low(record)
+        self._levels[low].remove(record)
+        if low and not len(self._levels[1]):
+            self._floor.leave(record.job.model, self)
 
     def head(self, now: float) -> Record | None:
         """Of the upper level, unless the lower one is below its floor."""
@@ -135,11 +190,11 @@ class Floored:
         if upper is None:
             return lower
         if lower is None:
-            self._floor.forget(upper.job.model)
             return upper
         return lower if self._floor.lower_is_due(upper.job.model) else upper
 
     def key(self, record: Record, now: float) -> tuple[int, Any]:
-        """Its level, then its key there."""
+        """Its level, then its key there; the lower one goes before the upper of other lanes if it is due."""
         low = self._low(record)
-        return int(low), self._levels[low].key(record, now)
+        level = (-1 if self._floor.lower_is_due(record.job.model) else 1) if low else 0
+        return level, self._levels[low].key(record, now)
