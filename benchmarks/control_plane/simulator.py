@@ -47,7 +47,7 @@ def workload(count: int) -> list[SimRequest]:
 
 def core_alone(policy: str, events: list[Event]) -> float:
     """Seconds of CPU that a core takes for these events, asked for its next wake after each."""
-    options = CoreOptions()
+    options = CoreOptions(details_per_s=0.0)
     core = Core(load_policy(policy, PolicyOptions(seed=0, slos=options.slos)), options)
     began = time.process_time()
     for event in events:

@@ -204,7 +204,8 @@ class Books:
         tally.total.add(total)
         met = slo.total is None or total <= slo.total
         if job.request_class not in _GENERATES or record.first_byte is None:
-            self._check_prediction(record, now)
+            if record.predicted > 0.0:
+                self._check_prediction(record, now)
             return met
         gaps = 0 if record.usage is None else record.usage.completion_tokens - 1
         if not job.stream:  # in time if a stream within both goals would have been complete by now
@@ -213,7 +214,8 @@ class Books:
             return met and total <= slo.ttft + (slo.tpot or 0.0) * max(gaps, 0)
         ttft = record.first_byte - record.arrived
         tally.ttft.add(ttft)
-        self._check_prediction(record, record.first_byte)
+        if record.predicted > 0.0:
+            self._check_prediction(record, record.first_byte)
         if gaps > 0:
             tpot = (now - record.first_byte) / gaps
             tally.tpot.add(tpot)
@@ -222,7 +224,7 @@ class Books:
 
     def _check_prediction(self, record: Record, then: float) -> None:
         """Only of requests that ran once: the others were predicted as something else than they became."""
-        if record.predicted <= 0.0 or record.attempts != 1 or record.dispatched is None:
+        if record.attempts != 1 or record.dispatched is None:
             return
         actual = then - record.dispatched
         if actual > 0.0 and record.engine is not None:

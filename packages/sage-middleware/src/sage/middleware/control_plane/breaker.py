@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Breaker", "Silence"]
+__all__ = ["FAULTS_TO_EJECT", "Breaker", "Silence"]
 
 FAULTS_TO_EJECT: Final = 5
 FIRST_EJECTION_S: Final = 10.0

@@ -230,7 +230,8 @@ class Core:
             record.usage = usage_of(record, stop - start, attempt, event.usage)
             if record.left == 0 and record.outcome == "running":
                 self._complete(record, record.usage, load, now)
-        self._place(now)
+        if self._lanes.waiting:
+            self._place(now)
 
     def _complete(self, record: Record, usage: Usage, load: EngineLoad, now: float) -> None:
         self.policy.settle(record, load.seconds(record, record.units, usage.completion_tokens))

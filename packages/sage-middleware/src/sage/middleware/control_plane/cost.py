@@ -241,23 +241,22 @@ class OutputLengths:
         self._keys = keys
         self._known: OrderedDict[tuple[str, str, int], tuple[Quantile, Quantile]] = OrderedDict()
 
+    def quantiles(self, model: str, tenant: str, max_tokens: int | None) -> tuple[float, float]:
+        """Tokens that half of such answers, and nine in ten, do not exceed."""
+        size = -1 if max_tokens is None else max_tokens.bit_length()
+        known = self._known.get((model, tenant, size))
+        p50, p90 = (self._P50, self._P90) if known is None else (known[0].value, known[1].value)
+        if max_tokens is None or p50 < max_tokens > p90:
+            return p50, p90
+        return min(p50, float(max_tokens)), min(p90, float(max_tokens))
+
     def p50(self, model: str, tenant: str, max_tokens: int | None) -> float:
         """Tokens that half of such answers do not exceed."""
-        if max_tokens is None:
-            known = self._known.get((model, tenant, -1))
-            return self._P50 if known is None else known[0].value
-        known = self._known.get((model, tenant, max_tokens.bit_length()))
-        value = self._P50 if known is None else known[0].value
-        return value if value < max_tokens else float(max_tokens)
+        return self.quantiles(model, tenant, max_tokens)[0]
 
     def p90(self, model: str, tenant: str, max_tokens: int | None) -> float:
         """Tokens that nine in ten such answers do not exceed."""
-        if max_tokens is None:
-            known = self._known.get((model, tenant, -1))
-            return self._P90 if known is None else known[1].value
-        known = self._known.get((model, tenant, max_tokens.bit_length()))
-        value = self._P90 if known is None else known[1].value
-        return value if value < max_tokens else float(max_tokens)
+        return self.quantiles(model, tenant, max_tokens)[1]
 
     def observe(self, model: str, tenant: str, max_tokens: int | None, tokens: int) -> None:
         """Learn the length of one complete answer."""

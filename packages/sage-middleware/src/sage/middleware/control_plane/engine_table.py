@@ -7,7 +7,7 @@ from typing import Final
 
 from sage.common.api import EngineState
 from sage.common.errors import BadRequestError, ModelNotFoundError
-from sage.middleware.control_plane.breaker import Breaker, Silence
+from sage.middleware.control_plane.breaker import FAULTS_TO_EJECT, Breaker, Silence
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost, Quantile
 from sage.middleware.control_plane.records import Attempt, Record
 from sage.middleware.control_plane.types import Job
@@ -171,7 +171,7 @@ class EngineLoad:
             self._since = now
 
     def _count_free(self) -> None:
-        slots = self.max_running if not self.breaker.tripped else 1
+        slots = self.max_running if self.breaker.faults < FAULTS_TO_EJECT else 1
         self.free = slots - self.running if slots > self.running else 0
 
     # ---- prediction ----------------------------------------------------------------------------------

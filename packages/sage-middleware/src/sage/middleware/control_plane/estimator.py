@@ -29,7 +29,7 @@ class Estimator:
 
     def record(self, job: Job, sequence: int, policy: str, now: float, deadline: float | None) -> Record:
         """What is known of a request when it arrives; `cost` comes with its lane."""
-        slo = self._slo(job)
+        slo = self._slos[job.request_class] if job.slo is None else self._slo(job, job.slo)
         tokens = (
             self._prompts.estimate(job.model, job.prompt_bytes) if job.prompt_bytes else job.prompt_tokens
         )
@@ -37,8 +37,7 @@ class Estimator:
         if job.texts:
             goal = slo.total
         else:
-            p50 = self._lengths.p50(job.model, job.tenant, job.max_tokens)
-            p90 = self._lengths.p90(job.model, job.tenant, job.max_tokens)
+            p50, p90 = self._lengths.quantiles(job.model, job.tenant, job.max_tokens)
             goal = slo.ttft
         due = math.inf if goal is None else now + goal
         if deadline is not None:  # its first token must leave time for the others
@@ -60,11 +59,9 @@ class Estimator:
             queued=now,
         )
 
-    def _slo(self, job: Job) -> Slo:
+    def _slo(self, job: Job, asked: Slo) -> Slo:
+        """What the caller asked for, and for the rest that of the class."""
         slo = self._slos[job.request_class]
-        asked = job.slo
-        if asked is None:
-            return slo
         return Slo(
             slo.ttft if asked.ttft is None else asked.ttft,
             slo.tpot if asked.tpot is None else asked.tpot,
@@ -139,6 +136,8 @@ def _worth_learning(load: EngineLoad, now: float) -> bool:
 
 def usage_of(record: Record, units: int, attempt: Attempt, usage: Usage) -> Usage:
     """What a request has used, with its part of this answer."""
+    if record.usage is None and len(attempt.slices) == 1:
+        return usage
     before = record.usage or Usage()
     share = 1.0
     if len(attempt.slices) > 1:

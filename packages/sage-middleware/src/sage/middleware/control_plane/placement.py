@@ -158,11 +158,11 @@ class Placement:
             threads = choice.threads or load.spec.cores or 1
             service = load.embed.seconds(tokens, texts, threads, load.beside)
             outstanding, silence = tokens, 4.0 * (service + max(0.0, load.busy_until - now))
+            mark = load.mark(now)
         else:
-            texts = 1
+            texts, service, mark = 1, 0.0, (0.0, 0.0, 0.0)  # its sample begins with its first byte
             cached = record.cached.get(load.name, 0) if record.cached else 0
             tokens = max(1, record.prompt_tokens - cached)
-            service = load.seconds(record, 1)
             outstanding = record.cost_tokens
             silence = load.llm.ttft(load.prefill_tokens + tokens, load.running)
             if not record.job.stream:
@@ -182,7 +182,7 @@ class Placement:
             service=service,
             silence=silence,
             threads=choice.threads,
-            mark=load.mark(now),
+            mark=mark,
         )
 
     def _begin(self, attempt: Attempt, reason: str, now: float, actions: list[Action]) -> None:
@@ -193,7 +193,7 @@ class Placement:
         if load.generates and not job.stream:
             ready = load.llm.ttft(attempt.ahead + attempt.tokens, attempt.beside)
             self._attempts.presume(attempt, now + ready)
-        slices = tuple(Slice(record.job.id, start, stop) for record, start, stop, _ in taken)
+        slices = tuple([Slice(record.job.id, start, stop) for record, start, stop, _ in taken])
         actions.append(Dispatch(attempt.number, load.name, slices, reason, attempt.threads, attempt.hedge))
 
     # ---- a second time -----------------------------------------------------------------------------------
@@ -240,9 +240,8 @@ class Placement:
 
     def _detail(self, record: Record, engines: list[EngineLoad], now: float) -> tuple[Candidate, ...]:
         """All candidates as they are now, for so many decisions a second, and where it was asked for."""
-        self._details = min(
-            self._details_per_s, self._details + (now - self._details_at) * self._details_per_s
-        )
+        earned = self._details + (now - self._details_at) * self._details_per_s
+        self._details = earned if earned < self._details_per_s else self._details_per_s
         self._details_at = now
         if self._details < 1.0 and not record.job.explain:
             return ()

@@ -112,7 +112,7 @@ class Attempt(msgspec.Struct, eq=False):
     ahead: int  # prefill tokens of others that were before it
     beside: int  # attempts that ran there when it was sent
     predicted: float
-    service: float  # predicted engine-seconds
+    service: float  # predicted engine-seconds of an embedding call
     silence: float  # seconds without a byte that are no reason to worry
     threads: int = 0
     hedge: bool = False

@@ -143,9 +143,10 @@ class Roster:
 
     def alive(self, load: EngineLoad, now: float, *, served: bool = False) -> None:
         """An engine gave a sign of life, or an answer. One that was passed over may be sent work again."""
-        recovers = load.silence.degraded or (served and load.breaker.tripped)
+        recovers = load.silence.degraded
         load.silence.sign(now)
-        if served:
+        if served and load.breaker.faults:
+            recovers = recovers or load.breaker.tripped
             load.breaker.success()
         if recovers:
             load.changed_health()

@@ -69,7 +69,7 @@ def simulate(
     Raises UsageError for a workload out of order, ids used twice or an unknown engine of a fault;
     NotFoundError and BadRequestError for a job that no engine of the fleet can serve; InvariantError.
     """
-    options = options or CoreOptions()
+    options = options or CoreOptions(details_per_s=0.0)  # nobody reads what else could have been chosen
     if not options.templates:
         cores = {name: device.cores for name, device in fleet.devices.items() if device.cores}
         options = replace(options, templates=fleet.templates(), device_cores=cores)
@@ -97,6 +97,7 @@ class World:
         self._cluster = Cluster(fleet, seed, self._agenda, self._feed)
         self._checker = Checker(core, options.limits.queue_max_wait_s) if check else None
         self._trace = trace
+        self._watched = check or trace is not None
         self._live: dict[str, _Live] = {}
         self._results: list[RequestResult | None] = []
         self._checked: set[tuple[str, frozenset[str]]] = set()
@@ -158,14 +159,10 @@ class World:
             self._cluster.settle()
             if self._events != told:  # else the core is as it was
                 told, wake = self._events, core.next_wake()
-                self._check()
-
-    def _check(self) -> None:
-        now = self._agenda.now
-        if self._checker is not None:
-            self._checker.after([record for _, record, _ in self._live.values()], now)
-        if self._live and now - self._last_end > PATIENCE_S:
-            raise InvariantError(f"no request has ended for {PATIENCE_S:.0f} s")
+                if self._checker is not None:
+                    self._checker.after([record for _, record, _ in self._live.values()], agenda.now)
+                if self._live and agenda.now - self._last_end > PATIENCE_S:
+                    raise InvariantError(f"no request has ended for {PATIENCE_S:.0f} s")
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -246,7 +243,9 @@ class World:
     def _feed(self, event: Event, slices: tuple[Slice, ...]) -> None:
         """Tell the core, do what it says, and see which of the slices' requests have ended."""
         self._events += 1
-        self._carry_out(event, self._core.handle(event))
+        actions = self._core.handle(event)
+        if actions or self._watched:
+            self._carry_out(event, actions)
         for piece in slices:
             live = self._live.get(piece.id)
             if live is not None and live[1].ended is not None:
