@@ -131,7 +131,7 @@ def run(block: Block, env: dict[str, str], cwd: Path) -> dict[str, str]:
         command = [sys.executable, "-c", block.body]
     else:
         command = ["bash", "-euo", "pipefail", "-c", f"{block.body}\nenv -0 > .environment"]
-    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     allowed = [int(code) for code in (block.option("exit") or "0").split("|")]
     assert done.returncode in allowed, f"{block.where}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     after = cwd / ".environment"

@@ -88,7 +88,7 @@ class Sage:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=250,  # an engine's first start compiles torch's and transformers' modules
             check=False,
             **given,
         )

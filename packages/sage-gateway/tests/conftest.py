@@ -80,7 +80,7 @@ class Wire:
         return data
 
     async def answer(self) -> Answer:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             status, headers = await self.head()
             if "content-length" in headers:
                 return Answer(status, headers, await self.reader.readexactly(int(headers["content-length"])))
@@ -93,7 +93,7 @@ class Wire:
 
     async def closed(self) -> bool:
         """Whether the other side ends the connection, with nothing more to read."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             try:
                 return await self.reader.read() == b""
             except ConnectionResetError:
@@ -169,7 +169,7 @@ class Steered:
             self.changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(condition)
 
 

@@ -47,8 +47,8 @@ class Page:
         return answer["result"].get("value")
 
     async def until(self, expression: str) -> None:
-        """Wait until an expression is true, at most 20 s."""
-        async with asyncio.timeout(20):
+        """Wait until an expression is true, at most 60 s."""
+        async with asyncio.timeout(60):
             while not await self.evaluate(expression):  # noqa: ASYNC110 - the event is another process's
                 await asyncio.sleep(0.05)
 

@@ -134,4 +134,4 @@ async def studio(paths: SagePaths) -> AsyncIterator[Studio]:
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     yield server
     server.should_exit = True
-    await asyncio.wait_for(serving, 5)
+    await asyncio.wait_for(serving, 60)

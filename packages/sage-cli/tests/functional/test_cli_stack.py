@@ -13,7 +13,7 @@ import pytest
 
 from sage.platform.daemon import alive
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ANY_PORT = {f"SAGE_PORTS__{name}": "0" for name in ("GATEWAY", "ADMIN", "HEALTH")}
 

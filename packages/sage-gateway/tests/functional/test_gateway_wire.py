@@ -184,7 +184,7 @@ async def test_what_is_not_a_request_gets_400_and_a_close(front: Any, raw: bytes
 
 
 async def test_a_slow_head_is_ended_and_a_busy_connection_is_not(make_front: Any) -> None:
-    front = await make_front(deadlines=Deadlines(head=0.2, body_idle=0.2, keep_alive=0.2))
+    front = await make_front(deadlines=Deadlines(head=1.0, body_idle=0.2, keep_alive=0.2))
     busy = await front.connect()
     await busy.send(front.post(b'{"do": "wait"}'))
     slow = await front.connect()

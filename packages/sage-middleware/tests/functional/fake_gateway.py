@@ -3,7 +3,7 @@
 The lock, the log-in, the run file and the admin answers are those of the real one. What it does is told by
 the model of its first engine: `ready` comes up after two look-ups, `recovers` is degraded before, `fails` has
 an engine that fails, `dies` says why and ends, `silent` ends without a word, `hangs` never listens, `drains`
-ends half a second after SIGTERM. With `--after FILE` it begins when that file is there.
+ends two seconds after SIGTERM. With `--after FILE` it begins when that file is there.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def serve(behaviour: str, state: Path) -> None:
 
 
 def drain(state: Path) -> None:
-    time.sleep(0.5)
+    time.sleep(2)  # longer than a busy machine takes to kill it
     (state / "drained").touch()
     os._exit(0)
 

@@ -69,10 +69,10 @@ class Server:
         return sink.status, sink.json()
 
     async def entered(self) -> None:
-        await asyncio.to_thread(self.model.entered.wait, 10)
+        assert await asyncio.to_thread(self.model.entered.wait, 60)
 
     async def waiting(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.app._batcher.waiting != count:  # noqa: ASYNC110 - set by the worker thread
                 await asyncio.sleep(0)
 

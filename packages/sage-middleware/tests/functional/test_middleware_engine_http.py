@@ -125,7 +125,7 @@ async def test_an_idle_connection_that_closes_is_forgotten(server: ScriptedEngin
     pool = HttpPool(server.url)
     await ask(pool)
     server.drop_idle()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while pool._idle:  # noqa: ASYNC110 - the pool has no such event
             await asyncio.sleep(0)
     await ask(pool)
@@ -258,12 +258,12 @@ async def test_what_the_receiver_raises_comes_out(server: ScriptedEngine) -> Non
 async def test_a_slow_reader_stops_the_reading(server: ScriptedEngine) -> None:
     """While the sink is full nothing is read, the engine's own buffers fill, and no deadline runs."""
     server.script = Script(words=("x" * 100_000,) * 400)
-    pool = HttpPool(server.url, limits=HttpLimits(between_chunks_s=0.05))
+    pool = HttpPool(server.url, limits=HttpLimits(between_chunks_s=0.2))
     sink = Raw(pause=True)
     task = asyncio.create_task(pool.request("POST", PATH, sink, body=BODY))
     await sink.drained.wait()
     got = len(sink.body)
-    await asyncio.sleep(0.2)  # four times the deadline between chunks
+    await asyncio.sleep(0.4)  # twice the deadline between chunks
     assert len(sink.body) == got < 2_000_000
     sink.resume()
     await task
@@ -283,7 +283,7 @@ async def test_cancel_closes_at_once(server: ScriptedEngine, after: int) -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await server.until(lambda: server.active == 0 and not server._open, timeout=1)
+    await server.until(lambda: server.active == 0 and not server._open)
     assert server.cancelled == 1
     assert not pool._idle
 
@@ -296,7 +296,7 @@ async def test_cancel_while_the_reader_is_slow(server: ScriptedEngine) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await server.until(lambda: server.active == 0 and not server._open, timeout=1)
+    await server.until(lambda: server.active == 0 and not server._open)
 
 
 async def test_a_thousand_random_cancels_leave_nothing(server: ScriptedEngine) -> None:

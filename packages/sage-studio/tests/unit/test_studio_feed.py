@@ -106,4 +106,4 @@ async def test_closing_ends_streams_at_once(source: Any) -> None:
     rest = asyncio.create_task(anext(stream, None))
     await asyncio.sleep(0)
     feed.close()
-    assert await asyncio.wait_for(rest, 2) is None
+    assert await asyncio.wait_for(rest, 60) is None

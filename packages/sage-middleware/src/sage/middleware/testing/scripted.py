@@ -114,7 +114,7 @@ class ScriptedEngine:
             **{"name": name, "kind": "openai", "model": self.model, "url": self.url, **changes}
         )
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
         """Wait until `condition` holds, tried after each change of the counters. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
             while not condition():
