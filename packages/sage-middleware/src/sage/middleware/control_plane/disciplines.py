@@ -15,8 +15,9 @@ from typing import Any, Final
 from sage.middleware.control_plane.policy import Discipline
 from sage.middleware.control_plane.records import Record
 
-__all__ = ["QUANTUM_S", "Accounts", "Fair", "Fifo", "Keyed", "Ranked"]
+__all__ = ["PATIENCE_S", "QUANTUM_S", "Accounts", "Fair", "Fifo", "Keyed", "Ranked"]
 
+PATIENCE_S: Final = 30.0  # what is due whenever goes as if it were due so long after its arrival
 QUANTUM_S: Final = 0.05  # engine-seconds that a tenant of weight 1 gets in a round
 _SLACK: Final = 64  # entries that may be out of date before it is worth tidying up
 

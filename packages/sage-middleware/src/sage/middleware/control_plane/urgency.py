@@ -6,8 +6,7 @@ from collections.abc import Callable
 from math import inf, log2
 from typing import Any, Final
 
-from sage.middleware.control_plane.disciplines import Keyed
-from sage.middleware.control_plane.policies.base import PATIENCE_S
+from sage.middleware.control_plane.disciplines import PATIENCE_S, Keyed
 from sage.middleware.control_plane.policy import Discipline
 from sage.middleware.control_plane.records import Record
 

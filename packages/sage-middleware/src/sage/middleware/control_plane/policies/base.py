@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from sage.middleware.control_plane.disciplines import Fifo, Keyed
+from sage.middleware.control_plane.disciplines import PATIENCE_S, Fifo, Keyed
 from sage.middleware.control_plane.policy import (
     BatchLimits,
     Choice,
@@ -23,9 +23,8 @@ from sage.middleware.control_plane.policy import (
 )
 from sage.middleware.control_plane.records import Record
 
-__all__ = ["PATIENCE_S", "BasePolicy", "by_due", "least_loaded", "load_of", "predictions"]
+__all__ = ["BasePolicy", "by_due", "least_loaded", "load_of", "predictions"]
 
-PATIENCE_S: Final = 30.0  # what is due whenever goes as if it were due so long after its arrival
 TOKENS_PER_REQUEST: Final = 1000  # so many outstanding tokens weigh as much as one more running request
 
 
