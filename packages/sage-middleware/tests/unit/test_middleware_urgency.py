@@ -108,7 +108,7 @@ def naive(records: list[Record], now: float) -> float | tuple[float, float]:
 
 def cost_of(one: Record, now: float) -> float:
     goal = 2.0 ** (round(2 * log2(min(max(one.due - one.arrived, 1e-3), 30.0))) / 2)
-    return (one.cost - AGING * (now - one.arrived)) / goal
+    return float((one.cost - AGING * (now - one.arrived)) / goal)
 
 
 RECORDS = st.lists(

@@ -12,7 +12,7 @@ from sage.middleware.control_plane.options import Limits
 from sage.middleware.control_plane.policy import Policy, Shed
 from sage.middleware.control_plane.records import Record
 
-__all__ = ["RetryBudget", "expiry", "refusal"]
+__all__ = ["RetryBudget", "expiry", "full", "refusal"]
 
 CRASHES_TO_QUARANTINE: Final = 2
 
@@ -27,16 +27,25 @@ def refusal(
     now: float,
 ) -> tuple[Shed, ShedReason] | None:
     """Why a newcomer that cannot go at once may not even wait; None when it may."""
+    if refused := full(record, lane, len(engines), counts, limits):
+        return refused
+    shed = policy.admit(record, engines, lane.before(record), now)
+    return None if shed is None else (shed, ShedReason.FORECAST)
+
+
+def full(
+    record: Record, lane: Lane, engines: int, counts: ClassCounts, limits: Limits
+) -> tuple[Shed, ShedReason] | None:
+    """Whether the queue of its class has no room for a newcomer. `engines`: how many serve its lane."""
     bound = ""
     if counts.waiting >= limits.queue_max_requests:
         bound = f"{limits.queue_max_requests} requests"
     elif counts.waiting_bytes + record.job.body_bytes > limits.queue_max_bytes:
         bound = f"{limits.queue_max_bytes} bytes"
-    if bound:
-        wait = max(1.0, lane.ahead / len(engines))
-        return Shed(f"the queue of {record.job.request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
-    shed = policy.admit(record, engines, lane.before(record), now)
-    return None if shed is None else (shed, ShedReason.FORECAST)
+    if not bound:
+        return None
+    wait = max(1.0, lane.ahead / engines)
+    return Shed(f"the queue of {record.job.request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
 
 
 def expiry(record: Record, now: float) -> tuple[Shed, ShedReason]:

@@ -35,6 +35,7 @@ def fill(lanes: Lanes, lane: Lane, head: Record, limits: BatchLimits, now: float
             if taken:
                 break
             taken.append(whole(record))
+            lanes.took(lane, record, taken[0][2] - taken[0][1])
             texts = 0
         else:
             each = max(1.0, record.prompt_tokens / record.units)
@@ -44,6 +45,7 @@ def fill(lanes: Lanes, lane: Lane, head: Record, limits: BatchLimits, now: float
                 break
             taken.append((record, record.taken, record.taken + count, 1))
             record.taken += count
+            lanes.took(lane, record, count)
             texts -= count
             tokens -= count * each
         if record.waiting_units:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from msgspec import structs
+
 from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import Books
-from sage.middleware.control_plane.admission import RetryBudget, expiry, refusal
+from sage.middleware.control_plane.admission import RetryBudget, expiry, full, refusal
 from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
 from sage.middleware.control_plane.estimator import Estimator, usage_of
@@ -96,6 +98,10 @@ class Core:
         """Put another policy in force: what waits is ordered and placed by it."""
         actions: list[Action] = []
         self._actions = actions
+        for record in self._live.values():  # what they have used they have used
+            charged, record.charged = record.charged, 0.0
+            if charged:
+                policy.charge(record, charged)
         self._lanes.set_policy(policy, now)
         self._placement.set_policy(policy)
         self._place(now)
@@ -152,6 +158,9 @@ class Core:
         record = self._estimator.record(job, self._arrivals, self.policy.name, now, deadline)
         self._live[job.id] = record
         self._history.add(record)
+        if deadline is not None and now >= deadline:  # its chain took all the time there was
+            self._shed(record, *expiry(record, now), now)
+            return
         lane = self._lanes.lane(job)
         engines = lane.engines(self.engines, now)
         if not engines:
@@ -174,6 +183,10 @@ class Core:
     def _hold(self, record: Record, lane: Lane, now: float) -> None:
         """No engine can take a newcomer: it waits for one that starts, if that is soon enough."""
         if self._scaling.held(record.job, record.deadline, now) == 0.0:
+            counts = self._lanes.counts[record.job.request_class]
+            if refused := full(record, lane, 1, counts, self._limits):
+                self._shed(record, *refused, now)
+                return
             self._lanes.push(lane, record, now)
             self._lanes.watch(record)
             self._scale(now)
@@ -276,13 +289,15 @@ class Core:
         """Let a slice wait again, or refuse its request."""
         lane = self._lanes.lane(record.job)
         objection = self._retries.objection(record, part[2], reason, affordable=affordable)
-        if objection or not lane.engines(self.engines, now):
-            if objection:
-                self._reject(record, 502, objection, None, now)
-            else:
-                self._reject_unserved(record, now)
+        if objection:
+            self._reject(record, 502, objection, None, now)
+            return
+        held = self._scaling.held(record.job, record.deadline, now)
+        if held != 0.0 and not lane.engines(self.engines, now):
+            self._reject_unserved(record, now)
             return
         record.returned += (part,)
+        self._lanes.took(lane, record, part[0] - part[1])
         record.retries += 1
         if not record.running and record.left == record.units:
             record.outcome = "waiting"
@@ -311,8 +326,6 @@ class Core:
 
     def _ticked(self, event: Tick) -> None:
         now = event.at
-        for record in self._lanes.expired(now):
-            self._shed(record, *expiry(record, now), now)
         for attempt in self._attempts.presumed_begun(now):
             attempt.engine.began(attempt, now)
         if now >= self._next_look:
@@ -341,6 +354,7 @@ class Core:
 
     def _engine_changed(self, event: Event) -> None:
         self._actions += self._roster.handle(event)
+        self._lanes.price(self.engines, event.at)
         self._reject_stranded(event.at)
         self._place(event.at)
 
@@ -359,6 +373,8 @@ class Core:
     def _place(self, now: float) -> None:
         """Send what can be sent, and refuse what the policy gives up."""
         if self._lanes.waiting:
+            for record in self._lanes.expired(now):
+                self._shed(record, *expiry(record, now), now)
             for record, shed in self._placement.run(now, self._actions):
                 self._shed(record, shed, ShedReason.FORECAST, now)
 
@@ -389,7 +405,6 @@ class Core:
 
     def _shed(self, record: Record, shed: Shed, kind: ShedReason, now: float) -> None:
         """Refuse it because of the load."""
-        self._lanes.counts[record.job.request_class].shed += 1
         record.refusal = kind
         self._scaling.shed(record.job)
         self._reject(record, 429, shed.reason, shed.retry_after, now)
@@ -419,8 +434,14 @@ class Core:
 
     def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
         record.end(outcome, reason, now)
+        if record.charged and record.dispatched is not None and outcome != "done":
+            spent = record.attempts * (now - record.dispatched)  # no call took more than the time that it had
+            self.policy.settle(record, min(record.charged, spent))
+        if record.job.blocks:  # they are for placing it: too many to remember
+            record.job = structs.replace(record.job, blocks=())
         del self._live[record.job.id]
         counts = self._lanes.counts[record.job.request_class]
         counts.completed += outcome == "done"
         counts.failed += outcome == "failed"
+        counts.shed += outcome == "rejected"
         self.books.ended(record, now)

@@ -64,6 +64,10 @@ class Lane:
     def estimate(self, record: Record) -> None:
         """What a newcomer finds here, and what it costs on the quickest engine. After `engines`."""
         record.ahead, record.ahead_seconds = len(self.records), self.ahead
+        self.price(record)
+
+    def price(self, record: Record) -> None:
+        """What it costs on the quickest engine, if there is any. Never while it waits."""
         if self.reference is not None:
             record.cost = self.reference.seconds(record, record.units)
             record.quick = self.reference.quickest(record)
@@ -96,7 +100,7 @@ class Lanes:
         self._policy = policy
         self._max_wait = max_wait
         self._lanes: dict[LaneKey, Lane] = {}
-        self._expiries: list[tuple[float, int, Record]] = []
+        self._expiries: list[tuple[float, int, int, Record]] = []
         self.counts = {request_class: ClassCounts() for request_class in RequestClass}
         self.waiting = 0
 
@@ -113,9 +117,7 @@ class Lanes:
     def push(self, lane: Lane, record: Record, now: float) -> None:
         """Let it wait."""
         lane.records[record.job.id] = record
-        lane.ahead += record.cost
-        if record.job.request_class in PATIENT:
-            lane.ahead_low += record.cost
+        self._count(lane, record, record.waiting_units)
         lane.discipline.push(record, now)
         counts = self.counts[record.job.request_class]
         counts.waiting += 1
@@ -126,9 +128,8 @@ class Lanes:
         """Take it out, wherever it stands; nothing if it does not wait."""
         if lane.records.pop(record.job.id, None) is None:
             return
-        lane.ahead -= record.cost
-        if record.job.request_class in PATIENT:
-            lane.ahead_low -= record.cost
+        if record.waiting_units:
+            self._count(lane, record, -record.waiting_units)
         if not lane.records:  # no sum of rounding errors
             lane.ahead = lane.ahead_low = 0.0
         lane.discipline.remove(record)
@@ -136,6 +137,27 @@ class Lanes:
         counts.waiting -= 1
         counts.waiting_bytes -= record.job.body_bytes
         self.waiting -= 1
+
+    def took(self, lane: Lane, record: Record, units: int) -> None:
+        """So many of its units wait no longer; below 0, so many more do. Nothing if it does not wait."""
+        if record.job.id in lane.records:
+            self._count(lane, record, -units)
+
+    @staticmethod
+    def _count(lane: Lane, record: Record, units: int) -> None:
+        seconds = record.cost * units / record.units
+        lane.ahead += seconds
+        if record.job.request_class in PATIENT:
+            lane.ahead_low += seconds
+
+    def price(self, table: EngineTable, now: float) -> None:
+        """An engine came up: find out what those cost that came when there was none."""
+        for lane in self.busy():
+            if lane.engines(table, now):
+                for record in [one for one in lane.records.values() if not one.cost]:
+                    self.remove(lane, record)
+                    lane.price(record)
+                    self.push(lane, record, now)
 
     def busy(self) -> list[Lane]:
         """The lanes that hold something. The list is the caller's own."""
@@ -170,24 +192,25 @@ class Lanes:
         if record.deadline is not None:
             until = min(until, record.deadline)
         if len(self._expiries) > 64 + 2 * self.waiting:  # most of them were served long ago
-            self._expiries = [entry for entry in self._expiries if _waits(entry[2])]
+            self._expiries = [entry for entry in self._expiries if _waits(entry[3])]
             heapq.heapify(self._expiries)
-        heapq.heappush(self._expiries, (until, record.sequence, record))
+        heapq.heappush(self._expiries, (until, record.sequence, record.left, record))
 
     def expired(self, now: float) -> Iterator[Record]:
         """Those whose waiting has ended by `now`; the caller removes them."""
         while self._expiries and self._expiries[0][0] <= now:
-            _, sequence, record = heapq.heappop(self._expiries)
+            _, sequence, left, record = heapq.heappop(self._expiries)
             if not _waits(record):
                 continue
-            if record.running:  # it is being served, in parts
-                heapq.heappush(self._expiries, (now + self._max_wait, sequence, record))
+            late = record.deadline is not None and now >= record.deadline
+            if record.running or (record.left < left and not late):  # it is being served, in parts
+                heapq.heappush(self._expiries, (now + self._max_wait, sequence, record.left, record))
             else:
                 yield record
 
     def next_expiry(self) -> float | None:
         """When `expired` has something next; None when nothing waits."""
-        while self._expiries and not _waits(self._expiries[0][2]):
+        while self._expiries and not _waits(self._expiries[0][3]):
             heapq.heappop(self._expiries)
         return self._expiries[0][0] if self._expiries else None
 

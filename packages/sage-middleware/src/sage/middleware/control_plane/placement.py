@@ -45,7 +45,8 @@ class Placement:
     def forget(self, load: EngineLoad) -> None:
         """An engine's process is new, or gone: nothing is cached there."""
         self._prefixes.drop(load.name)
-        self._prefixes.resize(load.name, max(1, load.spec.kv_tokens * BYTES_PER_TOKEN // BLOCK))
+        if self._engines.get(load.name) is load:
+            self._prefixes.resize(load.name, max(1, load.spec.kv_tokens * BYTES_PER_TOKEN // BLOCK))
 
     def next_wake(self) -> float | None:
         """When the policy wants to be asked again; None when there is nothing to ask it about."""
@@ -110,6 +111,7 @@ class Placement:
             taken = fill(self._lanes, lane, record, limits, now)
         else:
             taken = [whole(record)]
+            self._lanes.took(lane, record, taken[0][2] - taken[0][1])
             if not record.waiting_units:
                 self._lanes.remove(lane, record)
         detail = self._detail(record, engines, now)

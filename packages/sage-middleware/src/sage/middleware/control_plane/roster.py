@@ -101,6 +101,7 @@ class Roster:
         if load.name in self._leaving:
             return [StopEngine(load.name, load.detail)]
         self._engines.forget(load)
+        self._on_restart(load)
         return []
 
     # ---- health ----------------------------------------------------------------------------------------
