@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -66,6 +68,15 @@ def test_the_fit_finds_the_constants_of_the_llm(fitted: Fleet) -> None:
     assert isinstance(llm, LlmEngine)
     assert (llm.a, llm.b, llm.c) == pytest.approx((0.010, 0.0012, 0.00009), rel=0.05)
     assert (llm.chunk, llm.kv_tokens, llm.max_running, llm.model) == (1024, 200000, 32, "chat")
+    assert llm.prefix_cache
+
+
+def test_an_engine_that_computes_every_prompt_anew_is_fitted_as_one(recording: Recording) -> None:
+    spec = msgspec.structs.replace(recording.engines["llm"], kind="transformers")
+    changed = replace(recording, engines={**recording.engines, "llm": spec})
+    llm = dict(calibrate(changed, "fitted").fleet.instances())["llm"]
+    assert isinstance(llm, LlmEngine)
+    assert not llm.prefix_cache
 
 
 def test_the_fit_finds_the_constants_of_the_embedding_engine(fitted: Fleet) -> None:

@@ -61,6 +61,15 @@ def test_a_prefix_that_was_computed_is_not_computed_again() -> None:
     assert (sim.cached, sim.computed) == (200, 400)
 
 
+def test_without_a_prefix_cache_every_prompt_is_computed() -> None:
+    sim = llm(prefix_cache=False)
+    begin(sim, prompt(1, (1, 2, 3)))
+    finish(sim)
+    begin(sim, prompt(2, (1, 2, 9)), now=1.0)
+    assert finish(sim) == {2: pytest.approx(1.0 + 0.01 + 300 * 0.0001)}
+    assert (sim.computed, sim.cached) == (600, 0)
+
+
 def test_of_a_prompt_that_is_cached_whole_the_last_token_is_computed() -> None:
     sim = llm()
     for attempt in (1, 2):

@@ -12,7 +12,15 @@ from ruamel.yaml import YAML
 
 from sage.benchmark import environment
 from sage.benchmark.simulate.fit import Fit, Rows, fit_device
-from sage.benchmark.simulate.observe import BOUNDS, MIN_ROWS, BatchBounds, computing, embed_rows, llm_rows
+from sage.benchmark.simulate.observe import (
+    BOUNDS,
+    MIN_ROWS,
+    BatchBounds,
+    caches_prefixes,
+    computing,
+    embed_rows,
+    llm_rows,
+)
 from sage.common.errors import ConfigError, UsageError
 from sage.middleware.control_plane.simulator.fleet import Fleet
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest, requests
@@ -192,7 +200,7 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
     if _writes(spec):
         speed = {"a": max(_SMALLEST, first), "b": second, "c": max(_SMALLEST, third)}
         sizes = {"chunk": spec.chunk, "kv_tokens": spec.kv_tokens}
-        return {**common, "kind": "llm", **speed, **sizes}
+        return {**common, "kind": "llm", **speed, **sizes, "prefix_cache": caches_prefixes(spec)}
     kind = "rerank" if Capability.RERANK in spec.capabilities else "embedding"
     speed = {"s0": max(_SMALLEST, first), "s1": second, "s2": third}
     batches = {"batching": "greedy", "batch_tokens": bounds.tokens, "batch_texts": bounds.texts}

@@ -24,7 +24,7 @@ from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall
 from sage.middleware.control_plane.simulator.shapes import BLOCK_BYTES
 from sage.middleware.engines.port import EngineSpec
 
-__all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "computing", "embed_rows", "llm_rows"]
+__all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "caches_prefixes", "computing", "embed_rows", "llm_rows"]
 
 MIN_ROWS: Final = 8  # fewer say nothing about three weights
 _MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
@@ -227,8 +227,15 @@ def _prefills(calls: Sequence[SeenCall]) -> list[Interval]:
     return spans
 
 
+def caches_prefixes(spec: EngineSpec) -> bool:
+    """Whether the engine keeps what it computed of a prompt for those that begin alike."""
+    return spec.kind != "transformers"
+
+
 def _uncached(spec: EngineSpec, calls: Sequence[SeenCall], recording: Recording) -> list[float]:
-    """Prompt tokens that an engine with a prefix cache of `kv_tokens` had to compute."""
+    """Prompt tokens that an engine, with a prefix cache of `kv_tokens` if it has one, had to compute."""
+    if not caches_prefixes(spec):
+        return [float(_prompt(call)) for call in calls]
     cache: OrderedDict[int, int] = OrderedDict()
     held = 0
     uncached: dict[int, float] = {}

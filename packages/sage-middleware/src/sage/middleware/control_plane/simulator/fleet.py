@@ -78,7 +78,8 @@ class LlmEngine(_Engine):
     """Continuous batching: an iteration takes `a + b · decoding sequences + c · prefill tokens` seconds.
 
     It prefills at most `chunk` tokens in one iteration, runs `max_running` sequences and keeps the keys and
-    values of `kv_tokens` tokens.
+    values of `kv_tokens` tokens. Without a `prefix_cache` it computes every prompt from its first token on;
+    the core is not told, as it is not by a live engine.
     """
 
     kind: Literal["llm"]
@@ -87,6 +88,7 @@ class LlmEngine(_Engine):
     c: PositiveFloat
     chunk: PositiveInt = 2048
     kv_tokens: PositiveInt = 65536
+    prefix_cache: bool = True
     max_running: PositiveInt = 32
 
 

@@ -93,8 +93,12 @@ class Checker:
             raise InvariantError(f"the core has {self._core.live} live requests, the driver {len(live)}")
         oldest = now - self._max_wait - SLACK_S
         for record in live:
-            if not record.running:  # what runs is not starved
-                self._waits(record, oldest, now)
+            if record.running:  # what runs is not starved
+                continue
+            if record.taken == record.units and not record.returned:
+                raise InvariantError(f"{record.job.id} neither waits nor runs")
+            if record.queued < oldest and record.outcome == "waiting":
+                self._late(record, now)
 
     def at_end(self) -> None:
         """When every request has ended nothing may be left."""
@@ -130,12 +134,7 @@ class Checker:
         if name is not None:
             self._running[name] -= 1
 
-    def _waits(self, record: Record, oldest: float, now: float) -> None:
-        ident = record.job.id
-        if record.taken == record.units and not record.returned:
-            raise InvariantError(f"{ident} neither waits nor runs")
-        if record.outcome != "waiting" or record.queued >= oldest:
-            return
-        waited = now - record.queued
+    def _late(self, record: Record, now: float) -> None:
+        waited, ident = now - record.queued, record.job.id
         if record.job.request_class not in PATIENT or waited > self._max_wait * PATIENCE + SLACK_S:
             raise InvariantError(f"{ident} has waited {waited:.3f} s, the bound is {self._max_wait:.3f} s")

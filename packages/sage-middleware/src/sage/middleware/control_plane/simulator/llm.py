@@ -48,6 +48,7 @@ class LlmSim(SimEngine):
         "_max_running",
         "_planned",
         "_prefill",
+        "_prefix_cache",
         "_shares",
         "_steps",
     )
@@ -57,6 +58,7 @@ class LlmSim(SimEngine):
         self._iteration = (model.a, model.b, model.c)
         self._chunk = model.chunk
         self._kv_tokens = model.kv_tokens
+        self._prefix_cache = model.prefix_cache
         self._max_running = model.max_running
         self._forget()
 
@@ -200,7 +202,7 @@ class LlmSim(SimEngine):
             self._kv += need
             self._admitted += 1
             work.context, work.order = need, self._admitted
-            hit = self._lookup(work.blocks, need) if work.blocks else 0
+            hit = self._lookup(work.blocks, need) if work.blocks else 0  # 0 too where nothing is remembered
             work.left = need - hit
             self.cached += hit
             active[work.order] = work
@@ -227,7 +229,7 @@ class LlmSim(SimEngine):
 
     def _prefilled(self, work: Work, firsts: list[Work], ends: list[Work]) -> None:
         """The last piece of a prompt gives a token."""
-        if work.blocks:
+        if work.blocks and self._prefix_cache:
             self._remember(work.blocks, work.per_block)
         work.emitted += 1
         if work.emitted == 1 and not work.gone:
