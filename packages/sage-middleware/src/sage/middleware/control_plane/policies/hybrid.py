@@ -73,8 +73,12 @@ class Hybrid(BasePolicy):
             return None
         return Shed(
             f"its answer would be {late:.2f} s late: {wait:.2f} s of work wait before it",
-            max(1.0, late) * self._random.uniform(1.0 - JITTER, 1.0 + JITTER),
+            self._spread(late),
         )
+
+    def _spread(self, seconds: float) -> float:
+        """When to come again, not all at the same time."""
+        return max(1.0, seconds) * self._random.uniform(1.0 - JITTER, 1.0 + JITTER)
 
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
         """The earliest predicted finish among engines whose queues are shallow; else it waits here."""
@@ -90,14 +94,15 @@ class Hybrid(BasePolicy):
             hopeless = forecast.seconds > left + grace and engine.running > 0
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
-            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
+            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", self._spread(waited))
         if engine is None or self._worth_waiting(record, forecast, model, left, now):
             return Wait(forecast.look_again)
+        seconds = forecast.seconds
         if self.options.exploration and self._random.random() < self.options.exploration:
-            near = [one for one, seconds in forecast.open if seconds <= 2.0 * forecast.seconds]
-            engine = self._random.choice(near)
+            most = min(2.0 * seconds, max(left, seconds))  # never at the price of the goal
+            engine, seconds = self._random.choice([one for one in forecast.open if one[1] <= most])
         reason = forecast.reason(engine, len(engines))
-        return Choice(engine.name, reason, forecast.seconds, forecast.threads(engine))
+        return Choice(engine.name, reason, seconds, forecast.threads(engine))
 
     @staticmethod
     def _worth_waiting(
