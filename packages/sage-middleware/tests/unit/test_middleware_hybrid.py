@@ -47,9 +47,8 @@ def view(name: str = "e0", *, running: int = 0, llm: LlmCost | None = None, **fi
 def chat(tokens: int = 1000, *, due: float = 2.0, **fields: Any) -> Record:
     job = structs.replace(chat_job("a", tokens=tokens), stream=True)
     quick = 0.01 + 0.0001 * tokens
-    return waiting_record(
-        job, **({"due": due, "slo": DEFAULT_SLOS[RequestClass.CHAT], "quick": quick} | fields)
-    )
+    usual: dict[str, Any] = {"due": due, "slo": DEFAULT_SLOS[RequestClass.CHAT], "quick": quick}
+    return waiting_record(job, 1, **(usual | fields))
 
 
 # ---- admission ---------------------------------------------------------------------------------------------
