@@ -311,6 +311,16 @@ class Process:
                     return answer
                 await asyncio.sleep(0.02)
 
+    async def until_refused(self) -> None:
+        """Poll: readiness goes first and the listener a moment later, of which no event tells."""
+        url = urlsplit(self.run.base_url)
+        async with asyncio.timeout(60):
+            with contextlib.suppress(ConnectionRefusedError):
+                while True:
+                    _, writer = await asyncio.open_connection(url.hostname, url.port)
+                    writer.transport.abort()
+                    await asyncio.sleep(0.02)
+
     async def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.returncode is None:
             self.process.send_signal(number)

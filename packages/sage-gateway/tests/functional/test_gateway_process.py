@@ -94,8 +94,7 @@ async def test_sigterm_finishes_streams_and_is_not_ready_at_once(spawner: Any) -
         gateway.process.terminate()
         answer = await gateway.until_health(503)
         assert answer.json["missing"] == ["the gateway is shutting down"]
-        with pytest.raises(ConnectionRefusedError):
-            await gateway.http("GET", f"{gateway.run.base_url}/models", key=gateway.keys.default)
+        await gateway.until_refused()
         gate.set()
         assert (await asking).body.endswith(b"data: [DONE]\n\n")
         assert await gateway.stop() == 0
