@@ -298,6 +298,8 @@ def test_a_late_short_call_is_sent_a_second_time_and_the_first_answer_counts() -
     one.finish("late")  # the newest: the hedge
     assert one.actions == [Cancel(first.attempt)]
     assert (one.outcome("late"), one.record("late").hedges) == ("done", 1)
+    sampled = sum(calls.error.count for _, calls in one.core.books.calls())
+    assert sampled == 60  # of the first ones: nobody predicted a second attempt
     assert all(load.running == 0 for load in one.core.engines)
 
 

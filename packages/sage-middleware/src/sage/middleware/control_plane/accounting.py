@@ -224,7 +224,7 @@ class Books:
 
     def _check_prediction(self, record: Record, then: float) -> None:
         """Only of requests that ran once: the others were predicted as something else than they became."""
-        if record.attempts != 1 or record.dispatched is None:
+        if record.attempts != 1 or record.hedges or record.dispatched is None:
             return
         actual = then - record.dispatched
         if actual > 0.0 and record.engine is not None:
