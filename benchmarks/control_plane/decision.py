@@ -3,8 +3,8 @@
     python benchmarks/control_plane/decision.py [--policy hybrid] [--engines 32] [--queued 1000]
 
 A decision is one event handed to the core: an arrival, a first byte, an end. With a queue of 1,000 each end
-frees a slot, so that the next request is chosen among all that wait and placed. Prints CPU microseconds per event
-(p50, p99) and per request, and the bytes that one queued request takes beside its body.
+frees a slot, so that the next request is chosen among all that wait and placed. Prints CPU microseconds per
+event (p50, p99) and per request, and the bytes that one queued request takes beside its body.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PATIENT = Slo(ttft=1e6, tpot=10.0)  # nothing is shed: what waits is what was as
 
 
 def job(number: int, rng: random.Random) -> Job:
-    """A streamed chat request of 200 to 4,000 bytes, of one of ten tenants, with blocks for prefix affinity."""
+    """A streamed chat request of 200 to 4,000 bytes, of one of ten tenants, in one of 200 sessions."""
     size = rng.randrange(200, 4000)
     session = rng.randrange(200)
     blocks = tuple(session * 1000 + at for at in range(size // 256))
@@ -82,7 +82,7 @@ class Bench:
 
     def serve(self, requests: int, queued: int, seed: int) -> None:
         """Requests through the core, `queued` of them waiting all the time."""
-        rng = random.Random(seed)  # noqa: S311 - reproducible, nothing secret
+        rng = random.Random(seed)
         jobs = [job(self.arrived + number, rng) for number in range(requests)]
         self.arrived += requests
         begun = len(self.running)
@@ -104,7 +104,7 @@ class Bench:
 def bytes_per_request(policy: str, queued: int) -> float:
     """Memory that requests take which wait, without their bodies, which are not the core's."""
     bench = Bench(policy, 1, 1)
-    rng = random.Random(0)  # noqa: S311 - reproducible, nothing secret
+    rng = random.Random(0)
     jobs = [job(number, rng) for number in range(queued)]
     gc.collect()
     tracemalloc.start()
@@ -139,7 +139,7 @@ def measure(policy: str, engines: int, slots: int, queued: int, requests: int) -
 
 def main() -> None:
     """Print one JSON object per case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--policy", default="hybrid")
     parser.add_argument("--engines", type=int, default=32)
     parser.add_argument("--queued", type=int, default=1000)

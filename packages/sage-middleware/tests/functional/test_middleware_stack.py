@@ -184,14 +184,18 @@ class _Signals:
         signal.raise_signal(self._number)
 
 
+def _signal_and_wait(number: signal.Signals, deadline: float) -> None:
+    _Signals(number)
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_python_drops_comes_again(number: signal.Signals) -> None:
     deadline = time.monotonic() + 30
     hook = sys.unraisablehook
     with pytest.raises(KeyboardInterrupt), stack.interruptible():
-        _Signals(number)
-        while time.monotonic() < deadline:
-            time.sleep(0.01)
+        _signal_and_wait(number, deadline)
     assert time.monotonic() < deadline
     assert sys.unraisablehook is hook
 

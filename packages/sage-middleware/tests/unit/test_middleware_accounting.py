@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sage.common.api import ClassStatus
 from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import OTHER, Books
-from sage.middleware.control_plane.records import Attempt, Outcome, Record
+from sage.middleware.control_plane.engine_table import Attempt
+from sage.middleware.control_plane.records import Outcome, Record
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 

@@ -119,7 +119,7 @@ def test_a_late_first_byte_of_an_answer_that_was_presumed_is_still_seen() -> Non
     one.arrive(chat_job("a"))
     one.wait(20.0)
     attempt = one.attempt("a")
-    assert one.record("a").running[0].first_byte is not None  # presumed
+    assert one.core.engines["e0"].attempts[one.record("a").running[0]].first_byte is not None  # presumed
     one.feed(FirstByte(one.at, attempt))
     assert one.record("a").first_byte == 20.0
     one.finish("a")

@@ -13,10 +13,11 @@ from sage.common import telemetry
 from sage.common.api import EngineStatus, MetricList, MetricSample, QueueStatus
 from sage.common.telemetry import METRICS, Metric, RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import Books
+from sage.middleware.control_plane.engine_table import Attempt
 from sage.middleware.control_plane.histogram import FIRST, LAST
 from sage.middleware.control_plane.metrics import collect
 from sage.middleware.control_plane.policy import available_policies, policy_summaries
-from sage.middleware.control_plane.records import Attempt, Outcome, Record
+from sage.middleware.control_plane.records import Outcome, Record
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 

@@ -15,7 +15,8 @@ from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.histogram import LogHistogram
 
 if TYPE_CHECKING:
-    from sage.middleware.control_plane.records import Attempt, Record
+    from sage.middleware.control_plane.engine_table import Attempt
+    from sage.middleware.control_plane.records import Record
 
 __all__ = ["OTHER", "Books", "Calls", "Tally"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from sage.middleware.control_plane.records import Attempt
+from sage.middleware.control_plane.engine_table import Attempt
 
 __all__ = ["Attempts"]
 

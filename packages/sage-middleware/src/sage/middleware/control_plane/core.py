@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from msgspec import structs
-
-from sage.common.telemetry import RequestClass, ShedReason
-from sage.middleware.control_plane.accounting import Books
+from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.admission import RetryBudget, expiry, full, refusal
-from sage.middleware.control_plane.attempts import Attempts
-from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
+from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
 from sage.middleware.control_plane.estimator import Estimator, usage_of
-from sage.middleware.control_plane.lanes import ClassCounts, Lane, Lanes
+from sage.middleware.control_plane.lanes import ClassCounts, Lane
 from sage.middleware.control_plane.options import CoreOptions
-from sage.middleware.control_plane.placement import Placement
-from sage.middleware.control_plane.policy import Policy, Shed
-from sage.middleware.control_plane.records import Attempt, History, Outcome, Record
-from sage.middleware.control_plane.roster import Roster
-from sage.middleware.control_plane.scaling import Scaling
+from sage.middleware.control_plane.policy import Policy
+from sage.middleware.control_plane.records import Outcome, Record
+from sage.middleware.control_plane.requests import Requests
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -36,7 +30,6 @@ from sage.middleware.control_plane.types import (
     GaveUp,
     Job,
     Progress,
-    Reject,
     StartEngine,
     Tick,
 )
@@ -47,26 +40,15 @@ __all__ = ["Core"]
 LOOK_S: Final = 1.0  # between two looks at the engines
 
 
-class Core:
-    """Queues, engines, placement, retries."""
+class Core(Requests):
+    """What each event changes."""
 
     def __init__(self, policy: Policy, options: CoreOptions | None = None) -> None:
-        self._options = options or CoreOptions()
-        self._limits = self._options.limits
-        self.engines = EngineTable()
-        self.books = Books()
+        super().__init__(policy, options or CoreOptions())
         self._estimator = Estimator(self._options.slos)
-        self._lanes = Lanes(policy, self._limits.queue_max_wait_s)
-        self._attempts = Attempts()
-        self._placement = Placement(policy, self._options, self.engines, self._lanes, self._attempts)
-        self._history = History(self._options.history)
-        self._live: dict[str, Record] = {}
         self._arrivals = 0
         self._retries = RetryBudget(self._limits)
-        self._roster = Roster(self.engines, self._placement.forget)
-        self._scaling = Scaling(self._options, self.engines, self._lanes)
         self._next_look = 0.0
-        self._actions: list[Action] = []
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Arrived: self._arrived,
             FirstByte: self._first_byte,
@@ -117,28 +99,6 @@ class Core:
             if at is not None and (wake is None or at < wake):
                 wake = at
         return wake
-
-    @property
-    def policy(self) -> Policy:
-        """The one in force."""
-        return self._placement.policy
-
-    @property
-    def live(self) -> int:
-        """Requests that have not ended."""
-        return len(self._live)
-
-    def is_live(self, ident: str) -> bool:
-        """Whether a request has not ended."""
-        return ident in self._live
-
-    def record(self, ident: str) -> Record | None:
-        """The record of a request that lives or is still remembered."""
-        return self._live.get(ident) or self._history.get(ident)
-
-    def records(self, limit: int) -> list[Record]:
-        """The newest records, newest first."""
-        return [record for record, _ in zip(self._history.newest_first(), range(limit), strict=False)]
 
     def counts(self, request_class: RequestClass) -> ClassCounts:
         """Counts of one class."""
@@ -367,81 +327,3 @@ class Core:
                 self._actions.append(intent)
             else:
                 self._actions += self._roster.drain(intent.name, intent.reason)
-
-    # ---- ends ----------------------------------------------------------------------------------------
-
-    def _place(self, now: float) -> None:
-        """Send what can be sent, and refuse what the policy gives up."""
-        if self._lanes.waiting:
-            for record in self._lanes.expired(now):
-                self._shed(record, *expiry(record, now), now)
-            for record, shed in self._placement.run(now, self._actions):
-                self._shed(record, shed, ShedReason.FORECAST, now)
-
-    def _drop(self, attempt: Attempt, now: float) -> None:
-        """An attempt is over: its slot is free."""
-        del self._attempts[attempt.number]
-        load = attempt.engine
-        load.give_back(attempt, now)
-        for record, _, _, _ in attempt.slices:
-            record.running = tuple([other for other in record.running if other is not attempt])
-        if load.silence.degraded and not load.running:
-            self._roster.eject(load, now)
-        if load.state == "draining":
-            self._actions += self._roster.idle(load)
-
-    def _break_off(self, attempt: Attempt, now: float) -> None:
-        """Nobody wants its answer any more."""
-        self._drop(attempt, now)
-        self._actions.append(Cancel(attempt.number))
-
-    def _close(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
-        """End a request wherever it is: in a queue, at engines, or both."""
-        self._lanes.remove(self._lanes.lane(record.job), record)
-        self._end(record, outcome, reason, now)
-        for attempt in record.running:
-            if all(other.job.id not in self._live for other, _, _, _ in attempt.slices):
-                self._break_off(attempt, now)
-
-    def _shed(self, record: Record, shed: Shed, kind: ShedReason, now: float) -> None:
-        """Refuse it because of the load."""
-        record.refusal = kind
-        self._scaling.shed(record.job)
-        self._reject(record, 429, shed.reason, shed.retry_after, now)
-
-    def _reject_stranded(self, now: float) -> None:
-        """Refuse what waits for engines of which none may be sent work any more."""
-        for lane in self._lanes.busy():
-            if lane.engines(self.engines, now):
-                continue
-            for record in list(lane.records.values()):
-                if self._scaling.held(record.job, record.deadline, now) != 0.0:
-                    self._reject_unserved(record, now)
-
-    def _reject_unserved(self, record: Record, now: float) -> None:
-        why = self.engines.why_none(record.job)
-        record.refusal = ShedReason.NO_ENGINE
-        wait = self._scaling.held(record.job, record.deadline, now) or self.engines.retry_after(
-            record.job, now
-        )
-        self._reject(record, 503, why, wait, now)
-
-    def _reject(
-        self, record: Record, status: int, reason: str, retry_after: float | None, now: float
-    ) -> None:
-        self._actions.append(Reject(record.job.id, status, reason, retry_after))
-        self._close(record, "failed" if record.attempts else "rejected", reason, now)
-
-    def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
-        record.end(outcome, reason, now)
-        if record.charged and record.dispatched is not None and outcome != "done":
-            spent = record.attempts * (now - record.dispatched)  # no call took more than the time that it had
-            self.policy.settle(record, min(record.charged, spent))
-        if record.job.blocks:  # they are for placing it: too many to remember
-            record.job = structs.replace(record.job, blocks=())
-        del self._live[record.job.id]
-        counts = self._lanes.counts[record.job.request_class]
-        counts.completed += outcome == "done"
-        counts.failed += outcome == "failed"
-        counts.shed += outcome == "rejected"
-        self.books.ended(record, now)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from sage.common.api import EngineState
 from sage.common.errors import BadRequestError, ModelNotFoundError
 from sage.middleware.control_plane.breaker import FAULTS_TO_EJECT, Breaker, Silence
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost, Quantile
-from sage.middleware.control_plane.records import Attempt, Record
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Capability, EngineSpec
 
-__all__ = ["EngineLoad", "EngineTable"]
+__all__ = ["Attempt", "EngineLoad", "EngineTable"]
 
 PANIC_SHARE: Final = 0.5  # of a pool, that may be ejected while it still answers
 
@@ -23,6 +25,30 @@ _ROUTES: Final = {
     Capability.EMBEDDINGS: "embeddings",
     Capability.RERANK: "rerank",
 }
+
+
+class Attempt(msgspec.Struct, eq=False):
+    """One call to one engine. `slices`: record, first and last unit (exclusive), which try it is."""
+
+    number: int
+    engine: EngineLoad
+    slices: list[tuple[Record, int, int, int]]
+    sent: float
+    texts: int
+    tokens: int  # uncached prompt tokens
+    outstanding: int  # what it adds to the engine's outstanding tokens
+    ahead: int  # prefill tokens of others that were before it
+    beside: int  # attempts that ran there when it was sent
+    predicted: float
+    service: float  # predicted engine-seconds of an embedding call
+    silence: float  # seconds without a byte that are no reason to worry
+    threads: int = 0
+    hedge: bool = False
+    first_byte: float | None = None
+    progress: float = 0.0  # when it last had bytes, or was sent
+    learns: bool = False  # its times are samples for the cost model
+    twin: Attempt | None = None  # the same slices, sent a second time
+    mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # `EngineLoad.mark` where its sample begins
 
 
 class EngineLoad:

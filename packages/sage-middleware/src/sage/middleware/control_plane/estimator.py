@@ -7,8 +7,8 @@ from typing import Final
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.cost import OutputLengths, PromptTokens
-from sage.middleware.control_plane.engine_table import EngineLoad
-from sage.middleware.control_plane.records import Attempt, Record
+from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 

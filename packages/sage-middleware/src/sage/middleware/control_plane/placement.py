@@ -6,12 +6,12 @@ from typing import Final
 
 from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.batches import Taken, fill, whole
-from sage.middleware.control_plane.engine_table import EngineLoad, EngineTable
+from sage.middleware.control_plane.engine_table import Attempt, EngineLoad, EngineTable
 from sage.middleware.control_plane.lanes import Lane, Lanes
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import Choice, Policy, Shed
 from sage.middleware.control_plane.prefix import BLOCK, LruPrefixIndex
-from sage.middleware.control_plane.records import Attempt, Candidate, Record
+from sage.middleware.control_plane.records import Candidate, Record
 from sage.middleware.control_plane.types import Action, Dispatch, Slice
 
 __all__ = ["Placement"]
@@ -145,7 +145,7 @@ class Placement:
             if record.dispatched is None:
                 record.dispatched = now
             policy.charge(record, record.cost * (stop - start) / record.units)
-            record.running += (attempt,)
+            record.running += (attempt.number,)
             if policy.traits.prefixes and record.job.blocks:
                 self._prefixes.insert(name, record.job.blocks)
         self._begin(attempt, choice.reason, now, actions)
@@ -222,7 +222,7 @@ class Placement:
             twin = self._attempt(load, wanted, Choice(load.name, reason), now)
             twin.hedge, twin.twin, attempt.twin = True, attempt, twin
             for one, _, _, _ in twin.slices:
-                one.running += (twin,)
+                one.running += (twin.number,)
                 one.hedges += 1
             self._begin(twin, reason, now, actions)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -12,10 +12,7 @@ from sage.common.telemetry import ShedReason
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 
-if TYPE_CHECKING:
-    from sage.middleware.control_plane.engine_table import EngineLoad
-
-__all__ = ["Attempt", "Candidate", "History", "Outcome", "Record"]
+__all__ = ["Candidate", "History", "Outcome", "Record"]
 
 Outcome = Literal["waiting", "running", "done", "failed", "rejected", "cancelled"]
 
@@ -37,8 +34,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     `taken` on wait, and so do the `returned` slices of failed attempts (first, last exclusive, attempts so
     far); `left` have no answer yet.
 
-    Thousands are kept, so the garbage collector does not look at them: the only cycles are those through
-    `running`, which every attempt's end breaks, and what is kept holds no list.
+    Thousands are kept, so the garbage collector does not look at them: nothing here leads back to a record.
     """
 
     job: Job
@@ -75,7 +71,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     ended: float | None = None
     usage: Usage | None = None
     predicted: float = 0.0  # by the last choice: seconds to the first token or answer; 0 = not predicted
-    running: tuple[Attempt, ...] = ()
+    running: tuple[int, ...] = ()  # numbers of its attempts under way
     candidates: tuple[Candidate, ...] = ()  # of the last choice, where the decision was sampled
 
     @property
@@ -97,30 +93,6 @@ class Record(msgspec.Struct, eq=False, gc=False):
         self.ended = now
         if reason:
             self.reason = reason
-
-
-class Attempt(msgspec.Struct, eq=False):
-    """One call to one engine. `slices`: record, first and last unit (exclusive), which try it is."""
-
-    number: int
-    engine: EngineLoad
-    slices: list[tuple[Record, int, int, int]]
-    sent: float
-    texts: int
-    tokens: int  # uncached prompt tokens
-    outstanding: int  # what it adds to the engine's outstanding tokens
-    ahead: int  # prefill tokens of others that were before it
-    beside: int  # attempts that ran there when it was sent
-    predicted: float
-    service: float  # predicted engine-seconds of an embedding call
-    silence: float  # seconds without a byte that are no reason to worry
-    threads: int = 0
-    hedge: bool = False
-    first_byte: float | None = None
-    progress: float = 0.0  # when it last had bytes, or was sent
-    learns: bool = False  # its times are samples for the cost model
-    twin: Attempt | None = None  # the same slices, sent a second time
-    mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # `EngineLoad.mark` where its sample begins
 
 
 class History:
