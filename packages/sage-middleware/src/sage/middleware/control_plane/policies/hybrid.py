@@ -61,13 +61,14 @@ class Hybrid(BasePolicy):
         """Refuse what the p90 of its finish would make late, backlog included. O(engines)."""
         if record.due == inf or record.job.tenant in self.options.best_effort:
             return None
-        margin = 1.0
+        margin, busy = 1.0, inf
         for engine in engines:
             model = engine.llm if engine.generates else engine.embed
             if not engine.running or not model.trusted or model.samples < ENOUGH:
                 return None  # what an idle engine could serve is never refused, nor by a model nobody trusts
             margin = max(margin, model.margin)
-        wait = ahead / len(engines)
+            busy = min(busy, 0.0 if engine.generates else engine.busy_until - now)
+        wait = ahead / len(engines) + max(0.0, busy)
         late = now + wait + record.quick * margin - record.due
         if late <= 0.0:
             return None
