@@ -18,6 +18,8 @@ _TIE: Final = 1e-9  # relative gain in error that another weight must bring
 _EXACT: Final = 1e-12  # an error of 0 is as good as this one
 _MOST_INTERFERENCE: Final = 3.0
 _PASSES: Final = 2  # of choosing readings and interference in turn
+_FAR: Final = 2.5  # times what was expected: not what it was taken for
+_TRIMS: Final = 3
 _STEPS: Final = (0.1, 0.01, 0.001)  # of the search for it, coarse to fine
 
 
@@ -39,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Weights of one engine. `error`: weighted sum of squared relative errors; `noise`: sigma of one step."""
+    """Weights of one engine. `error`: mean weighted squared relative error; `noise`: sigma of one step."""
 
     weights: tuple[float, ...]
     error: float
@@ -108,10 +110,27 @@ def _unlikely(engines: Sequence[Rows], interference: float) -> float:
 
 def _fit(rows: Rows, interference: float) -> Fit:
     """Weights for a given interference. Errors are relative, so that a long call does not outweigh many."""
-    weight = np.sqrt(rows.steps) / rows.seconds
     alone = 1 - rows.beside * interference / (1 + interference)
-    x = rows.x * (weight / alone)[:, None]
-    y = rows.seconds * weight
-    weights, error = positive_least_squares(x, y)
-    spread = float(np.sqrt(error / max(1, len(y) - len(weights))))
-    return Fit(tuple(float(one) for one in weights), error, spread)
+    x = rows.x / alone[:, None]
+    kept = _plausible(x, rows.seconds)
+    seconds = rows.seconds[kept]
+    weight = np.sqrt(rows.steps[kept]) / seconds
+    weights, error = positive_least_squares(x[kept] * weight[:, None], seconds * weight)
+    spread = float(np.sqrt(error / max(1, len(seconds) - len(weights))))
+    return Fit(tuple(float(one) for one in weights), error / max(1, len(seconds)), spread)
+
+
+def _plausible(x: Array, seconds: Array) -> NDArray[np.bool_]:
+    """Rows within a factor of `_FAR` of a fit in which long ones count most.
+
+    A live engine hands answers over one by one, so that two ends may lie a moment apart: taken for a whole
+    step, that moment would outweigh everything where errors are relative.
+    """
+    kept = np.ones(len(seconds), dtype=bool)
+    for _ in range(_TRIMS):
+        weights, _ = positive_least_squares(x[kept], seconds[kept])
+        predicted = np.maximum(x @ weights, 1e-12)
+        kept = (seconds > predicted / _FAR) & (seconds < predicted * _FAR)
+        if not kept.any():
+            return np.ones(len(seconds), dtype=bool)
+    return kept
