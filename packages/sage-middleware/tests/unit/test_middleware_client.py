@@ -167,6 +167,14 @@ async def test_the_key_and_the_path_are_sent(server: Server, client: ModelClient
     assert json.loads(body) == {"model": "m", "input": ["a"], "encoding_format": "base64"}
 
 
+@pytest.mark.parametrize("bulk", [True, False])
+async def test_bulk_says_so_whatever_its_size(server: Server, client: ModelClient, bulk: bool) -> None:
+    server.say(200, ONE)
+    await client.embed(["a"], model="m", bulk=bulk)
+    ((_, headers, _),) = server.requests
+    assert headers.get("x-sage-class") == ("embed_bulk" if bulk else None)
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_busy_is_tried_again_when_it_says_when(
     server: Server, client: ModelClient, status: int

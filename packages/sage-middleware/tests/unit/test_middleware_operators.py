@@ -35,10 +35,12 @@ class WordClient:
 
     def __init__(self) -> None:
         self.embedded: list[list[str]] = []
+        self.bulk = False
         self.asked: list[dict[str, Any]] = []
         self.closed = False
 
-    async def embed(self, texts: Sequence[str], *, model: str) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], *, model: str, bulk: bool = False) -> FloatMatrix:
+        self.bulk = bulk
         self.embedded.append(list(texts))
         rows = [[float(tokenize(t).count(w)) + 0.01 for w in WORDS] for t in texts]
         return np.array(rows, dtype=np.float32)
@@ -77,6 +79,7 @@ async def filled(client: WordClient) -> PassageStore:
     store = PassageStore()
     passages = [p for name, text in TEXTS.items() for p in split()(Document(name, text))]
     store.add(await Embed("words", client=client)(passages))
+    assert client.bulk
     return store
 
 

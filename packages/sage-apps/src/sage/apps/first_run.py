@@ -169,7 +169,8 @@ class FirstRun:
         lost = [a.answer.request_id for a in outcome.answers if known.get(a.answer.request_id) != "done"]
         if lost:
             raise SageError(f"The control plane has no record of these requests as done: {', '.join(lost)}.")
-        failed = [d for d in decisions if d.outcome != "done"]
+        # A refusal that says when to come back is no failure: whoever was refused came back, or has raised.
+        failed = [d for d in decisions if d.outcome not in ("done", "rejected")]
         if failed:
             first = failed[0]
             raise SageError(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from sage.common.errors import EngineError, SageError, UnreachableError
-from sage.common.telemetry import HEADER_REQUEST_ID
+from sage.common.telemetry import HEADER_CLASS, HEADER_REQUEST_ID, RequestClass
 from sage.middleware.answers import ChatReader, Patience, error_from, read_embeddings
 from sage.middleware.engines.port import Usage
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Delta", "HttpClient", "Message", "ModelClient"]
+__all__ = ["BULK", "Delta", "HttpClient", "Message", "ModelClient"]
 
 FloatMatrix = npt.NDArray[np.float32]
 
@@ -42,8 +42,11 @@ class Delta:
 class ModelClient(Protocol):
     """What a pipeline operator needs from the engines."""
 
-    async def embed(self, texts: Sequence[str], *, model: str) -> FloatMatrix:
-        """Embed texts: shape (len(texts), dimensions), float32, in input order."""
+    async def embed(self, texts: Sequence[str], *, model: str, bulk: bool = False) -> FloatMatrix:
+        """Embed texts: shape (len(texts), dimensions), float32, in input order.
+
+        `bulk`: nobody waits for them, however few they are; they go behind what somebody does wait for.
+        """
         ...
 
     def chat(self, messages: Sequence[Message], *, model: str, **params: Any) -> AsyncIterator[Delta]:
@@ -57,6 +60,9 @@ class ModelClient(Protocol):
     async def close(self) -> None:
         """Release connections."""
         ...
+
+
+BULK: Final[Mapping[str, str]] = {HEADER_CLASS: RequestClass.EMBED_BULK.value}
 
 
 class _Model(msgspec.Struct):
@@ -85,13 +91,14 @@ class HttpClient:
         self._patience_s = patience_s
         self._session: aiohttp.ClientSession | None = None
 
-    async def embed(self, texts: Sequence[str], *, model: str) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], *, model: str, bulk: bool = False) -> FloatMatrix:
         """Embed texts; shape (0, 0) for none."""
+        headers = BULK if bulk else None
         parts: list[FloatMatrix] = []
         for start in range(0, len(texts), self._batch_texts):
             batch = list(texts[start : start + self._batch_texts])
             body = msgspec.json.encode({"model": model, "input": batch, "encoding_format": "base64"})
-            answer = await self._whole("POST", "/embeddings", body)
+            answer = await self._whole("POST", "/embeddings", body, headers)
             parts.append(read_embeddings(answer, len(batch)))
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
@@ -129,10 +136,12 @@ class HttpClient:
             await self._session.close()
             self._session = None
 
-    async def _whole(self, method: str, path: str, body: bytes | None) -> bytes:
+    async def _whole(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         import aiohttp
 
-        response = await self._open(method, path, body)
+        response = await self._open(method, path, body, headers)
         try:
             return await response.read()
         except aiohttp.ClientError as exc:
@@ -140,16 +149,20 @@ class HttpClient:
         finally:
             response.release()
 
-    async def _open(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
+    async def _open(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
         """A response with status 200 whose body is still to be read."""
         patience = Patience(self._patience_s)
         while True:
             try:
-                return await self._once(method, path, body)
+                return await self._once(method, path, body, headers)
             except SageError as exc:
                 await patience.wait(exc)
 
-    async def _once(self, method: str, path: str, body: bytes | None) -> aiohttp.ClientResponse:
+    async def _once(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
         import aiohttp
 
         if self._session is None:
@@ -157,7 +170,9 @@ class HttpClient:
             self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
         url = self._base_url + path
         try:
-            response = await self._session.request(method, url, data=body, allow_redirects=False)
+            response = await self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False
+            )
             if response.status == 200:
                 return response
             answer = await response.read()

@@ -4,8 +4,8 @@ Where things are:
 
 - **Words**: `types` (requests, events, actions), `records`, `policy` (the port), `goals`, `options`.
 - **Core**, pure: `core` (the state machine) on `requests` (its state), with `lanes` and `disciplines` (what
-  waits, in which order), `placement`, `attempts`, `batches` (what is sent), `admission`, `roster` and `breaker`
-  (engines' lives), `engine_table`.
+  waits, in which order), `placement`, `attempts`, `batches` (what is sent), `admission`, `roster` and
+  `breaker` (engines' lives), `engine_table`.
 - **Learning**: `estimator` feeds `cost` (built on `regression`); `prefix` knows what engines have cached.
 - **Policies**: `policies`; `urgency` is the order of `hybrid`.
 - **Engines that come and go**: `scaling` feeds `autoscale`, which keeps a `fleet` for each template.

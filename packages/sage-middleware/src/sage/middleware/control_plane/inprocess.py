@@ -12,7 +12,7 @@ import numpy as np
 
 from sage.common.errors import SageError
 from sage.middleware.answers import ChatReader, Patience, read_embeddings
-from sage.middleware.client import Delta, FloatMatrix, Message
+from sage.middleware.client import BULK, Delta, FloatMatrix, Message
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.engines.port import Route
@@ -46,13 +46,14 @@ class InProcessClient:
         self._batch_texts = batch_texts
         self._patience_s = patience_s
 
-    async def embed(self, texts: Sequence[str], *, model: str) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str], *, model: str, bulk: bool = False) -> FloatMatrix:
         """Embed texts; shape (0, 0) for none."""
+        headers = BULK if bulk else _NO_HEADERS
         parts: list[FloatMatrix] = []
         for start in range(0, len(texts), self._batch_texts):
             batch = list(texts[start : start + self._batch_texts])
             body = msgspec.json.encode({"model": model, "input": batch, "encoding_format": "base64"})
-            answer = [chunk async for chunk in self._chunks(self._parse(Route.EMBEDDINGS, body))]
+            answer = [chunk async for chunk in self._chunks(self._parse(Route.EMBEDDINGS, body, headers))]
             parts.append(read_embeddings(b"".join(answer), len(batch)))
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
@@ -79,13 +80,13 @@ class InProcessClient:
     async def close(self) -> None:
         """Nothing to release: the control plane belongs to whoever made it."""
 
-    def _parse(self, route: Route, body: bytes) -> Parsed:
+    def _parse(self, route: Route, body: bytes, headers: Mapping[str, str] = _NO_HEADERS) -> Parsed:
         return parse(
             route,
             body,
             limits=self._limits,
             tenant=self._tenant,
-            headers=_NO_HEADERS,
+            headers=headers,
             blocks=self._control_plane.core.policy.traits.prefixes,
         )
 

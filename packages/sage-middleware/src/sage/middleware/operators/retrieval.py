@@ -27,8 +27,8 @@ class Embed(Connected):
         self._model = model
 
     async def __call__(self, passages: Sequence[Passage]) -> list[Embedded]:
-        """Embed a batch."""
-        vectors = await self.client.embed([p.text for p in passages], model=self._model)
+        """Embed a batch. Nobody waits for it: it goes behind interactive requests."""
+        vectors = await self.client.embed([p.text for p in passages], model=self._model, bulk=True)
         return [Embedded(p, v) for p, v in zip(passages, vectors, strict=True)]
 
 

@@ -34,7 +34,7 @@ class ClientSuite:
     async def test_embeddings_come_in_input_order(self, bench: Bench) -> None:
         """Over several batches, equal to one at a time."""
         texts = [f"text {number}" for number in range(10)]
-        together = await bench.client.embed(texts, model=bench.model)
+        together = await bench.client.embed(texts, model=bench.model, bulk=True)
         singly = [await bench.client.embed([text], model=bench.model) for text in texts]
         assert together.dtype == np.float32
         assert together.shape[0] == 10
