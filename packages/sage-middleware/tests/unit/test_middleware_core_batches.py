@@ -159,6 +159,29 @@ def test_a_call_waits_for_company_only_while_it_may_and_only_when_it_is_small() 
     assert sent(arrive(one, c=4)) == [(("c", 0, 4),)]
 
 
+class Kneed(Sized):
+    """Calls of up to 80 tokens, held for company only below 20."""
+
+    def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:
+        return BatchLimits(8, 80, record.queued + self.hold, enough=20)
+
+
+def test_a_call_that_gains_nothing_from_company_does_not_wait_for_it() -> None:
+    one = CoreBench(Kneed(hold=0.5), embed_spec("v0"))
+    assert arrive(one, a=1) == []
+    assert sent(arrive(one, b=1)) == [(("a", 0, 1), ("b", 0, 1))]
+
+
+def test_hybrid_holds_a_call_only_below_the_knee() -> None:
+    spec = structs.replace(embed_spec("v0"), batches=False)
+    one = CoreBench("hybrid", spec)
+    arrive(one, first=1, a=1)
+    load = one.core.engines["v0"]
+    limits = one.core.policy.batch(one.record("a"), load, 0.0)
+    assert 0.0 < limits.hold_until <= 0.002
+    assert limits.enough == min(limits.tokens, load.embed.knee)
+
+
 def test_usage_is_shared_out_by_size() -> None:
     one = bench()
     arrive(one, first=1, a=1, b=3)

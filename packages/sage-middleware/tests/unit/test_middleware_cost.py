@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, isnan
+from math import isfinite
 from random import Random
 from statistics import median
 
@@ -20,7 +20,6 @@ from sage.middleware.control_plane.cost import (
     LlmCost,
     LlmPrior,
     OutputLengths,
-    PredictorError,
     PromptTokens,
 )
 
@@ -347,43 +346,3 @@ def test_an_estimate_is_at_least_one_and_within_reason(
     for size, count in seen:
         tokens.observe("m", size, count)
     assert 1 <= tokens.estimate("m", prompt_bytes) <= 10 * prompt_bytes + 1
-
-
-# ---- errors ------------------------------------------------------------------------------------------------
-
-
-def test_before_the_first_outcome_there_is_no_error_to_report() -> None:
-    found = PredictorError()
-    assert isnan(found.p50)
-    assert isnan(found.calibration)
-    assert found.samples == 0
-
-
-def test_the_error_is_relative_and_the_calibration_a_share() -> None:
-    found = PredictorError()
-    for n in range(100):
-        found.observe(8.0, 9.0 if n % 4 else 11.0, 10.0)
-    assert found.p50 == pytest.approx(0.2, rel=0.02)
-    assert found.calibration == pytest.approx(0.25)
-    assert found.samples == 100
-
-
-def test_the_calibration_is_of_the_newest() -> None:
-    found = PredictorError()
-    for _ in range(2000):
-        found.observe(1.0, 2.0, 1.0)
-    assert found.calibration == 1.0
-    for _ in range(2000):
-        found.observe(1.0, 2.0, 3.0)
-    assert found.calibration < 0.02
-    assert found.p50 == pytest.approx(2 / 3, rel=0.05)
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(POSITIVE, POSITIVE, POSITIVE), min_size=1, max_size=40))
-def test_errors_stay_numbers(outcomes: list[tuple[float, float, float]]) -> None:
-    found = PredictorError()
-    for predicted, p90, actual in outcomes:
-        found.observe(predicted, p90, actual)
-    assert 0.0 < found.p50 <= 1e12
-    assert 0.0 <= found.calibration <= 1.0

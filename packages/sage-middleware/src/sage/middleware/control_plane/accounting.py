@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 from sage.common.api import ClassStatus
 from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.histogram import LogHistogram
+from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE
 
 if TYPE_CHECKING:
     from sage.middleware.control_plane.engine_table import Attempt
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["OTHER", "Books", "Calls", "Tally"]
 
 OTHER: Final = "other"  # whoever has not been heard of for longest, when there are too many
-CRASHES_TO_QUARANTINE: Final = 2
 
 _GENERATES: Final = frozenset((RequestClass.CHAT, RequestClass.COMPLETION, RequestClass.BATCH))
 

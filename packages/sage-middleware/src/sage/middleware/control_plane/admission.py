@@ -10,11 +10,9 @@ from sage.middleware.control_plane.engine_table import EngineLoad
 from sage.middleware.control_plane.lanes import ClassCounts, Lane
 from sage.middleware.control_plane.options import Limits
 from sage.middleware.control_plane.policy import Policy, Shed
-from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE, Record
 
 __all__ = ["RetryBudget", "expiry", "full", "refusal"]
-
-CRASHES_TO_QUARANTINE: Final = 2
 
 
 def refusal(

@@ -137,7 +137,7 @@ class Core(Requests):
             return
         self._lanes.push(lane, record, now)
         self._lanes.watch(record)
-        if lane.discipline.head(now) is record:
+        if lane.held or lane.discipline.head(now) is record:
             self._place(now)
 
     def _hold(self, record: Record, lane: Lane, now: float) -> None:
@@ -181,7 +181,6 @@ class Core(Requests):
         for number in event.attempts:
             attempt = self._attempts.get(number)
             if attempt is not None:
-                attempt.progress = event.at
                 self._roster.alive(attempt.engine, event.at)
 
     def _finished(self, event: Finished) -> None:

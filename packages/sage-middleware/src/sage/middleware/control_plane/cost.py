@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from math import ceil, exp, log, nan
+from math import ceil, exp, log
 from typing import Final
 
 from sage.middleware.control_plane.regression import LeastSquares, Quantile, Residuals, bounded
@@ -21,7 +21,6 @@ __all__ = [
     "LlmCost",
     "LlmPrior",
     "OutputLengths",
-    "PredictorError",
     "PromptTokens",
     "Quantile",
 ]
@@ -302,35 +301,3 @@ class PromptTokens:
         self._known[model] = (seen * self._FORGET + prompt_bytes, so_far * self._FORGET + counted)
         if len(self._known) > self._models:
             self._known.popitem(last=False)
-
-
-class PredictorError:
-    """How good predictions were, as metrics. `nan` before the first.
-
-    `p50`: median of |actual - predicted| / actual. `calibration`: share of actual values that were not above
-    the predicted p90, over some 500 of the newest; 0.9 is perfect.
-    """
-
-    _NEWEST: Final = 500
-
-    __slots__ = ("_error", "calibration", "samples")
-
-    def __init__(self) -> None:
-        self._error = Quantile(0.5, 0.5)
-        self.calibration = nan
-        self.samples = 0
-
-    @property
-    def p50(self) -> float:
-        """Median relative error."""
-        return self._error.value if self.samples else nan
-
-    def observe(self, predicted: float, predicted_p90: float, actual: float) -> None:
-        """Learn one outcome, in any unit."""
-        self._error.observe(abs(actual - predicted) / max(actual, 1e-9))
-        within = 1.0 if actual <= predicted_p90 else 0.0
-        self.samples += 1
-        if self.samples == 1:
-            self.calibration = within
-        else:
-            self.calibration += (within - self.calibration) / min(self.samples, self._NEWEST)

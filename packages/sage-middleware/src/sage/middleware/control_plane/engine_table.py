@@ -45,7 +45,6 @@ class Attempt(msgspec.Struct, eq=False):
     threads: int = 0
     hedge: bool = False
     first_byte: float | None = None
-    progress: float = 0.0  # when it last had bytes, or was sent
     learns: bool = False  # its times are samples for the cost model
     twin: Attempt | None = None  # the same slices, sent a second time
     mark: tuple[float, float, float] = (0.0, 0.0, 0.0)  # `EngineLoad.mark` where its sample begins

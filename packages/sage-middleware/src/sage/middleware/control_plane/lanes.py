@@ -19,7 +19,6 @@ __all__ = ["ClassCounts", "Lane", "Lanes"]
 
 PATIENT: Final = frozenset((RequestClass.EMBED_BULK, RequestClass.BATCH))
 PATIENCE: Final = 10.0  # so many times longer than the others may they wait
-
 STRETCH: Final = 2.0  # times the time of an idle engine, that every request may take
 
 LaneKey = tuple[str, frozenset[Capability], str]
@@ -44,17 +43,17 @@ class Lane:
         "ahead",
         "ahead_low",
         "discipline",
+        "held",
         "job",
-        "key",
         "records",
         "reference",
     )
 
-    def __init__(self, key: LaneKey, job: Job, discipline: Discipline) -> None:
-        self.key = key
+    def __init__(self, job: Job, discipline: Discipline) -> None:
         self.job = job  # the first one, as an example
         self.discipline = discipline
         self.records: dict[str, Record] = {}
+        self.held = False  # a call waits for company: any newcomer may be the one that it waits for
         self.ahead = 0.0  # predicted engine-seconds that wait
         self.ahead_low = 0.0  # of them, those of patient classes
         self.reference: EngineLoad | None = None  # the quickest engine, for a first estimate of cost
@@ -111,7 +110,7 @@ class Lanes:
         if lane is None:
             if len(self._lanes) >= 256:  # clients choose dimensions and encodings: lanes are bounded
                 self._lanes = {key: lane for key, lane in self._lanes.items() if lane.records}
-            lane = self._lanes[key] = Lane(key, job, self._policy.discipline())
+            lane = self._lanes[key] = Lane(job, self._policy.discipline())
         return lane
 
     def push(self, lane: Lane, record: Record, now: float) -> None:

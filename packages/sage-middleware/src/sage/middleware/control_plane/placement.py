@@ -101,11 +101,9 @@ class Placement:
             raise RuntimeError(f"The policy {policy.name!r} chose {choice.engine!r}, which has no free slot.")
         if policy.traits.batches and record.job.batch_key:
             limits = policy.batch(record, load, now)
-            if (
-                limits.hold_until > now
-                and not record.returned
-                and _tokens(lane, limits.tokens) < limits.tokens
-            ):
+            enough = limits.enough or limits.tokens
+            lane.held = limits.hold_until > now and not record.returned and _tokens(lane, enough) < enough
+            if lane.held:
                 self._wake_at(limits.hold_until)
                 return False
             taken = fill(self._lanes, lane, record, limits, now)

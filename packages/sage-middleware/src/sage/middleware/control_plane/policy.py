@@ -142,12 +142,14 @@ class BatchLimits(msgspec.Struct, frozen=True, gc=False):
     """How much one embedding call may carry.
 
     `tokens` bounds what is coalesced and where a bulk request is cut; a single text is never cut.
-    `hold_until`: a call with fewer than `tokens` waits for company until then; 0 = goes at once.
+    `hold_until`: a call waits for company until then, unless the lane holds `enough` tokens (0 = `tokens`);
+    0 = it goes at once.
     """
 
     texts: int
     tokens: int
     hold_until: float = 0.0
+    enough: int = 0
 
 
 class Discipline(Protocol):

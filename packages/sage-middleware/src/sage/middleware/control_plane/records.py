@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -12,7 +12,9 @@ from sage.common.telemetry import ShedReason
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Usage
 
-__all__ = ["Candidate", "History", "Outcome", "Record"]
+__all__ = ["CRASHES_TO_QUARANTINE", "Candidate", "History", "Outcome", "Record"]
+
+CRASHES_TO_QUARANTINE: Final = 2  # of engines while a request ran there, after which it is not tried again
 
 Outcome = Literal["waiting", "running", "done", "failed", "rejected", "cancelled"]
 

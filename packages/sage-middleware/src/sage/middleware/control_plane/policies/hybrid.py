@@ -130,7 +130,7 @@ class Hybrid(BasePolicy):
         hold = 0.0
         if not engine.spec.batches and record.due < inf:
             hold = record.queued + min(HOLD_S, HOLD * (record.due - record.arrived))
-        return BatchLimits(2048, max(1, tokens), hold)
+        return BatchLimits(2048, max(1, tokens), hold, min(max(1, tokens), model.knee))
 
     def charge(self, record: Record, seconds: float) -> None:
         """The tenant pays what is predicted, and so does the level."""

@@ -7,6 +7,7 @@ with it. Whether a neighbour computes beside it is looked at when a step starts,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from random import Random
@@ -72,7 +73,7 @@ class Device:
                 other.cut(now)
 
 
-class SimEngine:
+class SimEngine(ABC):
     """An engine that computes in steps. `due` = when the current one ends, NEVER while there is none."""
 
     __slots__ = (
@@ -130,15 +131,15 @@ class SimEngine:
         work.gone = True
         self.cut(now)
 
+    @abstractmethod
     def resume(self, now: float) -> None:
         """Start a step if none runs and there is work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, now: float) -> tuple[list[Work], list[Work]]:
         """End the step that is due: the calls whose first token came, and those that are complete."""
-        raise NotImplementedError
 
-    def cut(self, now: float) -> None:
+    def cut(self, now: float) -> None:  # noqa: B027 - most engines have nothing to cut
         """Something changed: let a step that is many in one end early."""
 
     def streaming(self) -> Iterable[Work]:
