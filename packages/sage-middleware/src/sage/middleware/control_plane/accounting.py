@@ -118,14 +118,19 @@ class _Newest(Generic[_T]):
         self._kind = kind
         self._size = size
         self.items: OrderedDict[str, _T] = OrderedDict()
+        self._newest: tuple[str, _T] | None = None
 
     def get(self, name: str) -> _T:
+        newest = self._newest
+        if newest is not None and newest[0] == name:  # often the same as before
+            return newest[1]
         found = self.items.get(name)
         if found is None:
             found = self.items[name] = self._kind()
             if len(self.items) > self._size + (OTHER in self.items):
                 self._fold()
         self.items.move_to_end(name)
+        self._newest = (name, found)
         return found
 
     def _fold(self) -> None:
@@ -175,11 +180,12 @@ class Books:
         if record.hedges:
             tally.hedges += record.hedges
         if record.dispatched is not None:
-            tally.queue.add(max(0.0, record.dispatched - record.arrived))
+            tally.queue.add(record.dispatched - record.arrived)
         outcome = record.outcome
         if outcome == "done":
             tally.done += 1
-            tally.met += self._done(record, tally, now)
+            if self._done(record, tally, now):
+                tally.met += 1
         elif outcome == "rejected":
             tally.shed[record.refusal or ShedReason.OTHER] += 1
         elif outcome == "cancelled":

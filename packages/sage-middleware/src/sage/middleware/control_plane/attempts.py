@@ -50,6 +50,8 @@ class Attempts(dict[int, Attempt]):
 
     def next_due(self) -> float | None:
         """When one of these times is next."""
+        if not self._presumed and not self._late:
+            return None
         due: float | None = None
         for heap in (self._presumed, self._late):
             while heap and heap[0][1] not in self:

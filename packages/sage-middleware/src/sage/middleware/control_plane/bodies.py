@@ -11,7 +11,7 @@ import msgspec
 
 from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
-from sage.middleware.engines.port import Capability, Route
+from sage.middleware.engines.port import CHAT, COMPLETIONS, Capability, Route
 
 __all__ = ["DecodeTokens", "Facts", "ParseLimits", "prompt_text", "read_body"]
 
@@ -113,9 +113,9 @@ def read_body(
     decode_tokens: DecodeTokens | None,
 ) -> Facts:
     """Judge the fields of `body`. Raises BadRequestError with `param` naming the field."""
-    if route is Route.CHAT:
+    if route is CHAT:
         return _chat(fields, body)
-    if route is Route.COMPLETIONS:
+    if route is COMPLETIONS:
         return _completion(fields, body, limits)
     return _embedding(fields, body, limits, decode_tokens)
 
@@ -126,7 +126,7 @@ def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
     Of a chat: its tools, then its messages, each with sorted keys, so that a conversation begins with what
     was said in it before.
     """
-    if route is Route.CHAT:
+    if route is CHAT:
         parts = [fields["tools"]] if fields.get("tools") else []
         return b"\n".join(msgspec.json.encode(part, order="sorted") for part in parts + fields["messages"])
     prompt = fields.get("prompt")

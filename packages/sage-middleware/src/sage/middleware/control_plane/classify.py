@@ -15,7 +15,7 @@ from sage.middleware.control_plane.json_guard import strict_object
 from sage.middleware.control_plane.prefix import prompt_blocks
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
-from sage.middleware.engines.port import Call, Route
+from sage.middleware.engines.port import CHAT, EMBEDDINGS, Call, Route
 
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
@@ -64,7 +64,7 @@ def parse(
         stream=facts.stream,
         slo=wishes.slo,
         priority=wishes.priority,
-        blocks=prompt_blocks(prompt_text(route, fields)) if blocks and route is not Route.EMBEDDINGS else (),
+        blocks=prompt_blocks(prompt_text(route, fields)) if blocks and route is not EMBEDDINGS else (),
         batch_key=facts.batch_key,
         hedgeable=request_class is RequestClass.EMBED_INTERACTIVE,
         parent=wishes.parent,
@@ -76,8 +76,8 @@ def parse(
 
 def _request_class(route: Route, facts: Facts, limits: ParseLimits, wishes: Wishes) -> RequestClass:
     """The class by route and size. A caller may lower it by a header; a higher one is not granted."""
-    if route is not Route.EMBEDDINGS:
-        natural = RequestClass.CHAT if route is Route.CHAT else RequestClass.COMPLETION
+    if route is not EMBEDDINGS:
+        natural = RequestClass.CHAT if route is CHAT else RequestClass.COMPLETION
         return RequestClass.BATCH if wishes.lowered else natural
     large = facts.texts > limits.bulk_texts or facts.prompt_tokens > limits.bulk_tokens
     if wishes.lowered or (large and wishes.deadline is None):

@@ -91,14 +91,21 @@ class Core(Requests):
 
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""
-        wake = self._next_look if self._attempts or self._scaling else None
-        times = [self._attempts.next_due()]
+        attempts = self._attempts
+        wake = self._next_look if attempts or self._scales else None
+        due = attempts.next_due()
+        if due is not None and (wake is None or due < wake):
+            wake = due
         if self._lanes.waiting:
-            times += self._lanes.next_expiry(), self._placement.next_wake(), self._roster.next_probe
-        for at in times:
-            if at is not None and (wake is None or at < wake):
-                wake = at
+            for at in (self._lanes.next_expiry(), self._placement.next_wake(), self._roster.next_probe):
+                if at is not None and (wake is None or at < wake):
+                    wake = at
         return wake
+
+    @property
+    def waiting(self) -> int:
+        """Requests in queues."""
+        return self._lanes.waiting
 
     def counts(self, request_class: RequestClass) -> ClassCounts:
         """Counts of one class."""
@@ -115,7 +122,7 @@ class Core(Requests):
         self._arrivals += 1
         self._retries.earn()
         deadline = self._deadline(event) if job.parent else event.deadline
-        record = self._estimator.record(job, self._arrivals, self.policy.name, now, deadline)
+        record = self._estimator.record(job, self._arrivals, self._placement.name, now, deadline)
         self._live[job.id] = record
         self._history.add(record)
         if deadline is not None and now >= deadline:  # its chain took all the time there was
@@ -172,7 +179,7 @@ class Core(Requests):
         if attempt.first_byte is not None:  # it was presumed, or there is another answer to the same call
             return
         attempt.engine.began(attempt, event.at)
-        if self.policy.traits.predicts:
+        if self._placement.traits.predicts:
             self._estimator.began(attempt, event.at)
         if self._lanes.waiting:
             self._place(event.at)
@@ -188,7 +195,7 @@ class Core(Requests):
         if attempt is None:
             return
         now, load = event.at, attempt.engine
-        if self.policy.traits.predicts:
+        if self._placement.traits.predicts:
             self._estimator.finished(attempt, event.usage, now)
         self._roster.alive(load, now, served=True)
         self._drop(attempt, now)
@@ -319,7 +326,7 @@ class Core(Requests):
 
     def _scale(self, now: float) -> None:
         """Carry out what the autoscaler wants."""
-        if not self._scaling:
+        if not self._scales:
             return
         for intent in self._scaling.decide(now):
             if isinstance(intent, StartEngine):

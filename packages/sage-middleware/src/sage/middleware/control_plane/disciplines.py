@@ -117,7 +117,7 @@ class Accounts:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
         self._accounts: dict[tuple[str, str], _Account] = {}
-        self._rounds: dict[str, int] = {}  # the round that each model's engines are in
+        self._served: dict[str, float] = {}  # each model's: the most that one had used when it was served
         self._positions = count()
         self._bound = _SLACK
 
@@ -131,7 +131,8 @@ class Accounts:
     def charge(self, record: Record, seconds: float) -> None:
         """Its tenant pays `seconds` for what is sent of it; `record.charged` grows by that."""
         account = self.of(record)
-        self._rounds[account.model] = max(self._rounds.get(account.model, 0), account.round)
+        if account.used > self._served.get(account.model, 0.0):
+            self._served[account.model] = account.used
         record.charged += seconds
         _spend(account, seconds)
 
@@ -145,7 +146,7 @@ class Accounts:
         """The account of the tenant of `record`, which waits in `lane` from now on."""
         account = self.of(record)
         if not account.lanes:  # it was idle: debts stay, old credit is lost, its turn comes last
-            account.used = max(account.used, self._rounds.get(account.model, 0) * QUANTUM_S)
+            account.used = max(account.used, self._round(account.model) * QUANTUM_S)
             account.position = next(self._positions)
         if lane not in account.lanes:
             account.lanes.append(lane)
@@ -153,14 +154,19 @@ class Accounts:
 
     def of(self, record: Record) -> _Account:
         """The account of the tenant of `record`."""
-        return self._of(record.job.model, record.job.tenant)
+        job = record.job
+        return self._accounts.get((job.model, job.tenant)) or self._of(job.model, job.tenant)
+
+    def _round(self, model: str) -> int:
+        """The round that a model's engines are in."""
+        return floor(self._served.get(model, 0.0) / QUANTUM_S)
 
     def _of(self, model: str, tenant: str) -> _Account:
         account = self._accounts.get((model, tenant))
         if account is None:
             if len(self._accounts) >= self._bound:
                 self._forget_idle()
-            start = self._rounds.get(model, 0) * QUANTUM_S
+            start = self._round(model) * QUANTUM_S
             account = self._accounts[model, tenant] = _Account(model, self._weights.get(tenant, 1.0), start)
         return account
 
@@ -169,12 +175,15 @@ class Accounts:
         self._accounts = {
             key: account
             for key, account in self._accounts.items()
-            if account.lanes or account.round > self._rounds.get(account.model, 0)
+            if account.lanes or account.round > self._round(account.model)
         }
         self._bound = _SLACK + 2 * len(self._accounts)
 
 
 def _spend(account: _Account, seconds: float) -> None:
+    if not account.lanes:  # it waits nowhere, so that nobody asks for its round
+        account.used += seconds / account.weight
+        return
     before = account.round
     account.used += seconds / account.weight
     if account.round != before:

@@ -129,7 +129,7 @@ class ControlPlane:
         if job.id in self._tickets:
             raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
         self._core.check(job)
-        ticket = self._tickets[job.id] = Ticket(job, call, sink, asyncio.current_task())
+        ticket = self._tickets[job.id] = Ticket.of(job, call, sink, asyncio.current_task())
         now = self._clock.now()
         alarm = None
         try:
@@ -195,7 +195,10 @@ class ControlPlane:
 
     def _handle(self, event: Event) -> None:
         """Let the core decide, and carry it out. What that took for a newcomer is our own overhead."""
-        self._carry_out(event, self._core.handle(event))
+        actions = self._core.handle(event)
+        # Without an action, and with nothing in the queues, no timer can have become due sooner.
+        if actions or self._timer is None or self._core.waiting or self._trace is not None:
+            self._carry_out(event, actions)
         if type(event) is Arrived:
             self._core.books.dispatch_overhead(self._clock.now() - event.at)
 
@@ -203,7 +206,7 @@ class ControlPlane:
         if self._trace is not None:
             self._trace.record(event, actions)
         for action in actions:
-            if isinstance(action, Dispatch):
+            if type(action) is Dispatch:
                 self._dispatch(action)
             elif isinstance(action, Cancel):
                 self._upstreams.cancel(action.attempt)
@@ -219,7 +222,8 @@ class ControlPlane:
 
     def _dispatch(self, action: Dispatch) -> None:
         engine = self._engines[action.engine]
-        parts = [Part(self._tickets[one.id], one.start, one.stop) for one in action.slices]
+        tickets = self._tickets
+        parts = [Part(tickets[one.id], one.start, one.stop) for one in action.slices]
         self._upstreams.dispatch(action, engine, parts)
         if self._pulse is None:
             self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)

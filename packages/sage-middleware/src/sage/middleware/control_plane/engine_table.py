@@ -121,11 +121,12 @@ class EngineLoad:
         if not self.running:
             self.silence.sign(now)
         self._advance(now)
-        self.attempts[attempt.number] = attempt
+        number = attempt.number
+        self.attempts[number] = attempt
         self.running += 1
         self.outstanding_tokens += attempt.outstanding
         self.prefill_tokens += attempt.tokens
-        self.last_dispatch = attempt.number
+        self.last_dispatch = number
         if not self.generates:
             self.busy_until = max(self.busy_until, now) + attempt.service
         self._count_free()
@@ -230,6 +231,7 @@ class EngineTable:
 
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
+        self._served: set[tuple[str, frozenset[Capability]]] = set()  # jobs that some engine is made for
         self.version = 0
 
     def __iter__(self) -> Iterator[EngineLoad]:
@@ -252,15 +254,13 @@ class EngineTable:
             load = self._engines[spec.name] = EngineLoad(spec)
         else:
             load.spec, load.max_running = spec, spec.max_running
-        self._group(spec.group)
-        self.version += 1
+        self._changed(spec.group)
         return load
 
     def forget(self, load: EngineLoad) -> None:
         """Drop it."""
         del self._engines[load.name]
-        self._group(load.spec.group)
-        self.version += 1
+        self._changed(load.spec.group)
 
     def candidates(self, job: Job, now: float) -> list[EngineLoad]:
         """The engines that may be sent `job`, busy or free.
@@ -298,18 +298,23 @@ class EngineTable:
 
     def check(self, job: Job) -> None:
         """Raise ModelNotFoundError, or BadRequestError for what no engine of the model can do."""
+        if (job.model, job.needs) in self._served:
+            return
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]
         if not of_model:
             models = sorted({load.spec.model for load in self._engines.values()})
             known = f"there are: {', '.join(models)}" if models else "no engine is configured"
             raise ModelNotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
         if any(job.needs <= spec.capabilities for spec in of_model):
+            self._served.add((job.model, job.needs))
             return
         fewest = min((sorted(job.needs - spec.capabilities) for spec in of_model), key=len)
         raise self._cannot(job, fewest[0])
 
-    def _group(self, group: str) -> None:
-        """Engines of one group share one list of themselves."""
+    def _changed(self, group: str) -> None:
+        """An engine came or went: those of one group share one list of themselves."""
+        self.version += 1
+        self._served.clear()
         if group:
             members = [load for load in self._engines.values() if load.spec.group == group]
             for load in members:

@@ -43,20 +43,9 @@ class Estimator:
         if deadline is not None:  # its first token must leave time for the others
             due = min(due, deadline - p50 * (slo.tpot or 0.0))
         units = job.texts or 1
+        # in the order of the fields: by name it would take three times as long
         return Record(
-            job=job,
-            sequence=sequence,
-            policy=policy,
-            arrived=now,
-            deadline=deadline,
-            slo=slo,
-            due=due,
-            prompt_tokens=tokens,
-            output_p50=p50,
-            output_p90=p90,
-            units=units,
-            left=units,
-            queued=now,
+            job, sequence, policy, now, deadline, slo, due, tokens, p50, p90, units, left=units, queued=now
         )
 
     def _slo(self, job: Job, asked: Slo) -> Slo:
@@ -69,7 +58,11 @@ class Estimator:
         )
 
     def began(self, attempt: Attempt, now: float) -> None:
-        """Learn from a first byte. Only a stream shows when its first token was there."""
+        """Learn from a first byte. Only a stream shows when its first token was there.
+
+        Which streams are learned from, lengths included, is decided here: at their end the short ones would
+        be seen too often.
+        """
         load = attempt.engine
         job = attempt.slices[0][0].job
         if load.generates and job.stream and _worth_learning(load, now):
@@ -85,11 +78,15 @@ class Estimator:
             load.latency.observe(max(taken, 1e-6))
             self._batch(attempt, usage, now)
             return
-        record = attempt.slices[0][0]
-        job = record.job
+        job = attempt.slices[0][0].job
+        if job.stream:
+            if not attempt.learns:
+                return
+        elif not _worth_learning(load, now):
+            return
         if usage.completion_tokens:
             self._lengths.observe(job.model, job.tenant, job.max_tokens, usage.completion_tokens)
-        if usage.prompt_tokens and job.prompt_bytes and (attempt.learns or not job.stream):
+        if usage.prompt_tokens and job.prompt_bytes:
             self._prompts.observe(job.model, job.prompt_bytes, usage.prompt_tokens)
         if attempt.learns and attempt.first_byte is not None and usage.completion_tokens > 1:
             self._decode(attempt, attempt.first_byte, usage.completion_tokens, now)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final
 
 from sage.common.api import Quantiles
@@ -14,37 +15,60 @@ __all__ = ["FIRST", "LAST", "LogHistogram"]
 FIRST: Final = -20  # exponents of two: from about a microsecond, or a millionth
 LAST: Final = 20  # to about twelve days, or a million
 PER_OCTAVE: Final = 4
+_LUMP: Final = 64  # observations
 _BOUNDS: Final = [2.0 ** (FIRST + step / PER_OCTAVE) for step in range((LAST - FIRST) * PER_OCTAVE + 1)]
 
 
 class LogHistogram:
     """Four buckets to an octave from 2^-20 to 2^20, upper bounds inclusive; a quantile is within 10 %."""
 
-    __slots__ = ("_counts", "count", "total")
+    __slots__ = ("_counts", "_fresh", "_total")
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_BOUNDS) + 1)  # the last is for what is larger
-        self.count = 0
-        self.total = 0.0
+        self._fresh: list[float] = []  # not sorted into buckets yet
+        self._total = 0.0
 
     def add(self, value: float) -> None:
         """Count one observation, 0 or more."""
-        self.count += 1
-        self.total += value
-        self._counts[bisect_left(_BOUNDS, value)] += 1
+        fresh = self._fresh
+        fresh.append(value)
+        if len(fresh) >= _LUMP:
+            self._sorted()
+
+    def _sorted(self) -> list[int]:
+        """The counts with the newest observations in them: sorting in a lump costs a third of one by one."""
+        fresh, counts = self._fresh, self._counts
+        if fresh:
+            self._total += sum(fresh)
+            for bucket in map(bisect_left, repeat(_BOUNDS), fresh):
+                counts[bucket] += 1
+            fresh.clear()
+        return counts
+
+    @property
+    def count(self) -> int:
+        """Observations."""
+        return sum(self._counts) + len(self._fresh)
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self._total + sum(self._fresh)
 
     def merge(self, other: LogHistogram) -> None:
         """Count what another one has counted."""
-        self._counts = [mine + theirs for mine, theirs in zip(self._counts, other._counts, strict=True)]
-        self.count += other.count
-        self.total += other.total
+        self._counts = list(map(operator.add, self._sorted(), other._sorted()))
+        self._total += other._total
 
     def quantile(self, share: float) -> float | None:
         """The middle of the bucket below whose end `share` of the observations are; None without any."""
-        if not self.count:
+        counts = self._sorted()
+        seen_in_all = sum(counts)
+        if not seen_in_all:
             return None
-        wanted = share * self.count
-        index = next(i for i, seen in enumerate(accumulate(self._counts)) if seen >= wanted)
+        wanted = share * seen_in_all
+        index = next(i for i, seen in enumerate(accumulate(counts)) if seen >= wanted)
         return 0.0 if index == 0 else 2.0 ** ((index - 0.5) / PER_OCTAVE + FIRST)
 
     def quantiles(self) -> Quantiles | None:
@@ -56,6 +80,6 @@ class LogHistogram:
 
     def up_to(self, first: int, last: int) -> Iterator[tuple[float, int]]:
         """For each power of two from 2^first to 2^last: it, and how many observations are at most that."""
-        seen = list(accumulate(self._counts))
+        seen = list(accumulate(self._sorted()))
         for exponent in range(first, last + 1):
             yield 2.0**exponent, seen[(exponent - FIRST) * PER_OCTAVE]

@@ -26,7 +26,6 @@ class Placement:
     def __init__(
         self, policy: Policy, options: CoreOptions, engines: EngineTable, lanes: Lanes, attempts: Attempts
     ) -> None:
-        self.policy = policy
         self._limits = options.limits
         self._details_per_s = options.details_per_s
         self._engines = engines
@@ -37,10 +36,12 @@ class Placement:
         self._hedges = HEDGE_RESERVE
         self._details = options.details_per_s
         self._details_at = 0.0
+        self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
         """From now on this one decides."""
         self.policy = policy
+        self.name, self.traits = policy.name, policy.traits
 
     def forget(self, load: EngineLoad) -> None:
         """An engine's process is new, or gone: nothing is cached there."""
@@ -73,9 +74,9 @@ class Placement:
         """Send a newcomer that finds its lane empty, as much of it as goes; False when it must wait."""
         if self._hedges < HEDGE_RESERVE:
             self._hedges += self._limits.hedge_share
-        sent = False
-        while record.waiting_units and self._send(lane, record, now, actions) is True:
-            sent = True
+        sent = self._send(lane, record, now, actions) is True
+        while sent and record.waiting_units and self._send(lane, record, now, actions) is True:
+            pass
         return sent
 
     def _send(self, lane: Lane, record: Record, now: float, actions: list[Action]) -> bool | Shed:
@@ -83,12 +84,12 @@ class Placement:
         engines = lane.engines(self._engines, now)
         if record.engine is not None and record.returned:  # it failed there: any other free one is better
             others = [load for load in engines if load.name != record.engine]
-            if any(load.free for load in others):
+            if _any_free(others):
                 engines = others
-        policy = self.policy
-        if not engines or not (policy.traits.unbounded or any(load.free for load in engines)):
+        policy, traits = self.policy, self.traits
+        if not engines or not (traits.unbounded or _any_free(engines)):
             return False
-        if policy.traits.prefixes and record.job.blocks:
+        if traits.prefixes and record.job.blocks:
             record.cached = self._cached(record)
         choice = policy.choose(record, engines, now)
         if not isinstance(choice, Choice):
@@ -97,9 +98,9 @@ class Placement:
             self._wake_at(choice.until)
             return False
         load = self._engines[choice.engine]
-        if load not in engines or (load.free <= 0 and not policy.traits.unbounded):
+        if load not in engines or (load.free <= 0 and not traits.unbounded):
             raise RuntimeError(f"The policy {policy.name!r} chose {choice.engine!r}, which has no free slot.")
-        if policy.traits.batches and record.job.batch_key:
+        if traits.batches and record.job.batch_key:
             limits = policy.batch(record, load, now)
             enough = limits.enough or limits.tokens
             lane.held = limits.hold_until > now and not record.returned and _tokens(lane, enough) < enough
@@ -109,11 +110,11 @@ class Placement:
             taken = fill(self._lanes, lane, record, limits, now)
         else:
             taken = [whole(record)]
-            self._lanes.took(lane, record, taken[0][2] - taken[0][1])
-            if not record.waiting_units:
-                self._lanes.remove(lane, record)
-        detail = self._detail(record, engines, now)
-        self._dispatch(load, taken, choice, detail, now, actions)
+            if record.job.id in lane.records:  # it waited
+                self._lanes.took(lane, record, taken[0][2] - taken[0][1])
+                if not record.waiting_units:
+                    self._lanes.remove(lane, record)
+        self._dispatch(load, taken, choice, self._detail(record, engines, now), now, actions)
         return True
 
     def _wake_at(self, at: float | None) -> None:
@@ -133,21 +134,23 @@ class Placement:
     ) -> None:
         attempt = self._attempt(load, taken, choice, now)
         name, reason = load.name, choice.reason
-        policy = self.policy
+        prefixes, hedgeable = self.traits.prefixes, self.traits.hedges
         for record, start, stop, _ in taken:
+            job = record.job
             record.outcome, record.engine, record.reason = "running", name, reason
-            record.policy = policy.name
+            record.policy = self.name
             record.attempts += 1
             record.predicted = choice.predicted
             record.candidates = detail
             if record.dispatched is None:
                 record.dispatched = now
-            policy.charge(record, record.cost * (stop - start) / record.units)
+            self.policy.charge(record, record.cost * (stop - start) / record.units)
             record.running += (attempt.number,)
-            if policy.traits.prefixes and record.job.blocks:
-                self._prefixes.insert(name, record.job.blocks)
-        self._begin(attempt, choice.reason, now, actions)
-        if policy.traits.hedges and all(record.job.hedgeable for record, _, _, _ in taken):
+            hedgeable = hedgeable and job.hedgeable
+            if prefixes and job.blocks:
+                self._prefixes.insert(name, job.blocks)
+        self._begin(attempt, reason, now, actions)
+        if hedgeable:
             self._attempts.watch(attempt, now + load.latency.value)
 
     def _attempt(self, load: EngineLoad, taken: list[Taken], choice: Choice, now: float) -> Attempt:
@@ -256,6 +259,13 @@ def _candidate(load: EngineLoad, record: Record, now: float) -> Candidate:
     else:
         predicted = load.llm.ttft(load.prefill_tokens + record.prompt_tokens - cached, load.running)
     return Candidate(load.name, load.running, load.free, predicted, cached)
+
+
+def _any_free(engines: list[EngineLoad]) -> bool:
+    for load in engines:  # noqa: SIM110 - a generator costs more than what it looks at
+        if load.free:
+            return True
+    return False
 
 
 def _urgency(lane: Lane, now: float) -> tuple[object, int]:

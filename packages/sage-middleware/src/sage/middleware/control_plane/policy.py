@@ -189,7 +189,7 @@ class Policy(Protocol):
 
     @property
     def traits(self) -> Traits:
-        """What of the core it uses."""
+        """What of the core it uses. Read once, when it comes into force."""
         ...
 
     def discipline(self) -> Discipline:

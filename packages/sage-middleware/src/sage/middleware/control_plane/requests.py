@@ -34,6 +34,7 @@ class Requests:
         self._placement = Placement(policy, options, self.engines, self._lanes, self._attempts)
         self._roster = Roster(self.engines, self._placement.forget)
         self._scaling = Scaling(options, self.engines, self._lanes)
+        self._scales = bool(options.templates)
         self._history = History(options.history)
         self._live: dict[str, Record] = {}
         self._actions: list[Action] = []
@@ -76,7 +77,10 @@ class Requests:
         load = attempt.engine
         load.give_back(attempt, now)
         for record, _, _, _ in attempt.slices:
-            record.running = tuple([other for other in record.running if other != attempt.number])
+            if len(record.running) == 1:
+                record.running = ()
+            else:
+                record.running = tuple([other for other in record.running if other != attempt.number])
         if load.silence.degraded and not load.running:
             self._roster.eject(load, now)
         if load.state == "draining":
@@ -127,14 +131,17 @@ class Requests:
 
     def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:
         record.end(outcome, reason, now)
-        if record.charged and record.dispatched is not None and outcome != "done":
-            spent = record.attempts * (now - record.dispatched)  # no call took more than the time that it had
-            self.policy.settle(record, min(record.charged, spent))
-        if record.job.blocks:  # they are for placing it: too many to remember
-            record.job = structs.replace(record.job, blocks=())
-        del self._live[record.job.id]
-        counts = self._lanes.counts[record.job.request_class]
-        counts.completed += outcome == "done"
-        counts.failed += outcome == "failed"
-        counts.shed += outcome == "rejected"
+        job = record.job
+        del self._live[job.id]
+        counts = self._lanes.counts[job.request_class]
+        if outcome == "done":
+            counts.completed += 1
+        else:
+            counts.failed += outcome == "failed"
+            counts.shed += outcome == "rejected"
+            if record.charged and record.dispatched is not None:
+                spent = record.attempts * (now - record.dispatched)  # no call took more than it had
+                self.policy.settle(record, min(record.charged, spent))
+        if job.blocks:  # they are for placing it: too many to remember
+            record.job = structs.replace(job, blocks=())
         self.books.ended(record, now)

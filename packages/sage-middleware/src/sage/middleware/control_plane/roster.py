@@ -144,8 +144,9 @@ class Roster:
 
     def alive(self, load: EngineLoad, now: float, *, served: bool = False) -> None:
         """An engine gave a sign of life, or an answer. One that was passed over may be sent work again."""
-        recovers = load.silence.degraded
-        load.silence.sign(now)
+        silence = load.silence
+        recovers = silence.degraded
+        silence.since, silence.degraded = now, False
         if served and load.breaker.faults:
             recovers = recovers or load.breaker.tripped
             load.breaker.success()

@@ -29,9 +29,6 @@ class Scaling:
         self._lanes = lanes
         self._shed: Counter[str] = Counter()
 
-    def __bool__(self) -> bool:
-        return bool(self._templates)
-
     def shed(self, job: Job) -> None:
         """Such a request was refused for lack of capacity."""
         if self._templates:

@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from sage.common.errors import SageError
 from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, merge
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import Call, Engine, Route, Sink
+from sage.middleware.engines.port import EMBEDDINGS, Call, Engine, Sink
 
 __all__ = ["Part", "Ticket", "Upstream"]
 
 
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """One request from `submit` to its end. Its answer is written by the task that submitted it.
 
     `own`: the upstream call that this task makes itself, now or when it runs next. `relay`: the one whose
@@ -23,44 +25,29 @@ class Ticket:
     explains a refusal. `answer`: a whole answer that is still to be written. `closed`: `submit` has returned.
     """
 
-    __slots__ = (
-        "_request",
-        "answer",
-        "call",
-        "closed",
-        "error",
-        "fault",
-        "hedged",
-        "job",
-        "missing",
-        "outcome",
-        "own",
-        "relay",
-        "sink",
-        "task",
-        "units",
-        "vectors",
-        "waiter",
-    )
+    job: Job
+    call: Call
+    sink: Sink
+    task: asyncio.Task[Any] | None
+    units: int
+    missing: int  # units without an answer
+    own: Upstream | None = None
+    relay: Relay | None = None
+    error: SageError | None = None
+    fault: SageError | None = None
+    answer: bytes | None = None
+    outcome: Literal["done", "failed"] | None = None
+    hedged: bool = False
+    closed: bool = False
+    waiter: asyncio.Future[None] | None = None
+    vectors: list[Vector | None] = []
+    _request: EmbeddingRequest | None = None
 
-    def __init__(self, job: Job, call: Call, sink: Sink, task: asyncio.Task[Any] | None) -> None:
-        self.job = job
-        self.call = call
-        self.sink = sink
-        self.task = task
-        self.units = (job.texts or 1) if call.route is Route.EMBEDDINGS else 1
-        self.own: Upstream | None = None
-        self.relay: Relay | None = None
-        self.error: SageError | None = None
-        self.fault: SageError | None = None
-        self.answer: bytes | None = None
-        self.outcome: Literal["done", "failed"] | None = None
-        self.hedged = False
-        self.closed = False
-        self.waiter: asyncio.Future[None] | None = None
-        self.vectors: list[Vector | None] = []
-        self.missing = self.units
-        self._request: EmbeddingRequest | None = None
+    @classmethod
+    def of(cls, job: Job, call: Call, sink: Sink, task: asyncio.Task[Any] | None) -> Ticket:
+        """A new one."""
+        units = (job.texts or 1) if call.route is EMBEDDINGS else 1
+        return cls(job, call, sink, task, units, units)
 
     @property
     def over(self) -> bool:
@@ -92,15 +79,12 @@ class Ticket:
             )
 
 
-class Part:
+class Part(msgspec.Struct, eq=False):
     """Texts `start` to `stop` of one request's input, in an upstream call; of a generation 0 to 1."""
 
-    __slots__ = ("start", "stop", "ticket")
-
-    def __init__(self, ticket: Ticket, start: int, stop: int) -> None:
-        self.ticket = ticket
-        self.start = start
-        self.stop = stop
+    ticket: Ticket
+    start: int
+    stop: int
 
     @property
     def whole(self) -> bool:
@@ -113,7 +97,7 @@ class Part:
         return self.ticket.request.texts[self.start : self.stop]
 
 
-class Upstream:
+class Upstream(msgspec.Struct, eq=False):
     """One attempt at an engine.
 
     `task` makes the call; `begun` says that it has come to it. `sink` receives what the engine sends now.
@@ -121,32 +105,16 @@ class Upstream:
     calls.
     """
 
-    __slots__ = (
-        "begun",
-        "broken",
-        "engine",
-        "hedge",
-        "number",
-        "parts",
-        "sharing",
-        "sink",
-        "task",
-        "threads",
-    )
-
-    def __init__(
-        self, number: int, engine: Engine, parts: Sequence[Part], *, threads: int, hedge: bool
-    ) -> None:
-        self.number = number
-        self.engine = engine
-        self.parts = parts
-        self.threads = threads
-        self.hedge = hedge
-        self.task: asyncio.Task[Any] | None = None
-        self.sink: Relay | Collector | None = None
-        self.begun = False
-        self.broken = False
-        self.sharing = False
+    number: int
+    engine: Engine
+    parts: Sequence[Part]
+    threads: int
+    hedge: bool
+    task: asyncio.Task[Any] | None = None
+    sink: Relay | Collector | None = None
+    begun: bool = False
+    broken: bool = False
+    sharing: bool = False
 
     def break_off(self) -> None:
         """Cancel the call; a request's own task goes on with what else there is for it."""

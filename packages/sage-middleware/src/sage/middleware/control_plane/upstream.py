@@ -16,7 +16,7 @@ from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
-from sage.middleware.engines.port import Call, Engine, Route, Usage
+from sage.middleware.engines.port import EMBEDDINGS, Call, Engine, Usage
 
 __all__ = ["Upstreams", "refusal"]
 
@@ -46,7 +46,7 @@ class Upstreams:
         """Begin an attempt: at once, or as soon as the request's own task runs."""
         ticket = parts[0].ticket
         up = self._running[action.attempt] = Upstream(
-            action.attempt, engine, parts, threads=action.threads, hedge=action.hedge
+            action.attempt, engine, parts, action.threads, action.hedge
         )
         if len(parts) == 1 and ticket.own is None and not action.hedge and parts[0].whole:
             ticket.own = up
@@ -80,7 +80,7 @@ class Upstreams:
         ticket = up.parts[0].ticket
         up.begun = True
         try:
-            if ticket.call.route is Route.EMBEDDINGS:
+            if ticket.call.route is EMBEDDINGS:
                 await self._embed(up)
             else:
                 await self._generate(up, ticket)
@@ -181,9 +181,7 @@ class Upstreams:
 
     async def _ask(self, up: Upstream, ticket: Ticket, body: bytes) -> bytes:
         collector = up.sink = Collector(up.number, self._first_byte)
-        call = Call(
-            ticket.job.id, Route.EMBEDDINGS, body, stream=False, include_usage=False, threads=up.threads
-        )
+        call = Call(ticket.job.id, EMBEDDINGS, body, stream=False, include_usage=False, threads=up.threads)
         await up.engine.send(call, collector)
         if not collector.ended:
             raise _unended(up.engine)

@@ -132,6 +132,11 @@ class Floor:
         self._used: dict[str, list[float]] = {}
         self._waiting: dict[str, set[Floored]] = {}  # lanes in which something of the lower level waits
 
+    @property
+    def owed(self) -> bool:
+        """Whether anything of the lower level waits anywhere: else what is charged does not matter."""
+        return bool(self._waiting)
+
     def enter(self, model: str, lane: Floored) -> None:
         """Something of the lower level waits in a lane of the model."""
         self._waiting.setdefault(model, set()).add(lane)

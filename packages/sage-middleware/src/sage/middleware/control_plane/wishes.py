@@ -26,7 +26,7 @@ from sage.common.telemetry import (
     RequestClass,
 )
 from sage.middleware.control_plane.types import Slo
-from sage.middleware.engines.port import Route
+from sage.middleware.engines.port import EMBEDDINGS, Route
 
 __all__ = ["WISHES", "Wishes", "read_wishes", "request_id"]
 
@@ -110,7 +110,7 @@ def _lowered(route: Route, headers: Mapping[str, str]) -> bool:
 def _slo(route: Route, headers: Mapping[str, str], deadline: float | None) -> Slo | None:
     """An answer of vectors has no first token: its goal is the whole."""
     ttft, tpot = _seconds(headers, HEADER_SLO_TTFT), _seconds(headers, HEADER_SLO_TPOT)
-    if route is not Route.EMBEDDINGS:
+    if route is not EMBEDDINGS:
         asked = Slo(ttft, tpot, deadline)
     elif tpot is not None:
         raise _refused(HEADER_SLO_TPOT, headers[HEADER_SLO_TPOT], f"/v1/{route} has no tokens to wait for")

@@ -14,7 +14,7 @@ from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.port import Call, EngineSpec, Route, Sink, Usage
+from sage.middleware.engines.port import EMBEDDINGS, Call, EngineSpec, Sink, Usage
 from sage.middleware.engines.sse import Splitter, data_of, usage_of
 
 __all__ = ["Dialect", "HttpEngine", "PassThrough", "PassThroughDialect", "Translator", "splice"]
@@ -250,7 +250,7 @@ class PassThroughDialect:
 
     async def encode(self, call: Call) -> bytes:
         """Name the engine's own model and ask for usage."""
-        if not call.stream or call.route is Route.EMBEDDINGS:
+        if not call.stream or call.route is EMBEDDINGS:
             return splice(call.body, model=self._model)
         options = msgspec.json.decode(call.body, type=dict[str, Any]).get("stream_options") or {}
         return splice(call.body, model=self._model, stream_options={**options, "include_usage": True})

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from sage.common.config import EngineConfig
 from sage.platform.service import ServiceSpec
 
-__all__ = ["Call", "Capability", "Engine", "EngineKind", "EngineSpec", "Route", "Sink", "Usage"]
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "EMBEDDINGS",
+    "Call",
+    "Capability",
+    "Engine",
+    "EngineKind",
+    "EngineSpec",
+    "Route",
+    "Sink",
+    "Usage",
+]
 
 
 class Route(StrEnum):
@@ -24,6 +36,12 @@ class Route(StrEnum):
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+
+
+# A member looked up on its class costs 0.2 us before Python 3.12: what runs for each request takes these.
+CHAT: Final = Route.CHAT
+COMPLETIONS: Final = Route.COMPLETIONS
+EMBEDDINGS: Final = Route.EMBEDDINGS
 
 
 class Capability(StrEnum):

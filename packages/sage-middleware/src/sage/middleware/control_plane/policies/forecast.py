@@ -25,6 +25,8 @@ WORTH: Final = 0.9  # of the time on its own cores: what lent ones must bring it
 TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
 ENOUGH: Final = 10  # samples of a model, before work is refused by what it says
 SOON_S: Final = 0.001  # no look sooner than that: times add up only so exactly
+BATCH: Final = RequestClass.BATCH
+EMBED_BULK: Final = RequestClass.EMBED_BULK
 GIVE_WAY_S: Final = 0.02  # between two looks at whether a generation leaves room for bulk beside it
 
 
@@ -82,7 +84,7 @@ class LlmForecast:
         """The forecast for one generation."""
         found = Forecast()
         tokens, cached = record.prompt_tokens, record.cached
-        low = record.job.request_class is RequestClass.BATCH
+        low = record.job.request_class is BATCH
         backlog = (SHALLOW_FOR_LOW if low else SHALLOW) * self._tightest
         headroom = HEADROOM if low else 1.0
         tpot = inf if record.slo.tpot is None else TIGHT * record.slo.tpot
@@ -130,7 +132,7 @@ class EmbedForecast:
     def of(self, record: Record, engines: Sequence[EngineView], now: float) -> Forecast:
         """The forecast for what waits of an embedding request."""
         found = Forecast()
-        bulk = record.job.request_class is RequestClass.EMBED_BULK
+        bulk = record.job.request_class is EMBED_BULK
         for engine in engines:
             if not engine.embed.trusted:
                 found.trusted = found.known = False

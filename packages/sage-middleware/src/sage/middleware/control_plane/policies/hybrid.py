@@ -135,12 +135,16 @@ class Hybrid(BasePolicy):
     def charge(self, record: Record, seconds: float) -> None:
         """The tenant pays what is predicted, and so does the level."""
         self._accounts.charge(record, seconds)
-        self._floor.charge(record.job.model, int(_is_low(record)), seconds)
+        if self._floor.owed:
+            self._floor.charge(record.job.model, int(_is_low(record)), seconds)
 
     def settle(self, record: Record, seconds: float) -> None:
         """The tenant pays, or gets back, what the prediction was wrong by."""
         self._accounts.settle(record, seconds)
 
 
+_LOW: Final = frozenset((RequestClass.EMBED_BULK, RequestClass.BATCH))
+
+
 def _is_low(record: Record) -> bool:
-    return record.job.request_class in (RequestClass.EMBED_BULK, RequestClass.BATCH)
+    return record.job.request_class in _LOW
