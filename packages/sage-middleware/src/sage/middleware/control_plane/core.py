@@ -144,7 +144,7 @@ class Core(Requests):
             return
         self._lanes.push(lane, record, now)
         self._lanes.watch(record)
-        if lane.held or lane.discipline.head(now) is record:
+        if lane.held or (self._placement.can_send(lane, now) and lane.discipline.head(now) is record):
             self._place(now)
 
     def _hold(self, record: Record, lane: Lane, now: float) -> None:

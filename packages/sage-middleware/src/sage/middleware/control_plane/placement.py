@@ -53,12 +53,16 @@ class Placement:
         """When the policy wants to be asked again; None when there is nothing to ask it about."""
         return self._wake if self._lanes.waiting else None
 
+    def can_send(self, lane: Lane, now: float) -> bool:
+        """Whether any engine would take a request of a lane: until then nobody need know whose turn it is."""
+        return self.traits.unbounded or _any_free(lane.engines(self._engines, now))
+
     def run(self, now: float, actions: list[Action]) -> list[tuple[Record, Shed]]:
         """Send heads of lanes, the most urgent first, until none can go; what the policy sheds comes back."""
         if self._wake is not None and self._wake <= now:
             self._wake = None
         shed: list[tuple[Record, Shed]] = []
-        lanes = self._lanes.busy()
+        lanes = [lane for lane in self._lanes.busy() if self.can_send(lane, now)]
         while lanes:
             lane = lanes[0] if len(lanes) == 1 else min(lanes, key=lambda one: _urgency(one, now))
             head = lane.discipline.head(now)

@@ -190,7 +190,8 @@ class Floored:
 
     def head(self, now: float) -> Record | None:
         """Of the upper level, unless the lower one is below its floor."""
-        upper, lower = (level.head(now) for level in self._levels)
+        upper = self._levels[0].head(now)
+        lower = self._levels[1].head(now) if len(self._levels[1]) else None
         if upper is None:
             return lower
         if lower is None:

@@ -66,8 +66,12 @@ class Hybrid(BasePolicy):
             model = engine.llm if engine.generates else engine.embed
             if not engine.running or not model.trusted or model.samples < ENOUGH:
                 return None  # what an idle engine could serve is never refused, nor by a model nobody trusts
-            margin = max(margin, model.margin)
-            busy = min(busy, 0.0 if engine.generates else engine.busy_until - now)
+            if model.margin > margin:
+                margin = model.margin
+            if engine.generates:
+                busy = 0.0
+            elif engine.busy_until - now < busy:
+                busy = engine.busy_until - now
         wait = ahead / len(engines) + max(0.0, busy)
         late = now + wait + record.quick * margin - record.due
         if late <= 0.0:
