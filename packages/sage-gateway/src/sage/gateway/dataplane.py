@@ -15,11 +15,11 @@ from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import Call, Route, Sink
+from sage.middleware.engines.port import EMBEDDINGS, Call, Sink
 
 __all__ = ["DataPlane", "Submitter"]
 
-_PASSED_ON: Final = [(name, name.encode()) for name in WISHES]
+_WISHES: Final = frozenset(name.encode() for name in WISHES)
 _MAX_REASON: Final = 512
 
 
@@ -55,7 +55,7 @@ class DataPlane:
         route = request.admission.route
         assert route is not None
         try:
-            if route is Route.EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
+            if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
                 await asyncio.to_thread(self._decoder.load)
             parsed = parse(
                 route,
@@ -76,10 +76,8 @@ class DataPlane:
     @staticmethod
     def _headers(request: HotRequest) -> dict[str, str]:
         headers = {HEADER_REQUEST_ID: request.id}
-        for name, raw in _PASSED_ON:
-            value = request.headers.get(raw)
-            if value is not None:
-                headers[name] = value.decode("latin-1")
+        for raw in _WISHES.intersection(request.headers):
+            headers[raw.decode()] = request.headers[raw].decode("latin-1")
         return headers
 
     def _explain(self, request_id: str) -> Sequence[tuple[str, str]]:

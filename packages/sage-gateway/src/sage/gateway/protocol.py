@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from sage.common.errors import BadRequestError, SageError, UnavailableError
+from sage.common.ids import new_id
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
@@ -34,6 +35,7 @@ from sage.gateway.edge import (
     request_id_of,
     too_large,
 )
+from sage.gateway.heads import SeenHead
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Pending, Settings
@@ -69,6 +71,8 @@ class Gate(HttpToolsProtocol):
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
         self._passed: tuple[tuple[bytes | None, ...], bytes, Admission] | None = None
+        self._seen: SeenHead | None = None
+        self._standing: tuple[object, bytes] = (None, b"")  # the server's own headers, and their bytes
         self._last = False  # close once the line is empty
         self._head_bytes = self._raw_bytes = 0
         self._deadline = 0.0
@@ -101,6 +105,8 @@ class Gate(HttpToolsProtocol):
         state = self._state
         if state == _DISCARD:
             return
+        if state == _IDLE and not self._busy and self._seen is not None and self._again(self._seen, data):
+            return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -116,6 +122,29 @@ class Gate(HttpToolsProtocol):
                 self._refuse(HeadersTooLargeError("The headers are too large."))
         elif state == self._state == _BODY:
             self._count_body(len(data))
+        elif state == self._state == _IDLE:
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a hot request that came whole in `data`, for the next one."""
+        item = self._item
+        admission = item.admission
+        if admission is None or admission.route is None or item.close or b"expect" in item.headers:
+            return
+        own_id = item.id if b"x-request-id" in item.headers else ""
+        self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id)
+
+    def _again(self, seen: SeenHead, data: bytes) -> bool:
+        """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
+        body = seen.body(data)
+        if body is None:
+            return False
+        ident = seen.own_id or new_id("req")
+        self._item = item = Pending(
+            id=ident, headers=seen.headers, admission=seen.admission, parts=[body], size=len(body)
+        )
+        self._start_hot(item, seen.admission)
+        return True
 
     def _count_body(self, received: int) -> None:
         """Bound what a chunked body may carry beside its content, and push its idle deadline."""
@@ -239,16 +268,16 @@ class Gate(HttpToolsProtocol):
         self._line.append(self._item)
         if self._item.close:
             self._state = _DISCARD
-        waiting = sum(item.size for item in self._line) if self._busy else 0
-        if len(self._line) > MAX_PIPELINED or waiting > self._max_waiting():
+        if not self._busy:
+            self._advance()
+        elif len(self._line) > MAX_PIPELINED or self._too_much_waits():
             self._refuse(
                 BadRequestError("Too much is pipelined on this connection.", hint="Await the answers.")
             )
-        elif not self._busy:
-            self._advance()
 
-    def _max_waiting(self) -> int:
-        return max((item.admission.max_body for item in self._line if item.admission), default=0)
+    def _too_much_waits(self) -> bool:
+        most = max((item.admission.max_body for item in self._line if item.admission), default=0)
+        return sum(item.size for item in self._line) > most
 
     # ---- the line ------------------------------------------------------------------------------------------
 
@@ -284,8 +313,10 @@ class Gate(HttpToolsProtocol):
             self._invite_body()
 
     def _new_reply(self, item: Pending) -> Reply:
-        common = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
-        common += b"x-request-id: %b\r\n" % item.id.encode()
+        standing = self.server_state.default_headers  # another list each second, for the date
+        if standing is not self._standing[0]:
+            self._standing = (standing, b"".join([b"%b: %b\r\n" % header for header in standing]))
+        common = b"%bx-request-id: %b\r\n" % (self._standing[1], item.id.encode())
         return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
 
     def _start_hot(self, item: Pending, admission: Admission) -> None:

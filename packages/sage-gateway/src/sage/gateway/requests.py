@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from sage.common.errors import SageError
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Reply
@@ -13,8 +15,7 @@ from sage.gateway.reply import Reply
 __all__ = ["Handler", "HotRequest", "Pending", "Settings"]
 
 
-@dataclass(slots=True)
-class HotRequest:
+class HotRequest(msgspec.Struct):
     """A complete request on a hot route."""
 
     id: str
@@ -38,8 +39,7 @@ class Settings:
     active: set[str] = field(default_factory=set)  # ids of hot requests under way
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(msgspec.Struct):
     """One request in line; `refusal` is the answer of one that goes no further."""
 
     id: str = ""
@@ -47,9 +47,9 @@ class Pending:
     target: bytes = b""
     version: str = "1.1"
     close: bool = False
-    raw_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-    headers: dict[bytes, bytes] = field(default_factory=dict)
+    raw_headers: list[tuple[bytes, bytes]] = []
+    headers: dict[bytes, bytes] = {}
     admission: Admission | None = None
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes] = []
     size: int = 0
     refusal: SageError | None = None

@@ -25,6 +25,9 @@ MAX_N: Final = 8
 MAX_TOP_LOGPROBS: Final = 20
 BYTES_PER_TOKEN: Final = 4  # rule of thumb for English text; the scheduler only needs the order of magnitude
 
+_CHATS: Final = frozenset((Capability.CHAT,))
+_EMBEDS: Final = frozenset((Capability.EMBEDDINGS,))
+_COMPLETES: Final = frozenset((Capability.COMPLETIONS,))
 _ERROR_PATH = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 
 
@@ -86,8 +89,7 @@ class _Embedding(msgspec.Struct, kw_only=True):
 _BATCHED: Final = frozenset(_Embedding.__struct_fields__)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, gc=False):
     """What one route's body says; `body` differs from the client's only where tokens were decoded.
 
     `batch_key`: embedding requests of one key could have been sent as one.
@@ -147,19 +149,19 @@ def _chat(fields: dict[str, Any], body: bytes) -> Facts:
         _bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
     if chat.max_completion_tokens is not None:
         _bounded("max_completion_tokens", chat.max_completion_tokens, 1, None)
-    needs = {Capability.CHAT, *_common_needs(chat)}
+    needs = _common_needs(chat)
     if chat.logprobs or chat.top_logprobs:
-        needs.add(Capability.LOGPROBS)
+        needs.append(Capability.LOGPROBS)
     if chat.response_format is not None and chat.response_format.get("type") != "text":
-        needs.add(Capability.RESPONSE_FORMAT)
+        needs.append(Capability.RESPONSE_FORMAT)
     if chat.tools:
-        needs.add(Capability.TOOLS)
+        needs.append(Capability.TOOLS)
     if chat.tool_choice not in (None, "auto", "none"):
-        needs.add(Capability.TOOL_CHOICE)
+        needs.append(Capability.TOOL_CHOICE)
     return Facts(
         model=chat.model,
         body=body,
-        needs=frozenset(needs),
+        needs=_CHATS.union(needs) if needs else _CHATS,
         prompt_tokens=_estimate(len(body)),
         prompt_bytes=len(body),  # what is not message text in it is small
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
@@ -171,13 +173,13 @@ def _chat(fields: dict[str, Any], body: bytes) -> Facts:
 def _completion(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Facts:
     completion = _convert(fields, _Completion)
     tokens = _prompt_tokens(completion.prompt, limits)
-    needs = {Capability.COMPLETIONS, *_common_needs(completion)}
+    needs = _common_needs(completion)
     if completion.logprobs is not None:
-        needs.add(Capability.LOGPROBS)
+        needs.append(Capability.LOGPROBS)
     return Facts(
         model=completion.model,
         body=body,
-        needs=frozenset(needs),
+        needs=_COMPLETES.union(needs),
         prompt_tokens=tokens or _estimate(len(body)),
         prompt_bytes=0 if tokens else len(body),
         max_tokens=completion.max_tokens,
@@ -224,7 +226,7 @@ def _embedding(
     return Facts(
         model=embedding.model,
         body=body,
-        needs=frozenset((Capability.EMBEDDINGS,)),
+        needs=_EMBEDS,
         prompt_tokens=tokens,
         prompt_bytes=size,
         texts=len(texts),
@@ -285,13 +287,13 @@ def _decode(param: str, tokens: list[int], decode_tokens: DecodeTokens | None) -
         ) from exc
 
 
-def _common_needs(body: _Common) -> set[Capability]:
+def _common_needs(body: _Common) -> list[Capability]:
     if body.max_tokens is not None:
         _bounded("max_tokens", body.max_tokens, 1, None)
     if body.n is None:
-        return set()
+        return []
     _bounded("n", body.n, 1, MAX_N)
-    return {Capability.N} if body.n > 1 else set()
+    return [Capability.N] if body.n > 1 else []
 
 
 def _include_usage(body: _Common) -> bool:

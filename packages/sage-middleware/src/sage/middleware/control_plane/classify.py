@@ -7,7 +7,8 @@ read in another way than we did (duplicate keys, NaN, lone surrogates, deep nest
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.bodies import DecodeTokens, Facts, ParseLimits, prompt_text, read_body
@@ -20,8 +21,7 @@ from sage.middleware.engines.port import CHAT, EMBEDDINGS, Call, Route
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(msgspec.Struct, frozen=True, gc=False):
     """A request ready for the control plane. `deadline`: seconds from now, as the caller asked for."""
 
     job: Job

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
+
+from msgspec import structs
 
 from sage.common.clock import Clock
 from sage.common.errors import EngineError, OverloadedError, SageError, UnavailableError, UnreachableError
@@ -96,7 +97,7 @@ class Upstreams:
     # ---- generation ----------------------------------------------------------------------------------
 
     async def _generate(self, up: Upstream, ticket: Ticket) -> None:
-        call = ticket.call if not up.threads else replace(ticket.call, threads=up.threads)
+        call = ticket.call if not up.threads else structs.replace(ticket.call, threads=up.threads)
         relay = up.sink = Relay(ticket, up.number, self._first_byte, stream=call.stream)
         usage = await up.engine.send(call, relay)
         if not relay.ended:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from sage.common.errors import BadRequestError
 from sage.common.ids import new_id
@@ -41,6 +42,7 @@ WISHES: Final = (
     HEADER_TENANT,
 )
 
+_WISHES: Final = frozenset(WISHES)
 _CLASSES: Final = {
     Route.CHAT: (RequestClass.CHAT, RequestClass.BATCH),
     Route.COMPLETIONS: (RequestClass.COMPLETION, RequestClass.BATCH),
@@ -50,8 +52,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PRIORITY: Final = re.compile(r"[+-]?[0-9]")
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(msgspec.Struct, frozen=True, gc=False):
     """What the headers say. `lowered`: the lower class of the route was asked for. `deadline` in seconds."""
 
     tenant: str
@@ -69,7 +70,7 @@ def read_wishes(route: Route, headers: Mapping[str, str], *, tenant: str, tenant
     `tenant`: whose key it is; another one may be named if it is among `tenants`. Raises BadRequestError with
     the header as `param`.
     """
-    if not any(name in headers for name in WISHES):
+    if _WISHES.isdisjoint(headers):
         return Wishes(tenant)
     deadline = _seconds(headers, HEADER_DEADLINE)
     return Wishes(

@@ -10,8 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -20,6 +19,9 @@ from sage.common.errors import ConfigError, EngineError, UnreachableError
 from sage.middleware.engines.faults import UpstreamError
 
 __all__ = ["HttpLimits", "HttpPool", "Receiver"]
+
+
+LOOK_S: Final = 1.0  # at most so much late is a deadline noticed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,6 @@ class Receiver(Protocol):
         ...
 
 
-class _Wake(Enum):
-    """Why the coroutine of a request runs again."""
-
-    DONE = auto()
-    FULL = auto()
-
-
 class _StaleConnectionError(EngineError):
     """A reused connection was closed by the engine before any byte of an answer."""
 
@@ -75,9 +70,8 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
-        self._wake: asyncio.Future[_Wake] | None = None
+        self._wake: asyncio.Future[bool] | None = None  # true = the reader is full
         self._error: Exception | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._used = False
         self.idle_since = 0.0
 
@@ -91,7 +85,7 @@ class _Connection(asyncio.Protocol):
         self._begin(receiver)
         try:
             transport.write(message)
-            while await self._next() is _Wake.FULL:
+            while await self._next():
                 self._read(False)
                 self._deadline = float("inf")  # the reader is slow, not the engine
                 await receiver.drain()
@@ -105,8 +99,7 @@ class _Connection(asyncio.Protocol):
         finally:
             self._receiver = None
             self._used = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._pool.idle(self)
 
     def _read(self, on: bool) -> None:
         """Go on reading, or pause; a connection that is gone meanwhile has its error told by `_next`."""
@@ -126,19 +119,20 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = self._body_bytes = 0
         self._deadline = now + limits.first_byte_s
         self._end = now + limits.total_s
-        self._watch()
+        self._pool.busy(self)
 
-    async def _next(self) -> _Wake:
+    async def _next(self) -> bool:
+        """Wait until the answer is complete; true when it is not, and the reader has to catch up first."""
         if self._error is not None:
             raise self._error
         if self._complete:
-            return _Wake.DONE
+            return False
         self._wake = self._loop.create_future()
         return await self._wake
 
-    def _wake_up(self, why: _Wake) -> None:
+    def _wake_up(self, *, full: bool) -> None:
         if self._wake is not None and not self._wake.done():
-            self._wake.set_result(why)
+            self._wake.set_result(full)
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
@@ -157,17 +151,12 @@ class _Connection(asyncio.Protocol):
         """Whether another request may be sent on it."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def _watch(self) -> None:
-        """One timer for all deadlines: it re-arms itself, so that a chunk only stores a number."""
-        now = self._loop.time()
-        due = min(self._deadline, self._end)
-        if now < due:
-            # A deadline may have come nearer by then, so look again soon enough.
-            self._timer = self._loop.call_at(
-                min(due, now + self._pool.limits.between_chunks_s / 4), self._watch
-            )
-        elif now >= self._end:
+    def check(self, now: float) -> None:
+        """Enforce the deadlines; called while a request is under way."""
+        if now >= self._end:
             self._fail(EngineError(f"The engine did not finish within {self._pool.limits.total_s:g} s."))
+        elif now < self._deadline:
+            return
         elif not self._started:
             self._fail(EngineError(f"The engine sent nothing for {self._pool.limits.first_byte_s:g} s."))
         else:
@@ -204,7 +193,7 @@ class _Connection(asyncio.Protocol):
         if self._started:
             self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
             if receiver.full:
-                self._wake_up(_Wake.FULL)
+                self._wake_up(full=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed the socket, or we did."""
@@ -214,7 +203,7 @@ class _Connection(asyncio.Protocol):
             return
         if self._started and not self._framed and exc is None:
             self._complete = True  # a body without a length ends with the connection
-            self._wake_up(_Wake.DONE)
+            self._wake_up(full=False)
         elif self._started or self._head_bytes:
             self._fail(EngineError("The engine closed the connection in the middle of its answer."))
         elif self._used:
@@ -256,7 +245,7 @@ class _Connection(asyncio.Protocol):
             return
         self._complete = True
         self._keep_alive = self._parser.should_keep_alive()
-        self._wake_up(_Wake.DONE)
+        self._wake_up(full=False)
 
 
 class HttpPool:
@@ -282,6 +271,10 @@ class HttpPool:
         self._max_idle = max_idle
         self._keep_idle_s = keep_idle_s
         self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+        self._look_s = min(LOOK_S, min(limits.first_byte_s, limits.between_chunks_s, limits.total_s) / 8)
+        self._timer: asyncio.TimerHandle | None = None
+        self._heads: dict[tuple[str, str], bytes] = {}
         self._closed = False
 
     async def request(
@@ -314,6 +307,25 @@ class HttpPool:
         for connection in list(self._idle):
             connection.abort()
         self._idle.clear()
+
+    def busy(self, connection: _Connection) -> None:
+        """Watch the deadlines of a request that begins. One timer serves all; a chunk only stores a number."""
+        self._busy.add(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)
+
+    def idle(self, connection: _Connection) -> None:
+        """Its request has ended."""
+        self._busy.discard(connection)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._busy:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._look_s, self._look)
+            now = loop.time()
+            for connection in list(self._busy):
+                connection.check(now)
 
     def forget(self, connection: _Connection) -> None:
         """Drop a connection that was lost while idle."""
@@ -353,12 +365,16 @@ class HttpPool:
         return connection
 
     def _message(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-        lines = [
-            f"{method} {self._prefix}{path} HTTP/1.1",
-            f"host: {self._netloc}",
-            "accept-encoding: identity",
-        ]
-        if body:
-            lines += ["content-type: application/json", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
+        head = self._heads.get((method, path))
+        if head is None:
+            lines = (
+                f"{method} {self._prefix}{path} HTTP/1.1",
+                f"host: {self._netloc}",
+                "accept-encoding: identity\r\n",
+            )
+            head = self._heads[method, path] = "\r\n".join(lines).encode("latin-1")
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
+        if not body:
+            return b"%b%b\r\n" % (head, more)
+        form = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
+        return form % (head, len(body), more, body)

@@ -6,7 +6,6 @@ into OpenAI's shape, so that everything above sees one dialect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
@@ -85,8 +84,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
         return "embed" if reads and not writes else "generate"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`.
 
     `threads`: how many an elastic engine should compute it with; 0 = its own.

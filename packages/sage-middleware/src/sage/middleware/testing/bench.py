@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal, Self
 
 import msgspec
@@ -32,7 +31,9 @@ def chat(ident: str, *, model: str = "memory", stream: bool = True, **fields: An
 def embedding(ident: str, *texts: str, key: str = "k", hedgeable: bool = False, **fields: Any) -> Parsed:
     """An embedding request; `key` is its batch key."""
     parsed = _parse(Route.EMBEDDINGS, ident, {"model": "memory", "input": list(texts), **fields})
-    return replace(parsed, job=msgspec.structs.replace(parsed.job, batch_key=key, hedgeable=hedgeable))
+    return msgspec.structs.replace(
+        parsed, job=msgspec.structs.replace(parsed.job, batch_key=key, hedgeable=hedgeable)
+    )
 
 
 def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
