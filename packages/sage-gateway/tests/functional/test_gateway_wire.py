@@ -375,6 +375,28 @@ async def test_each_head_of_a_connection_is_judged(front: Any) -> None:
         assert (await wire.answer()).status == status, headers
 
 
+async def test_the_same_head_again_whole_in_halves_and_over_the_limit(front: Any) -> None:
+    wire = await front.connect()
+    ids = set()
+    for body in (b'{"n": 1}', b'{"n": 2}', b'{"text": "longer than ten bytes"}'):
+        await wire.send(front.post(body))
+        answer = await wire.answer()
+        assert (answer.status, answer.body) == (200, body)
+        ids.add(answer.headers["x-request-id"])
+    assert len(ids) == 3
+    raw = front.post(b'{"n": 3}')
+    await wire.send(raw[:-4])
+    await asyncio.sleep(0)
+    await wire.send(raw[-4:])
+    assert (await wire.answer()).body == b'{"n": 3}'
+    await wire.send(front.post(b'{"n": 4}') + front.request("GET", "/v1/models"))
+    assert (await wire.answer()).body == b'{"n": 4}'
+    assert (await wire.answer()).json["data"][0]["id"] == "org/tiny"
+    await wire.send(front.post(b" " * (64 * 1024 + 1)))
+    assert (await wire.answer()).status == 413
+    assert await wire.closed()
+
+
 async def test_an_admin_after_a_key_on_one_connection_is_an_admin(front: Any) -> None:
     wire = await front.connect()
     for key in (front.keys.default, front.keys.admin, front.keys.default):

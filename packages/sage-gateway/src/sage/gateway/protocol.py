@@ -8,7 +8,6 @@ application through uvicorn's own cycle. Reading is never paused, so a client th
 from __future__ import annotations
 
 import asyncio
-import functools
 import hmac
 import logging
 import secrets
@@ -68,6 +67,7 @@ class Gate(HttpToolsProtocol):
         self._line: deque[Pending] = deque()
         self._busy = False
         self._reply: Reply | None = None
+        self._hot_id = ""
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
         self._passed: tuple[tuple[bytes | None, ...], bytes, Admission] | None = None
@@ -105,6 +105,8 @@ class Gate(HttpToolsProtocol):
         state = self._state
         if state == _DISCARD:
             return
+        if self._task is not None and self._task.done():  # a quick client is here before the loop's turn
+            self._hot_done(self._task)
         if state == _IDLE and not self._busy and self._seen is not None and self._again(self._seen, data):
             return
         try:
@@ -325,15 +327,18 @@ class Gate(HttpToolsProtocol):
         if item.id in self._settings.active:  # a trace's id on several calls at once: keep ours apart
             item.id = f"{item.id[:100]}.{secrets.token_hex(4)}"
         self._settings.active.add(item.id)
+        self._hot_id = item.id
         request = HotRequest(item.id, admission, item.headers, body)
         self._reply = self._new_reply(item)
         self._busy = True
         self._task = self.loop.create_task(self._settings.handler(request, self._reply))
-        self._task.add_done_callback(functools.partial(self._hot_done, item.id))
+        self._task.add_done_callback(self._hot_done)
 
-    def _hot_done(self, request_id: str, task: asyncio.Task[None]) -> None:
+    def _hot_done(self, task: asyncio.Task[None]) -> None:
         """Whatever happened, the client has its answer and the line moves on."""
-        self._settings.active.discard(request_id)
+        if task is not self._task:  # that was seen already
+            return
+        self._settings.active.discard(self._hot_id)
         reply, self._reply, self._task = self._reply, None, None
         self._busy = False
         assert reply is not None
