@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -221,6 +222,8 @@ class Gateway:
         )
         self._state.write_atomic(self._paths.run_file, info.model_dump_json(indent=2).encode())
         log.info("serving %s, admin %s, health %s", info.base_url, info.admin_url, info.health_url)
+        gc.collect()
+        gc.freeze()  # what is here stays: no later collection need walk through it
 
 
 def not_ready(engines: Iterable[EngineStatus]) -> tuple[str, ...]:

@@ -242,18 +242,29 @@ def splice(body: bytes, **fields: Any) -> bytes:
     return msgspec.json.encode({**top, **fields})
 
 
-class PassThroughDialect:
-    """Bodies go through unchanged but for `model` and, in a stream, `stream_options`."""
+class _Options(msgspec.Struct):
+    stream_options: dict[str, Any] | None = None
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+
+_OPTIONS = msgspec.json.Decoder(_Options)
+
+
+class PassThroughDialect:
+    """Bodies go through unchanged but for `model` and, in a stream, `stream_options`.
+
+    `model`: the engine's own name of it; empty where that is the one that clients use.
+    """
+
+    def __init__(self, model: str = "") -> None:
+        self._own: dict[str, Any] = {"model": model} if model else {}
 
     async def encode(self, call: Call) -> bytes:
         """Name the engine's own model and ask for usage."""
-        if not call.stream or call.route is EMBEDDINGS:
-            return splice(call.body, model=self._model)
-        options = msgspec.json.decode(call.body, type=dict[str, Any]).get("stream_options") or {}
-        return splice(call.body, model=self._model, stream_options={**options, "include_usage": True})
+        own = self._own
+        if call.stream and call.route is not EMBEDDINGS and not call.include_usage:
+            options = _OPTIONS.decode(call.body).stream_options or {}
+            own = {**own, "stream_options": {**options, "include_usage": True}}
+        return splice(call.body, **own) if own else call.body
 
     def streams(self, call: Call) -> bool:
         """As the client asked."""

@@ -64,7 +64,7 @@ class EmbeddingKind:
     def connect(self, config: EngineConfig, url: str) -> Engine:
         """A connection to the server at `url`."""
         spec = self.spec(config)
-        return _EmbeddingEngine(spec, PassThroughDialect(spec.model), HttpPool(url))
+        return _EmbeddingEngine(spec, PassThroughDialect(), HttpPool(url))
 
 
 class _EmbeddingEngine(HttpEngine):

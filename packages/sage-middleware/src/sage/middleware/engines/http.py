@@ -309,7 +309,7 @@ class HttpPool:
         self._idle.clear()
 
     def busy(self, connection: _Connection) -> None:
-        """Watch the deadlines of a request that begins. One timer serves all; a chunk only stores a number."""
+        """Watch a request that begins. One timer serves all; a chunk only stores a number."""
         self._busy.add(connection)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)

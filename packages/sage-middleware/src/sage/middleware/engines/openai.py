@@ -46,7 +46,7 @@ class OpenAIKind:
         if config.api_key_env:
             headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
         base = url.rstrip("/").removesuffix("/v1")
-        dialect = PassThroughDialect(config.model)
+        dialect = PassThroughDialect("" if config.model == spec.model else config.model)
         return HttpEngine(spec, dialect, HttpPool(base), headers=headers, ready_path="/v1/models")
 
 

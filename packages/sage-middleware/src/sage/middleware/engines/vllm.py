@@ -70,8 +70,7 @@ class VllmKind:
 
     def connect(self, config: EngineConfig, url: str) -> Engine:
         """A connection to the server at `url`."""
-        spec = self.spec(config)
-        return HttpEngine(spec, PassThroughDialect(spec.model), HttpPool(url))
+        return HttpEngine(self.spec(config), PassThroughDialect(), HttpPool(url))
 
 
 def _is_cpu_build(python: str) -> bool:
