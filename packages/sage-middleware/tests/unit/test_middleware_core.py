@@ -167,6 +167,29 @@ def test_a_chain_shares_one_deadline() -> None:
     assert [one.record(ident).deadline for ident in ("first", "second", "stricter")] == [5.0, 5.0, 2.0]
 
 
+def test_a_chain_keeps_its_deadline_when_its_records_are_forgotten() -> None:
+    one = CoreBench("fifo", chat_spec("e0", max_running=9), options=CoreOptions(history=1))
+    one.arrive(chat_job("first"), within=5.0)
+    for ident, parent in [("other", ""), ("child", "first"), ("another", ""), ("grandchild", "child")]:
+        one.arrive(structs.replace(chat_job(ident), parent=parent))
+        one.finish(ident)
+    assert one.record("grandchild").deadline == 5.0
+    one.finish("first")
+    assert one.core.record("first") is None
+    one.at = 6.0
+    one.arrive(structs.replace(chat_job("late"), parent="child"))
+    assert one.record("late").refusal is ShedReason.DEADLINE
+
+
+def test_an_id_that_is_used_again_is_another_chain() -> None:
+    one = bench(slots=4)
+    one.arrive(chat_job("first"), within=5.0)
+    one.finish("first")
+    one.arrive(chat_job("first"))
+    one.arrive(structs.replace(chat_job("second"), parent="first"))
+    assert one.record("second").deadline is None
+
+
 def test_goals_come_from_the_class_unless_the_caller_has_its_own() -> None:
     one = bench(slots=3, policy="hybrid")
     one.arrive(chat_job("a"))
