@@ -39,8 +39,11 @@ class Placement:
         self._details_at = 0.0
 
     def set_policy(self, policy: Policy) -> None:
-        """From now on this one decides."""
+        """From now on this one decides. What nobody keeps up to date is forgotten."""
         self.policy = policy
+        if not policy.traits.prefixes:
+            for load in self._engines:
+                self.forget(load)
 
     def forget(self, load: EngineLoad) -> None:
         """An engine's process is new, or gone: nothing is cached there."""
