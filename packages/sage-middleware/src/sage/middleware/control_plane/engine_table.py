@@ -181,6 +181,11 @@ class EngineLoad:
         self.state, self.detail = state, detail
         self._count_free()
 
+    def restarted(self) -> None:
+        """Its process is new: what was learned of the old one is where it begins; see `LlmCost.restart`."""
+        self.llm.restart()
+        self.embed.restart()
+
     def changed_health(self) -> None:
         """Its breaker changed: on probation there is one slot."""
         self._count_free()
