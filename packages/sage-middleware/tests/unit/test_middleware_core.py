@@ -236,6 +236,39 @@ def test_a_removed_engine_finishes_what_it_has_and_is_forgotten() -> None:
     assert one.feed(EngineRemoved(3.0, "e1")) == []
 
 
+def test_a_namesake_that_serves_something_else_is_what_it_says_now() -> None:
+    one = bench(slots=2, policy="hybrid")
+    one.arrive(chat_job("old"))
+    (load,) = one.core.engines
+    load.llm.observe_ttft(10.0, 0.0, 9.0)
+    one.feed(EngineRemoved(0.0, "e0"))
+    one.feed(EngineUp(0.0, structs.replace(embed_spec("e0", max_running=2), chunk=64)))
+    with pytest.raises(NotFoundError):
+        one.core.check(chat_job("x"))
+    assert (load.generates, load.free, load.llm.chunk) == (False, 1, 64)
+    one.arrive(embed_job("new"))
+    assert one.engine("new") == "e0"
+    one.finish("old", Usage(3, 4))
+    one.begin("new")
+    assert one.wait(0.5) == []
+    one.finish("new", Usage(10, 0))
+    assert (load.running, load.free, load.busy_until, load.prefill_tokens) == (0, 2, 0.5, 0)
+    assert (load.embed.samples, load.llm.samples) == (1, 0)
+
+
+def test_an_engine_that_moves_to_another_device_leaves_the_first_one() -> None:
+    specs = [structs.replace(chat_spec(name), group="gpu0") for name in ("e0", "e1")]
+    one = CoreBench("fifo", *specs)
+    for group, beside, own in [
+        ("gpu1", ["e1"], ["e0"]),
+        ("", ["e1"], ["e0"]),
+        ("gpu0", ["e0", "e1"], ["e0", "e1"]),
+    ]:
+        one.feed(EngineUp(0.0, structs.replace(specs[0], group=group)))
+        assert [load.name for load in one.core.engines["e1"].device] == beside
+        assert [load.name for load in one.core.engines["e0"].device] == own
+
+
 def test_an_unknown_model_is_not_found_and_the_models_are_named() -> None:
     one = bench()
     with pytest.raises(NotFoundError, match=r"'x' does not exist; there are: m") as caught:

@@ -89,7 +89,7 @@ class LlmCost:
         """The engine's process is new: the same model, as a rule on the same device with the same flags.
 
         What the old one taught is the prior of the new one, which five samples correct where a flag or the
-        device did change. Residuals, trust and `samples` begin anew, so that nothing is refused by old figures.
+        device did change. Residuals, trust and `samples` begin anew: nothing is refused by old figures.
         """
         self._ttft = LeastSquares(self._ttft.weights)
         self._tpot = LeastSquares(self._tpot.weights)

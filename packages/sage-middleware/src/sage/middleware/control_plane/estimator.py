@@ -72,7 +72,7 @@ class Estimator:
         """Learn from a first byte. Only a stream shows when its first token was there."""
         load = attempt.engine
         job = attempt.slices[0][0].job
-        if load.generates and job.stream and _worth_learning(load, now):
+        if load.generates and job.stream and job.model == load.spec.model and _worth_learning(load, now):
             load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
             attempt.mark = load.mark(now)
             attempt.learns = True
@@ -80,6 +80,8 @@ class Estimator:
     def finished(self, attempt: Attempt, usage: Usage, now: float) -> None:
         """Learn from a complete answer."""
         load = attempt.engine
+        if attempt.slices[0][0].job.model != load.spec.model:  # a namesake has taken the engine's place
+            return
         taken = now - attempt.sent
         if not load.generates:
             load.latency.observe(max(taken, 1e-6))
