@@ -1,4 +1,4 @@
-"""The control plane's core: a state machine without clock, I/O, await or randomness.
+"""The control plane's core: a state machine without clock, I/O, await or randomness but from a given seed.
 
 Events with their time go in, actions come out. Two drivers run the same object: the live one and the
 simulator. Each request reaches exactly one of done, failed, rejected, cancelled.

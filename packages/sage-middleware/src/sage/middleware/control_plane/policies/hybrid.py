@@ -32,7 +32,6 @@ LARGEST_CHUNK: Final = 0.5  # of it, for a call that would else be smaller than 
 EFFICIENT: Final = 4  # texts: of fewer in a call each costs up to half as much again
 HOLD_S: Final = 0.002
 HOLD: Final = 0.05  # of the goal
-JITTER: Final = 0.2
 
 
 class Hybrid(BasePolicy):
@@ -74,12 +73,8 @@ class Hybrid(BasePolicy):
             return None
         return Shed(
             f"its answer would be {late:.2f} s late: {wait:.2f} s of work wait before it",
-            self._spread(late),
+            max(1.0, late),
         )
-
-    def _spread(self, seconds: float) -> float:
-        """When to come again, not all at the same time."""
-        return max(1.0, seconds) * self._random.uniform(1.0 - JITTER, 1.0 + JITTER)
 
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
         """The earliest predicted finish among engines whose queues are shallow; else it waits here."""
@@ -95,7 +90,7 @@ class Hybrid(BasePolicy):
             hopeless = forecast.seconds > left + grace and engine.running > 0
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
-            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", self._spread(waited))
+            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
         if engine is None or self._worth_waiting(record, forecast, model, left, now):
             return Wait(forecast.look_again)
         seconds = forecast.seconds
