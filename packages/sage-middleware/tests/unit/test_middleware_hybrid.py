@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost
 from sage.middleware.control_plane.goals import DEFAULT_SLOS
+from sage.middleware.control_plane.policies.base import load_of
 from sage.middleware.control_plane.policies.hybrid import CHUNK, HOLD_S, LARGEST_CHUNK, Hybrid
 from sage.middleware.control_plane.policy import Choice, PolicyOptions, Shed, Wait
 from sage.middleware.control_plane.records import Record
@@ -118,6 +121,72 @@ def test_without_trust_the_least_loaded_is_taken_and_nothing_given_up() -> None:
     assert isinstance(choice, Choice)
     assert choice.engine == "quiet"
     assert choice.reason.startswith("least loaded")
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> list[FakeView]:
+    """Engines of which some are not trusted, under any load and with any figures learned."""
+    engines = []
+    for number in range(draw(st.integers(1, 5))):
+        llm = known(draw(st.sampled_from([1e-6, 1e-4, 1.0])), trusted=draw(st.booleans()))
+        one = view(
+            f"e{number}",
+            running=draw(st.integers(0, 4)),
+            llm=llm,
+            last_dispatch=draw(st.integers(0, 3)) * 5 + number,
+        )
+        one.outstanding_tokens = one.running * draw(st.integers(0, 4000))
+        one.prefill_tokens = draw(st.integers(0, one.outstanding_tokens))
+        engines.append(one)
+    return engines
+
+
+@given(pools(), st.sampled_from([0.0, 1.0, 50.0]))
+def test_an_engine_that_is_not_trusted_gets_what_its_load_says_and_no_forecast_speaks_for_it(
+    engines: list[FakeView], now: float
+) -> None:
+    chosen = policy().choose(chat(), engines, now)
+    doubtful = {one.name for one in engines if not one.llm.trusted}
+    free = [one for one in engines if one.free]
+    least = min(free, key=lambda one: (load_of(one), one.last_dispatch), default=None)
+    if not doubtful:
+        return
+    assert not isinstance(chosen, Shed)
+    if least is not None and least.name in doubtful:  # neither locked out by its figures nor by others'
+        assert isinstance(chosen, Choice)
+        assert (chosen.engine, chosen.predicted) == (least.name, 0.0)
+    else:  # nor does it draw what is not its turn; the trusted ones are compared as if it were not there
+        trusted = [one for one in engines if one.name not in doubtful]
+        alone = policy().choose(chat(), trusted, now) if trusted else Wait()
+        if not isinstance(alone, Shed):
+            assert _where(chosen) == _where(alone)
+    for one in engines:
+        if one.name in doubtful:
+            one.llm = known(1e3, trusted=False)
+    assert _where(policy().choose(chat(), engines, now)) == _where(chosen)
+
+
+def _where(verdict: Choice | Wait | Shed) -> str:
+    return verdict.engine if isinstance(verdict, Choice) else type(verdict).__name__
+
+
+def test_one_engine_that_is_not_trusted_does_not_take_the_forecast_from_the_others() -> None:
+    quick, slow = view("quick", running=2), view("slow", running=1, llm=known(0.0005))
+    doubtful = view("doubtful", running=3, llm=known(trusted=False))
+    choice = policy().choose(chat(), [slow, quick, doubtful], 0.0)
+    assert isinstance(choice, Choice)
+    assert choice.engine == "quick"
+    assert choice.reason.startswith("first to have it")
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_embeddings_too_go_by_load_only_where_an_engine_is_not_trusted(trusted: bool) -> None:
+    known_one, other = embedder(running=1, last_dispatch=1), embedder()
+    other.name, other.embed.trusted, other.busy_until = "v1", trusted, 100.0
+    other.running = 0 if not trusted else 1
+    choice = policy().choose(waiting_record(embed_job("s"), due=5.0), [known_one, other], 0.0)
+    assert isinstance(choice, Choice)
+    assert choice.engine == ("v0" if trusted else "v1")
 
 
 def test_it_waits_for_a_fast_busy_engine_rather_than_go_to_a_slow_idle_one() -> None:

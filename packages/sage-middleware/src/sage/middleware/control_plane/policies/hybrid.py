@@ -77,11 +77,17 @@ class Hybrid(BasePolicy):
         )
 
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
-        """The earliest predicted finish among engines whose queues are shallow; else it waits here."""
+        """The earliest predicted finish among engines whose queues are shallow; else it waits here.
+
+        An engine that is not trusted gets what comes while it is the least loaded of all that have a free
+        slot, whatever is predicted of it or of others; the rest is for those that are trusted.
+        """
         model = self._embed if record.job.texts else self._llm
         forecast = model.of(record, engines, now)
-        if not forecast.trusted:
-            return least_loaded(engines)
+        if forecast.untrusted:
+            least = least_loaded(engines)
+            if isinstance(least, Wait) or least.engine in forecast.untrusted:
+                return least
         engine, left = forecast.best, record.due - now
         if engine is None:
             hopeless = left < 0.0
