@@ -35,6 +35,7 @@ def known(per_token: float = 0.0001, *, samples: int = 100, trusted: bool = True
     cost = LlmCost()
     cost.iteration_base, cost.iteration_slope, cost.per_token = 0.01, 0.0, per_token
     cost.tpot_base, cost.tpot_slope = 0.01, 0.0
+    cost._tpot.weights = (0.01, 0.0, 0.0, 0.0)
     cost.samples, cost.trusted, cost.margin = samples, trusted, 1.0
     return cost
 
@@ -90,6 +91,37 @@ def test_the_margin_of_the_model_counts() -> None:
 )
 def test_nothing_is_refused_by_a_model_nobody_trusts_nor_where_an_engine_idles(engine: FakeView) -> None:
     assert policy().admit(chat(), [view(running=4), engine], 1000.0, 0.0) is None
+
+
+def whole(p90: float, ends_by: float = 3.0) -> Record:
+    """A chat whose last token is wanted by then; 100 tokens of 10 ms are expected, `p90` at worst."""
+    return chat(due=2.0, output_p50=100.0, output_p90=p90, ends_by=ends_by)
+
+
+def test_what_must_be_complete_is_judged_by_the_p90_of_its_length() -> None:
+    busy = [view(running=1)]
+    assert policy().admit(whole(280.0), busy, 0.0, 0.0) is None  # 0.11 s and 2.8 s
+    shed = policy().admit(whole(400.0), busy, 0.0, 0.0)
+    assert isinstance(shed, Shed)
+    assert shed.retry_after == pytest.approx(1.11)
+    assert policy().admit(whole(400.0), [*busy, view("quicker", running=1, llm=fast())], 0.0, 0.0) is None
+    assert policy().admit(whole(280.0), busy, 0.5, 0.0) is not None  # what waits before it counts
+    assert policy().admit(whole(400.0), [*busy, view("idle")], 0.0, 0.0) is None
+    assert policy(best_effort=frozenset({"tenant"})).admit(whole(400.0), busy, 0.0, 0.0) is None
+
+
+def fast() -> LlmCost:
+    cost = known()
+    cost._tpot.weights = (0.001, 0.0, 0.0, 0.0)
+    return cost
+
+
+def test_a_newcomer_that_finds_an_open_engine_is_judged_so_too_and_never_again() -> None:
+    busy = [view(running=1)]
+    assert isinstance(policy().choose(whole(400.0), busy, 0.0), Shed)
+    assert isinstance(policy().choose(whole(280.0), busy, 0.0), Choice)
+    assert isinstance(policy().choose(whole(400.0), [view()], 0.0), Choice)
+    assert isinstance(policy().choose(whole(400.0), busy, 0.1), Choice)  # it was let in: by the p50
 
 
 def test_who_would_rather_be_late_is_never_refused() -> None:

@@ -28,20 +28,25 @@ class Estimator:
         self._prompts = PromptTokens()
 
     def record(self, job: Job, sequence: int, policy: str, now: float, deadline: float | None) -> Record:
-        """What is known of a request when it arrives; `cost` comes with its lane."""
+        """What is known of a request when it arrives; what depends on engines comes with its lane."""
         slo = self._slos[job.request_class] if job.slo is None else self._slo(job, job.slo)
         tokens = (
             self._prompts.estimate(job.model, job.prompt_bytes) if job.prompt_bytes else job.prompt_tokens
         )
         p50 = p90 = 0.0
+        ends_by = math.inf
         if job.texts:
             goal = slo.total
         else:
             p50, p90 = self._lengths.quantiles(job.model, job.tenant, job.max_tokens)
             goal = slo.ttft
+            if slo.total is not None:
+                ends_by = now + slo.total
         due = math.inf if goal is None else now + goal
-        if deadline is not None:  # its first token must leave time for the others
-            due = min(due, deadline - p50 * (slo.tpot or 0.0))
+        if deadline is not None:
+            due = min(due, deadline)
+            if not job.texts:
+                ends_by = min(ends_by, deadline)
         units = job.texts or 1
         return Record(
             job=job,
@@ -57,6 +62,7 @@ class Estimator:
             units=units,
             left=units,
             queued=now,
+            ends_by=ends_by,
         )
 
     def _slo(self, job: Job, asked: Slo) -> Slo:

@@ -57,7 +57,11 @@ class Hybrid(BasePolicy):
         return Floored(_is_low, lambda: Fair(self._accounts, Feasible), self._floor)
 
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
-        """Refuse what the p90 of its finish would make late, backlog included. O(engines)."""
+        """Refuse what the p90 of its finish would make late, backlog included. O(engines).
+
+        What must be complete by some time is late if nine in ten such answers would be, at the pace of the
+        engine that now writes quickest.
+        """
         if record.due == inf or record.job.tenant in self.options.best_effort:
             return None
         margin, busy = 1.0, inf
@@ -68,7 +72,11 @@ class Hybrid(BasePolicy):
             margin = max(margin, model.margin)
             busy = min(busy, 0.0 if engine.generates else engine.busy_until - now)
         wait = ahead / len(engines) + max(0.0, busy)
-        late = now + wait + record.quick * margin - record.due
+        first = now + wait + record.quick * margin
+        late = first - record.due
+        if record.ends_by < inf:
+            pace = min(engine.llm.tpot(engine.running) for engine in engines)
+            late = max(late, first + record.output_p90 * pace - record.ends_by)
         if late <= 0.0:
             return None
         return Shed(
@@ -82,6 +90,8 @@ class Hybrid(BasePolicy):
         An engine that is not trusted gets what comes while it is the least loaded of all that have a free
         slot, whatever is predicted of it or of others; the rest is for those that are trusted.
         """
+        if record.ends_by < inf and now == record.arrived and (shed := self.admit(record, engines, 0.0, now)):
+            return shed
         model = self._embed if record.job.texts else self._llm
         forecast = model.of(record, engines, now)
         if forecast.untrusted:
@@ -92,7 +102,7 @@ class Hybrid(BasePolicy):
         if engine is None:
             hopeless = left < 0.0
         else:
-            grace = GRACE * (record.due - record.arrived)
+            grace = GRACE * max(0.0, record.due - record.arrived)
             hopeless = forecast.seconds > left + grace and engine.running > 0
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
