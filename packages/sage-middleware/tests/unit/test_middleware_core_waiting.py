@@ -121,6 +121,15 @@ def test_a_chain_whose_time_is_over_gets_no_engine() -> None:
     assert one.running == {}
 
 
+def test_an_id_that_is_used_again_is_another_chain() -> None:
+    one = CoreBench("fifo", chat_spec("e0"))
+    one.arrive(chat_job("first"), within=5.0)
+    one.finish("first")
+    one.arrive(chat_job("first"))
+    one.arrive(structs.replace(chat_job("second"), parent="first"))
+    assert one.record("second").deadline is None
+
+
 def test_nothing_is_sent_after_its_deadline_however_late_the_tick_comes() -> None:
     one = CoreBench("fifo", chat_spec("e0", max_running=1))
     one.arrive(chat_job("a"))
