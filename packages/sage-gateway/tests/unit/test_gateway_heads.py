@@ -11,9 +11,7 @@ from sage.gateway.keys import Principal
 from sage.middleware.engines.port import Route
 
 ADMISSION = Admission(Principal("k"), Route.CHAT, max_body=1000, expect_continue=False)
-HEAD = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nContent-Length: %d\r\nauthorization: Bearer a\r\n\r\n"
-)
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nContent-Length: %d\r\nx-api-key: a\r\n\r\n"
 
 
 def request(body: bytes, head: bytes = HEAD) -> bytes:

@@ -121,6 +121,15 @@ def test_a_chain_whose_time_is_over_gets_no_engine() -> None:
     assert one.running == {}
 
 
+def test_an_id_that_is_used_again_is_another_chain() -> None:
+    one = CoreBench("fifo", chat_spec("e0"))
+    one.arrive(chat_job("first"), within=5.0)
+    one.finish("first")
+    one.arrive(chat_job("first"))
+    one.arrive(structs.replace(chat_job("second"), parent="first"))
+    assert one.record("second").deadline is None
+
+
 def test_nothing_is_sent_after_its_deadline_however_late_the_tick_comes() -> None:
     one = CoreBench("fifo", chat_spec("e0", max_running=1))
     one.arrive(chat_job("a"))
@@ -219,3 +228,23 @@ def test_what_a_removed_engine_had_cached_is_forgotten() -> None:
     one.finish("a")
     assert len(one.core._placement._prefixes) == 0
     assert gone not in one.core._placement._prefixes._engines
+
+
+def test_a_policy_without_prefixes_forgets_what_engines_have_cached() -> None:
+    one = CoreBench("hybrid", chat_spec("e0"), chat_spec("e1"))
+    one.arrive(structs.replace(chat_job("a"), blocks=(1, 2, 3)))
+    one.note(one.core.set_policy(load_policy("adaptive", PolicyOptions()), one.at))
+    one.arrive(structs.replace(chat_job("b"), blocks=(1, 2, 3)))  # nobody notes where this one goes
+    one.note(one.core.set_policy(load_policy("hybrid", PolicyOptions()), one.at))
+    assert len(one.core._placement._prefixes) == 0
+    kept = {name: known.capacity for name, known in one.core._placement._prefixes._engines.items()}
+    assert kept == {load.name: load.spec.kv_tokens * 4 // 256 for load in one.core.engines}
+    one.arrive(structs.replace(chat_job("c"), blocks=(1, 2, 3)))
+    assert not one.record("c").cached
+
+
+def test_a_policy_with_prefixes_keeps_what_another_one_learned() -> None:
+    one = CoreBench("hybrid", chat_spec("e0"), chat_spec("e1"))
+    one.arrive(structs.replace(chat_job("a"), blocks=(1, 2, 3)))
+    one.note(one.core.set_policy(load_policy("prefix_affinity", PolicyOptions()), one.at))
+    assert len(one.core._placement._prefixes) == 3

@@ -121,6 +121,38 @@ def test_a_change_of_pace_is_followed(factor: float) -> None:
     assert error(cost, changed) < 0.25
 
 
+def test_a_new_process_begins_with_what_the_old_one_taught_and_has_to_earn_trust_to_refuse() -> None:
+    cost, random = LlmCost(), Random(5)
+    run(cost, SLOW, random, 500, 0.1)
+    cost.observe_tpot(4.0, 0.0, 0.0, 0.02)
+    before, tpot, margin = cost.ttft(900, 3), cost.tpot(3), cost.margin
+    run(cost, FAST, random, 40, 5.0)
+    assert not cost.trusted
+    run(cost, SLOW, random, 500, 0.1)
+    cost.restart()
+    assert cost.ttft(900, 3) == pytest.approx(before, rel=0.2)
+    assert cost.tpot(3) == pytest.approx(tpot)
+    assert (cost.samples, cost.trusted) == (0, True)
+    assert cost.margin == LlmCost().margin != margin
+    run(cost, SLOW, random, 5, 0.1)
+    assert error(cost, SLOW) < 0.2
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_process_on_another_device_is_known_in_ten_samples(factor: float) -> None:
+    cost, same, random = LlmCost(), LlmCost(), Random(11)
+
+    def other(tokens: float, running: float) -> float:
+        return factor * SLOW(tokens, running)
+
+    for one in (cost, same):
+        run(one, SLOW, random, 2000, 0.1)
+    cost.restart()
+    for one in (cost, same):
+        run(one, other, random, 10, 0.1)
+    assert error(cost, other) < 0.2 < error(same, other)
+
+
 def test_interference_of_an_embedding_engine_is_learned() -> None:
     cost, random = LlmCost(), Random(6)
     for _ in range(1500):
@@ -198,6 +230,19 @@ def test_batches_are_learned_with_threads_and_interference(threads: list[int]) -
     assert cost.trusted
     assert cost.samples == 600
     assert 1.0 < cost.margin < 1.5
+
+
+def test_a_new_embedding_process_begins_with_what_the_old_one_taught() -> None:
+    cost = EmbedCost()
+    batches(cost, Random(8), 600, [1, 4], 0.15)
+    before = [cost.seconds(800, 8, threads, beside) for threads in (1, 4) for beside in (0.0, 1.0)]
+    cost.restart()
+    after = [cost.seconds(800, 8, threads, beside) for threads in (1, 4) for beside in (0.0, 1.0)]
+    assert after == before
+    assert (cost.samples, cost.trusted, cost.margin) == (0, True, EmbedCost().margin)
+    for _ in range(10):
+        cost.observe(800, 8, 10.0 * batch(800, 8))
+    assert cost.seconds(800, 8) == pytest.approx(10.0 * batch(800, 8), rel=0.25)
 
 
 @pytest.mark.parametrize("scale", [0.1, 10.0])

@@ -13,6 +13,7 @@ from sage.middleware.control_plane.options import CoreOptions, Limits
 from sage.middleware.control_plane.policy import PolicyOptions
 from sage.middleware.control_plane.simulator.faults import Kill
 from sage.middleware.control_plane.simulator.fleet import Fleet
+from sage.middleware.control_plane.simulator.report import summarise
 from sage.middleware.control_plane.simulator.scenarios import random_scenario
 from sage.middleware.control_plane.simulator.types import RequestResult, Result, SimRequest
 from sage.middleware.control_plane.simulator.world import simulate
@@ -83,6 +84,24 @@ def test_followers_come_when_their_predecessor_is_done() -> None:
 def test_nothing_follows_what_was_not_served() -> None:
     chain = embed_request("embed", 1.0, cancel_after=0.001, follow=(chat_request("chat", 0.5),))
     assert outcomes(run(chain)) == {"embed": "cancelled"}
+
+
+def test_steps_that_were_never_sent_because_an_earlier_one_was_not_served_are_offered_and_missed() -> None:
+    fleet = fleet_of(llm_engine(max_running=1), embed_engine())
+    last = embed_request("last", 0.5)
+    chain = chat_request(
+        "first", output=5000, deadline=2.0, follow=(chat_request("next", 0.5, follow=(last,)),)
+    )
+    result = run(chain, fleet=fleet)
+    assert outcomes(result) == {"first": "failed", "next": "unsent", "last": "unsent"}
+    unsent = result.requests[-1]
+    assert (unsent.arrived, unsent.total_s, unsent.engine, unsent.attempts) == (2.0, 0.0, None, 0)
+    assert "first before it" in unsent.reason
+    report = summarise(result)
+    assert report.outcomes == {"chat": {"failed": 1, "unsent": 1}, "embed_interactive": {"unsent": 1}}
+    attained = {one.group: one.value for one in report.figures if one.name == "attainment"}
+    assert attained == {"all": 0.0, "chat": 0.0, "embed_interactive": 0.0}
+    assert report.wall_s == 2.0
 
 
 def test_a_client_that_leaves_frees_its_slot() -> None:

@@ -109,13 +109,20 @@ def test_every_kind_of_line_is_read_back(kind: type[Any], tmp_path: Path) -> Non
     assert json.loads(path.read_bytes().splitlines()[-1])["type"] == kind.__name__
 
 
-def test_a_trace_that_is_opened_again_begins_anew(tmp_path: Path) -> None:
+def test_a_trace_that_is_opened_again_begins_anew_and_the_one_before_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "trace.ndjson"
-    for at in (1.0, 2.0):
+    for at in (1.0, 2.0, 3.0):
         writer = TraceWriter(path)
         writer.record(Tick(at), ())
         writer.close()
-    assert list(read_trace(path)) == [Tick(2.0)]
+    assert list(read_trace(path)) == [Tick(3.0)]
+    assert list(read_trace(tmp_path / "trace.ndjson.1")) == [Tick(2.0)]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["trace.ndjson", "trace.ndjson.1"]
+
+
+def test_a_trace_may_go_to_what_is_no_file() -> None:
+    TraceWriter(Path("/dev/null")).close()
+    assert Path("/dev/null").is_char_device()
 
 
 def test_more_than_fits_is_dropped_counted_and_noted(

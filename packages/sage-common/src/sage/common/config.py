@@ -134,7 +134,9 @@ class ControlPlaneConfig(_Section):
     retry_share: float = Field(0.1, ge=0, le=1, description="retries, as a share of the traffic")
     hedge_share: float = Field(0.02, ge=0, le=1, description="hedged calls, as a share of the traffic")
     trace: Annotated[Path | None, AfterValidator(_expanded)] = Field(
-        None, description="write every event and decision to this NDJSON file, begun anew at each start"
+        None,
+        description="write every event and decision to this NDJSON file, begun anew at each start, "
+        "the one before kept as FILE.1",
     )
 
 

@@ -1,4 +1,4 @@
-"""The control plane's core: a state machine without clock, I/O, await or randomness.
+"""The control plane's core: a state machine without clock, I/O, await or randomness but from a given seed.
 
 Events with their time go in, actions come out. Two drivers run the same object: the live one and the
 simulator. Each request reaches exactly one of done, failed, rejected, cancelled.
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.admission import RetryBudget, expiry, full, refusal
+from sage.middleware.control_plane.chains import Chains
 from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
 from sage.middleware.control_plane.estimator import Estimator, usage_of
 from sage.middleware.control_plane.lanes import ClassCounts, Lane
@@ -46,6 +47,7 @@ class Core(Requests):
     def __init__(self, policy: Policy, options: CoreOptions | None = None) -> None:
         super().__init__(policy, options or CoreOptions())
         self._estimator = Estimator(self._options.slos)
+        self._chains = Chains()
         self._arrivals = 0
         self._retries = RetryBudget(self._limits)
         self._next_look = 0.0
@@ -121,7 +123,8 @@ class Core(Requests):
         job, now = event.job, event.at
         self._arrivals += 1
         self._retries.earn()
-        deadline = self._deadline(event) if job.parent else event.deadline
+        deadline = self._chains.deadline(job.parent, event.deadline) if job.parent else event.deadline
+        self._chains.note(job.id, deadline)
         record = self._estimator.record(job, self._arrivals, self._placement.name, now, deadline)
         self._live[job.id] = record
         self._history.add(record)
@@ -160,13 +163,6 @@ class Core(Requests):
         else:
             self._scaling.shed(record.job)
             self._reject_unserved(record, now)
-
-    def _deadline(self, event: Arrived) -> float | None:
-        """Its own hard deadline, or what is left of the chain that it belongs to."""
-        parent = self.record(event.job.parent)
-        if parent is None or parent.deadline is None:
-            return event.deadline
-        return parent.deadline if event.deadline is None else min(parent.deadline, event.deadline)
 
     def _first_byte(self, event: FirstByte) -> None:
         attempt = self._attempts.get(event.attempt)

@@ -85,6 +85,18 @@ class LlmCost:
         self.trusted = True
         self.samples = 0
 
+    def restart(self) -> None:
+        """The engine's process is new: the same model, as a rule on the same device with the same flags.
+
+        What the old one taught is the prior of the new one, which five samples correct where a flag or the
+        device did change. Residuals, trust and `samples` begin anew: nothing is refused by old figures.
+        """
+        self._ttft = LeastSquares(self._ttft.weights)
+        self._tpot = LeastSquares(self._tpot.weights)
+        self._residuals = Residuals()
+        self.margin, self.trusted = self._residuals.margin, self._residuals.trusted
+        self.samples = 0
+
     def ttft(self, tokens: float, running: float) -> float:
         """Seconds from sending to the first token.
 
@@ -166,6 +178,15 @@ class EmbedCost:
         self.trusted = True
         self.samples = 0
         self._read_weights()
+
+    def restart(self) -> None:
+        """The engine's process is new; see `LlmCost.restart`. Factors are kept and followed quickly again."""
+        self._regression = LeastSquares(self._regression.weights)
+        self._residuals = Residuals()
+        self._threads = {threads: (factor, 0) for threads, (factor, _) in self._threads.items()}
+        self._interfered = 0
+        self.margin, self.trusted = self._residuals.margin, self._residuals.trusted
+        self.samples = 0
 
     def seconds(self, tokens: float, texts: float, threads: int = 1, beside: float = 0.0) -> float:
         """Seconds of one batch. `beside`: share of the time in which an LLM on the same device computes.

@@ -14,6 +14,7 @@ from sage.common.config import ControlPlaneConfig
 from sage.common.errors import ConflictError, SageError, TimedOutError, UnavailableError
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.core import Core
+from sage.middleware.control_plane.jitter import Jitter
 from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.control_plane.reports import decision_of, engine_status, queue_status
@@ -48,6 +49,7 @@ log: Final = logging.getLogger("sage.middleware.control_plane")
 
 SHORTEST_S: Final = 0.001  # no timer of the loop is finer: shorter ones come too early, again and again
 PULSE_S: Final = 1.0  # between two reports of which attempts have had bytes
+BACK_S: Final = 5.0  # after which a server that shuts down may be there again
 
 EngineAction = StartEngine | StopEngine | RestartEngine
 
@@ -73,6 +75,7 @@ class ControlPlane:
         self._timer_due = math.inf
         self._pulse: asyncio.TimerHandle | None = None
         self._closing = False
+        self._jitter = Jitter(0)  # not the core's: what a trace replays has drawn that one's
         self._idle = asyncio.Event()
         self.on_engine_action: Callable[[EngineAction], None] | None = None
         self._trace = None if config.trace is None else TraceWriter(config.trace)
@@ -125,7 +128,7 @@ class ControlPlane:
         `[DONE]`, and `failed` is returned.
         """
         if self._closing:
-            raise UnavailableError("The server is shutting down.", retry_after=5.0)
+            raise self._goodbye()
         if job.id in self._tickets:
             raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
         self._core.check(job)
@@ -304,6 +307,9 @@ class ControlPlane:
 
     # ---- the end -------------------------------------------------------------------------------------
 
+    def _goodbye(self) -> UnavailableError:
+        return UnavailableError("The server is shutting down.", retry_after=self._jitter.spread(BACK_S))
+
     async def close(self, drain_s: float) -> None:
         """Refuse new requests, let the others end for `drain_s` seconds, then end them with an error."""
         self._closing = True
@@ -313,7 +319,7 @@ class ControlPlane:
                 await asyncio.wait_for(self._idle.wait(), drain_s)
             except TimeoutError:
                 for ticket in list(self._tickets.values()):
-                    self._abort(ticket, UnavailableError("The server is shutting down.", retry_after=5.0))
+                    self._abort(ticket, self._goodbye())
                 await self._idle.wait()
         await self._upstreams.close()
         for timer in (self._timer, self._pulse):

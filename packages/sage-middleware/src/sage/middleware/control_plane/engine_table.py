@@ -182,6 +182,21 @@ class EngineLoad:
         self.state, self.detail = state, detail
         self._count_free()
 
+    def become(self, spec: EngineSpec) -> None:
+        """Be what `spec` says now. Of another model nothing is known; a device is joined by the table."""
+        if spec.model != self.spec.model or spec.task != self.spec.task:
+            self.llm, self.embed, self.latency = LlmCost(), EmbedCost(), Quantile(0.95, 1.0)
+        self.spec, self.max_running = spec, spec.max_running
+        self.generates = spec.task == "generate"
+        self.llm.chunk = spec.chunk
+        self.device = [self]
+        self._count_free()
+
+    def restarted(self) -> None:
+        """Its process is new: what was learned of the old one is where it begins; see `LlmCost.restart`."""
+        self.llm.restart()
+        self.embed.restart()
+
     def changed_health(self) -> None:
         """Its breaker changed: on probation there is one slot."""
         self._count_free()
@@ -252,8 +267,10 @@ class EngineTable:
         load = self._engines.get(spec.name)
         if load is None:
             load = self._engines[spec.name] = EngineLoad(spec)
-        else:
-            load.spec, load.max_running = spec, spec.max_running
+        elif load.spec != spec:
+            group = load.spec.group
+            load.become(spec)
+            self._changed(group)
         self._changed(spec.group)
         return load
 

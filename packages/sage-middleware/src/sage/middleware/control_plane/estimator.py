@@ -28,24 +28,42 @@ class Estimator:
         self._prompts = PromptTokens()
 
     def record(self, job: Job, sequence: int, policy: str, now: float, deadline: float | None) -> Record:
-        """What is known of a request when it arrives; `cost` comes with its lane."""
+        """What is known of a request when it arrives; what depends on engines comes with its lane."""
         slo = self._slos[job.request_class] if job.slo is None else self._slo(job, job.slo)
         tokens = (
             self._prompts.estimate(job.model, job.prompt_bytes) if job.prompt_bytes else job.prompt_tokens
         )
         p50 = p90 = 0.0
+        ends_by = math.inf
         if job.texts:
             goal = slo.total
         else:
             p50, p90 = self._lengths.quantiles(job.model, job.tenant, job.max_tokens)
             goal = slo.ttft
+            if slo.total is not None:
+                ends_by = now + slo.total
         due = math.inf if goal is None else now + goal
-        if deadline is not None:  # its first token must leave time for the others
-            due = min(due, deadline - p50 * (slo.tpot or 0.0))
+        if deadline is not None:
+            due = min(due, deadline)
+            if not job.texts:
+                ends_by = min(ends_by, deadline)
         units = job.texts or 1
         # in the order of the fields: by name it would take three times as long
         return Record(
-            job, sequence, policy, now, deadline, slo, due, tokens, p50, p90, units, left=units, queued=now
+            job,
+            sequence,
+            policy,
+            now,
+            deadline,
+            slo,
+            due,
+            tokens,
+            p50,
+            p90,
+            units,
+            left=units,
+            queued=now,
+            ends_by=ends_by,
         )
 
     def _slo(self, job: Job, asked: Slo) -> Slo:
@@ -65,7 +83,7 @@ class Estimator:
         """
         load = attempt.engine
         job = attempt.slices[0][0].job
-        if load.generates and job.stream and _worth_learning(load, now):
+        if load.generates and job.stream and job.model == load.spec.model and _worth_learning(load, now):
             load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
             attempt.mark = load.mark(now)
             attempt.learns = True
@@ -73,6 +91,8 @@ class Estimator:
     def finished(self, attempt: Attempt, usage: Usage, now: float) -> None:
         """Learn from a complete answer."""
         load = attempt.engine
+        if attempt.slices[0][0].job.model != load.spec.model:  # a namesake has taken the engine's place
+            return
         taken = now - attempt.sent
         if not load.generates:
             load.latency.observe(max(taken, 1e-6))

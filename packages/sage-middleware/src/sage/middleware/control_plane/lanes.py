@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from math import inf
 from typing import Final
 
 import msgspec
@@ -67,11 +68,23 @@ class Lane:
 
     def price(self, record: Record) -> None:
         """What it costs on the quickest engine, if there is any. Never while it waits."""
-        if self.reference is not None:
-            record.cost = self.reference.seconds(record, record.units)
-            record.quick = self.reference.quickest(record)
+        reference = self.reference
+        if reference is not None:
+            record.cost = reference.seconds(record, record.units)
+            record.quick = reference.quickest(record)
+            if record.ends_by < inf:
+                self._limit(record, reference)
             if record.deadline is None:  # a goal that not even an idle engine meets is no reason to refuse
                 record.due = max(record.due, record.arrived + STRETCH * record.quick)
+
+    @staticmethod
+    def _limit(record: Record, reference: EngineLoad) -> None:
+        """The first token must leave time for the others, of which half of such answers have no more."""
+        if record.deadline is None:
+            alone = record.quick + record.output_p90 * reference.llm.tpot(1)
+            record.ends_by = max(record.ends_by, record.arrived + STRETCH * alone)
+        rest = record.output_p50 * reference.llm.tpot(max(1, reference.running))
+        record.due = min(record.due, record.ends_by - rest)
 
     def before(self, record: Record) -> float:
         """Predicted engine-seconds that wait and are not of a more patient class."""

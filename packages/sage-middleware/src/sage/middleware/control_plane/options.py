@@ -35,6 +35,7 @@ class CoreOptions(msgspec.Struct, frozen=True):
     templates: tuple[Template, ...] = ()  # engines that may be started and stopped
     device_cores: dict[str, int] = {}  # cores of each group; templates share them
     autoscale: AutoscaleOptions = AutoscaleOptions()
+    seed: int = 0  # of what refused clients are told: when to come again is spread
 
     @classmethod
     def of(cls, config: ControlPlaneConfig) -> CoreOptions:

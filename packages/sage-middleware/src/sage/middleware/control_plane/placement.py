@@ -39,9 +39,12 @@ class Placement:
         self.set_policy(policy)
 
     def set_policy(self, policy: Policy) -> None:
-        """From now on this one decides."""
+        """From now on this one decides. What nobody keeps up to date is forgotten."""
         self.policy = policy
         self.name, self.traits = policy.name, policy.traits
+        if not policy.traits.prefixes:
+            for load in self._engines:
+                self.forget(load)
 
     def forget(self, load: EngineLoad) -> None:
         """An engine's process is new, or gone: nothing is cached there."""

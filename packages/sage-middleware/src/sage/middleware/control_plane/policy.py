@@ -132,7 +132,7 @@ class Wait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):
-    """Refuse it with 429; `retry_after` in seconds."""
+    """Refuse it with 429; `retry_after` in seconds, which the core spreads, each client's its own."""
 
     reason: str
     retry_after: float

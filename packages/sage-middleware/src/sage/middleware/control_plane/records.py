@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from math import inf
 from typing import Final, Literal
 
 import msgspec
@@ -56,6 +57,7 @@ class Record(msgspec.Struct, eq=False, gc=False):
     returned: tuple[tuple[int, int, int], ...] = ()
     cost: float = 0.0  # predicted engine-seconds on the engine that would be quickest
     quick: float = 0.0  # predicted seconds there, if it were idle, to the first token or answer
+    ends_by: float = inf  # when the last token of a generation should be there; inf = whenever
     charged: float = 0.0  # engine-seconds that its tenant was charged for it
     cached: dict[str, int] | None = None  # engine to prompt tokens that it has cached
     outcome: Outcome = "waiting"

@@ -9,6 +9,7 @@ from sage.middleware.control_plane.accounting import Books
 from sage.middleware.control_plane.admission import expiry
 from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.engine_table import Attempt, EngineTable
+from sage.middleware.control_plane.jitter import Jitter
 from sage.middleware.control_plane.lanes import Lanes
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.placement import Placement
@@ -36,6 +37,7 @@ class Requests:
         self._scaling = Scaling(options, self.engines, self._lanes)
         self._scales = bool(options.templates)
         self._history = History(options.history)
+        self._jitter = Jitter(options.seed)
         self._live: dict[str, Record] = {}
         self._actions: list[Action] = []
 
@@ -126,7 +128,8 @@ class Requests:
     def _reject(
         self, record: Record, status: int, reason: str, retry_after: float | None, now: float
     ) -> None:
-        self._actions.append(Reject(record.job.id, status, reason, retry_after))
+        again = None if retry_after is None else self._jitter.spread(retry_after)
+        self._actions.append(Reject(record.job.id, status, reason, again))
         self._close(record, "failed" if record.attempts else "rejected", reason, now)
 
     def _end(self, record: Record, outcome: Outcome, reason: str, now: float) -> None:

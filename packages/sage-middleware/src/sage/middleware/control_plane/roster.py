@@ -58,6 +58,7 @@ class Roster:
     def _up(self, event: EngineUp) -> list[Action]:
         load = self._engines.add(event.spec)
         load.set_state("ready", "")
+        load.restarted()
         load.breaker.success()
         load.silence.sign(event.at)
         load.changed_health()

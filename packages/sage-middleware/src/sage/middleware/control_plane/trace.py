@@ -79,7 +79,10 @@ _DECODER: Final = msgspec.json.Decoder(_EVENTS | _ACTIONS)
 
 
 class TraceWriter:
-    """Writes a trace to `path`, which is replaced, in a thread of its own.
+    """Writes a trace to `path`, in a thread of its own.
+
+    A file that is there already is the trace of the run before, which may have crashed: it is kept as
+    `path` with `.1` behind it, in place of an older one.
 
     At most `max_waiting` events wait in memory; those beyond are dropped, counted and noted in the trace by
     `Lost`. Raises ConfigError if the file cannot be opened.
@@ -87,6 +90,8 @@ class TraceWriter:
 
     def __init__(self, path: Path, *, max_waiting: int = MAX_WAITING) -> None:
         try:
+            if path.is_file():
+                path.replace(path.with_name(f"{path.name}.1"))
             self._file = path.open("wb")
         except OSError as exc:
             raise ConfigError(

@@ -34,12 +34,13 @@ class Forecast(msgspec.Struct):
     """One request's chances. Seconds count from now.
 
     `best`: of the engines that are open, the one that has it soonest, in `seconds`. `open`: those that are,
-    with their seconds. `closed`: the others. `trusted`: all their models are; `known`: and have seen enough
-    to refuse work by them. `look_again`: an absolute time at which a closed engine opens. `lent`: threads
-    beside an engine's own that idle neighbours leave it.
+    with their seconds. `closed`: the others. `untrusted`: names of engines whose models are off too often to
+    be forecast by: they are in none of these. `known`: all models are trusted and have seen enough to refuse
+    work by them. `look_again`: an absolute time at which a closed engine opens. `lent`: threads beside an
+    engine's own that idle neighbours leave it.
     """
 
-    trusted: bool = True
+    untrusted: list[str] = []
     known: bool = True
     best: EngineView | None = None
     seconds: float = inf
@@ -91,8 +92,10 @@ class LlmForecast:
         for engine in engines:
             llm = engine.llm
             if not llm.trusted:
-                found.trusted = found.known = False
-            elif llm.samples < ENOUGH:
+                found.known = False
+                found.untrusted.append(engine.name)
+                continue
+            if llm.samples < ENOUGH:
                 found.known = False
             if engine.free <= 0:
                 found.closed.append(engine)
@@ -135,8 +138,10 @@ class EmbedForecast:
         bulk = record.job.request_class is EMBED_BULK
         for engine in engines:
             if not engine.embed.trusted:
-                found.trusted = found.known = False
-            elif engine.embed.samples < ENOUGH:
+                found.known = False
+                found.untrusted.append(engine.name)
+                continue
+            if engine.embed.samples < ENOUGH:
                 found.known = False
             opens = self._opens(engine, now, bulk=bulk)
             if opens is None:

@@ -32,7 +32,6 @@ LARGEST_CHUNK: Final = 0.5  # of it, for a call that would else be smaller than 
 EFFICIENT: Final = 4  # texts: of fewer in a call each costs up to half as much again
 HOLD_S: Final = 0.002
 HOLD: Final = 0.05  # of the goal
-JITTER: Final = 0.2
 
 
 class Hybrid(BasePolicy):
@@ -58,7 +57,11 @@ class Hybrid(BasePolicy):
         return Floored(_is_low, lambda: Fair(self._accounts, Feasible), self._floor)
 
     def admit(self, record: Record, engines: Sequence[EngineView], ahead: float, now: float) -> Shed | None:
-        """Refuse what the p90 of its finish would make late, backlog included. O(engines)."""
+        """Refuse what the p90 of its finish would make late, backlog included. O(engines).
+
+        What must be complete by some time is late if nine in ten such answers would be, at the pace of the
+        engine that now writes quickest.
+        """
         if record.due == inf or record.job.tenant in self.options.best_effort:
             return None
         margin, busy = 1.0, inf
@@ -73,33 +76,41 @@ class Hybrid(BasePolicy):
             elif engine.busy_until - now < busy:
                 busy = engine.busy_until - now
         wait = ahead / len(engines) + max(0.0, busy)
-        late = now + wait + record.quick * margin - record.due
+        first = now + wait + record.quick * margin
+        late = first - record.due
+        if record.ends_by < inf:
+            pace = min(engine.llm.tpot(engine.running) for engine in engines)
+            late = max(late, first + record.output_p90 * pace - record.ends_by)
         if late <= 0.0:
             return None
         return Shed(
             f"its answer would be {late:.2f} s late: {wait:.2f} s of work wait before it",
-            self._spread(late),
+            max(1.0, late),
         )
 
-    def _spread(self, seconds: float) -> float:
-        """When to come again, not all at the same time."""
-        return max(1.0, seconds) * self._random.uniform(1.0 - JITTER, 1.0 + JITTER)
-
     def choose(self, record: Record, engines: Sequence[EngineView], now: float) -> Choice | Wait | Shed:
-        """The earliest predicted finish among engines whose queues are shallow; else it waits here."""
+        """The earliest predicted finish among engines whose queues are shallow; else it waits here.
+
+        An engine that is not trusted gets what comes while it is the least loaded of all that have a free
+        slot, whatever is predicted of it or of others; the rest is for those that are trusted.
+        """
+        if record.ends_by < inf and now == record.arrived and (shed := self.admit(record, engines, 0.0, now)):
+            return shed
         model = self._embed if record.job.texts else self._llm
         forecast = model.of(record, engines, now)
-        if not forecast.trusted:
-            return least_loaded(engines)
+        if forecast.untrusted:
+            least = least_loaded(engines)
+            if isinstance(least, Wait) or least.engine in forecast.untrusted:
+                return least
         engine, left = forecast.best, record.due - now
         if engine is None:
             hopeless = left < 0.0
         else:
-            grace = GRACE * (record.due - record.arrived)
+            grace = GRACE * max(0.0, record.due - record.arrived)
             hopeless = forecast.seconds > left + grace and engine.running > 0
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
-            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", self._spread(waited))
+            return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
         if engine is None or self._worth_waiting(record, forecast, model, left, now):
             return Wait(forecast.look_again)
         seconds = forecast.seconds

@@ -39,6 +39,7 @@ class RequestResult(msgspec.Struct, frozen=True, gc=False, tag_field="label", ta
 
     `queue_s`: arrival to its (last) dispatch; `ttft_s`: arrival to the first byte; `tpot_s`: mean gap between
     tokens; `total_s`: arrival to its end, whatever the end. `engine`: where it ran last. `slo`: its goal.
+    `unsent` is the outcome of a step that never came because an earlier one of its chain was not served.
     """
 
     simulated: ClassVar[Literal[True]] = True
@@ -47,7 +48,7 @@ class RequestResult(msgspec.Struct, frozen=True, gc=False, tag_field="label", ta
     request_class: str
     tenant: str
     arrived: float
-    outcome: Outcome
+    outcome: Outcome | Literal["unsent"]
     engine: str | None
     queue_s: float | None
     ttft_s: float | None

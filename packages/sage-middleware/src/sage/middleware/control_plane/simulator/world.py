@@ -33,6 +33,7 @@ from sage.middleware.control_plane.types import (
     Reject,
     RestartEngine,
     Slice,
+    Slo,
     StartEngine,
     StopEngine,
     Tick,
@@ -237,6 +238,8 @@ class World:
             for follower in request.follow:
                 self._coming += 1
                 self._agenda.at(now + follower.at, self._follow, follower)
+        elif record.outcome != "cancelled":  # whoever goes away wants no more of it
+            self._results += [_unsent(step, job.id, now) for step in _steps_after(request)]
 
     # ---- the core ------------------------------------------------------------------------------------
 
@@ -312,3 +315,30 @@ class World:
             member=member,
             slices=action.slices,
         )
+
+
+def _steps_after(request: SimRequest) -> Iterator[SimRequest]:
+    """All that follows a request, however far off."""
+    for step in request.follow:
+        yield step
+        yield from _steps_after(step)
+
+
+def _unsent(step: SimRequest, ended: str, now: float) -> RequestResult:
+    """What became of a step when an earlier one, `ended`, was not served."""
+    job, missed = step.job, (None, None, None, None)
+    reason = f"never sent: {ended} before it was not served"
+    return RequestResult(
+        job.id,
+        job.request_class,
+        job.tenant,
+        now,
+        "unsent",
+        *missed,
+        0.0,
+        0,
+        0,
+        step.prompt_tokens,
+        job.slo or Slo(),
+        reason,
+    )
