@@ -1,4 +1,7 @@
-"""A bare HTTP relay, one parser on each side and a pool of connections: the floor of `overhead.py`."""
+"""A bare HTTP relay, one parser on each side and a pool of connections: `python relay.py UPSTREAM_PORT PORT`.
+
+No keys, limits, queue or records: the floor of any proxy here.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +59,8 @@ class Client(asyncio.Protocol):
 
 
 async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Client, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    loop, port = asyncio.get_running_loop(), int(sys.argv[2])
+    server = await loop.create_server(Client, "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 
