@@ -9,7 +9,8 @@ import pytest
 
 from sage.common.errors import ConfigError, SageError
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.simulator.recorded import Recording, read_recording, requests
+from sage.middleware.control_plane.simulator.recorded import Recording, read_recording
+from sage.middleware.control_plane.simulator.replayed import requests
 from sage.middleware.control_plane.trace import PolicyChanged
 from sage.middleware.control_plane.types import (
     Action,

@@ -23,7 +23,8 @@ from sage.benchmark.simulate.observe import (
 )
 from sage.common.errors import ConfigError, UsageError
 from sage.middleware.control_plane.simulator.fleet import Fleet
-from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest, requests
+from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest
+from sage.middleware.control_plane.simulator.replayed import requests
 from sage.middleware.control_plane.simulator.report import quantile
 from sage.middleware.control_plane.simulator.types import RequestResult
 from sage.middleware.control_plane.simulator.world import simulate

@@ -13,7 +13,7 @@ from time import perf_counter
 import msgspec
 
 from sage.common.errors import ConfigError, UsageError
-from sage.middleware.control_plane.simulator import recorded
+from sage.middleware.control_plane.simulator import recorded, replayed
 from sage.middleware.control_plane.simulator.faults import Fault
 from sage.middleware.control_plane.simulator.fleet import Fleet
 from sage.middleware.control_plane.simulator.report import RunReport, summarise
@@ -93,11 +93,14 @@ def _recorded(task: Task) -> Iterator[SimRequest]:
             f"{', '.join(sorted(served))}.",
             hint="`sage bench calibrate` makes the fleet of a recording.",
         )
-    for request in recorded.requests(recording):
-        at = request.at / task.load
-        if task.duration is not None and at >= task.duration:
+    last = float("inf") if task.duration is None else task.duration
+    for request in replayed.requests(recording):
+        at, client = request.at / task.load, request.client
+        if at >= last:
             return
-        yield msgspec.structs.replace(request, at=at)
+        if client is not None:
+            client = msgspec.structs.replace(client, until=min(client.until / task.load, last))
+        yield msgspec.structs.replace(request, at=at, client=client)
 
 
 def run(task: Task, trace: Trace | None = None) -> Done:
