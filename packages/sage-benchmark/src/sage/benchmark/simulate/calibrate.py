@@ -24,7 +24,7 @@ from sage.benchmark.simulate.observe import (
 from sage.common.errors import ConfigError, UsageError
 from sage.middleware.control_plane.simulator.fleet import Fleet
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest
-from sage.middleware.control_plane.simulator.replayed import requests
+from sage.middleware.control_plane.simulator.replayed import options, requests
 from sage.middleware.control_plane.simulator.report import quantile
 from sage.middleware.control_plane.simulator.types import RequestResult
 from sage.middleware.control_plane.simulator.world import simulate
@@ -117,7 +117,12 @@ def _assemble(
 
 def gaps(recording: Recording, fleet: Fleet, policy: str, seeds: Sequence[int]) -> list[Gap]:
     """The simulator's error: the same arrivals against the fitted fleet, each metric's mean over seeds."""
-    runs = [_simulated(simulate(policy, fleet, requests(recording), seed=seed).requests) for seed in seeds]
+    runs = [
+        _simulated(
+            simulate(policy, fleet, requests(recording), seed=seed, options=options(recording)).requests
+        )
+        for seed in seeds
+    ]
     found = []
     for key, live in _live(recording.requests.values()).items():
         values = [run[key] for run in runs if key in run]

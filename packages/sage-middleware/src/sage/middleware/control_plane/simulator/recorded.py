@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sage.common.errors import ConfigError
-from sage.middleware.control_plane.trace import PolicyChanged, read_trace
+from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.trace import Goals, PolicyChanged, read_trace
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -27,6 +28,7 @@ from sage.middleware.control_plane.types import (
     Job,
     Reject,
     Slice,
+    Slo,
 )
 from sage.middleware.engines.port import EngineSpec, Usage
 
@@ -66,13 +68,14 @@ class SeenRequest:
 class Recording:
     """A whole trace: requests by id and calls by number, both in order, and what the engines were.
 
-    `policy` is the first that was in force; empty = the trace does not say.
+    `policy` is the first that was in force, `slos` the goals; empty = the trace does not say.
     """
 
     requests: dict[str, SeenRequest] = field(default_factory=dict)
     calls: dict[int, SeenCall] = field(default_factory=dict)
     engines: dict[str, EngineSpec] = field(default_factory=dict)
     policy: str = ""
+    slos: dict[RequestClass, Slo] = field(default_factory=dict)
 
 
 def read_recording(path: Path) -> Recording:
@@ -107,6 +110,8 @@ def _collect(lines: Iterable[Event | Action]) -> Recording:
             found.engines[line.spec.name] = line.spec
         elif isinstance(line, PolicyChanged):
             found.policy = found.policy or line.policy
+        elif isinstance(line, Goals):
+            found.slos = line.slos
         elif isinstance(line, Cancelled | GaveUp | Reject):
             if line.id in found.requests:
                 _closed(found.requests[line.id], line, now)

@@ -9,14 +9,21 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from sage.middleware.control_plane.goals import DEFAULT_SLOS
+from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.simulator.clients import clients
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest
 from sage.middleware.control_plane.simulator.types import Client, SimRequest
 from sage.middleware.control_plane.types import Slice
 
-__all__ = ["requests"]
+__all__ = ["options", "requests"]
 
 _UNKNOWN_OUTPUT: Final = 128  # tokens of an answer, where no answer of the whole recording was complete
+
+
+def options(recording: Recording) -> CoreOptions:
+    """Options of a core with the goals of the recorded one; those of a default server where it names none."""
+    return CoreOptions(slos={**DEFAULT_SLOS, **recording.slos}, details_per_s=0.0)
 
 
 def requests(recording: Recording) -> Iterator[SimRequest]:
