@@ -11,6 +11,7 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 
 from sage.benchmark import environment
+from sage.benchmark.simulate.dispersion import dispersion
 from sage.benchmark.simulate.fit import Fit, Rows, fit_device
 from sage.benchmark.simulate.observe import (
     BOUNDS,
@@ -22,7 +23,7 @@ from sage.benchmark.simulate.observe import (
     llm_rows,
 )
 from sage.common.errors import ConfigError, UsageError
-from sage.middleware.control_plane.simulator.fleet import Fleet
+from sage.middleware.control_plane.simulator.fleet import Dispersion, Fleet
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest
 from sage.middleware.control_plane.simulator.replayed import options, requests
 from sage.middleware.control_plane.simulator.report import quantile
@@ -51,6 +52,22 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True)
+class _Fitted:
+    """One engine: what was chosen for it, and the rows behind that."""
+
+    bounds: BatchBounds
+    fit: Fit
+    rows: Rows
+    interference: float
+
+    def dispersion(self, *, first_token: bool) -> Dispersion | None:
+        """How its first tokens, or all else, lie around what was fitted."""
+        rows, chosen = self.rows, self.rows.first == first_token
+        expected = rows.expected(self.fit.weights, self.interference)
+        return dispersion(rows.seconds[chosen], expected[chosen], rows.at[chosen])
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """One metric of the live run and of the simulator's; `error` is (simulated - live) / live."""
 
@@ -70,7 +87,7 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
     devices: dict[str, list[EngineSpec]] = {}
     for spec in recording.engines.values():
         devices.setdefault(spec.group or f"device of {spec.name}", []).append(spec)
-    fits: dict[str, tuple[BatchBounds, Fit]] = {}
+    fits: dict[str, _Fitted] = {}
     counts: dict[str, int] = {}
     interference: dict[str, float] = {}
     for device, members in devices.items():
@@ -79,7 +96,8 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
         seen = {engine: found for engine, found in rows.items() if counts[engine] >= MIN_ROWS}
         cost, best = fit_device([list(found.values()) for found in seen.values()])
         for (engine, found), (number, fit) in zip(seen.items(), best, strict=True):
-            fits[engine] = (list(found)[number], fit)
+            bounds = list(found)[number]
+            fits[engine] = _Fitted(bounds, fit, found[bounds], cost)
         if len(members) > 1 and members[0].group:
             interference[device] = cost
     return _assemble(recording, name, fits, counts, interference)
@@ -88,7 +106,7 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
 def _assemble(
     recording: Recording,
     name: str,
-    fits: dict[str, tuple[BatchBounds, Fit]],
+    fits: dict[str, _Fitted],
     counts: dict[str, int],
     interference: dict[str, float],
 ) -> Calibrated:
@@ -109,7 +127,7 @@ def _assemble(
         "name": name,
         "about": "fitted from a recorded run",
         "devices": {one: {"interference": round(c, 4)} for one, c in interference.items() if one in groups},
-        "engines": [_engine(spec, *fits[borrowed.get(spec.name, spec.name)]) for spec in kept],
+        "engines": [_engine(spec, fits[borrowed.get(spec.name, spec.name)]) for spec in kept],
     }
     borrowed = {name: like for name, like in borrowed.items() if like}
     return Calibrated(Fleet.model_validate(content), counts, borrowed, left_out)
@@ -192,8 +210,9 @@ def _like(spec: EngineSpec, recording: Recording, fits: Iterable[str], counts: d
     return max(same, key=counts.__getitem__, default="")
 
 
-def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
+def _engine(spec: EngineSpec, fitted: _Fitted) -> dict[str, Any]:
     """An engine of `fleet.yaml`."""
+    fit, bounds = fitted.fit, fitted.bounds
     first, second, third = (float(f"{weight:.4g}") for weight in fit.weights)
     common = {
         "name": spec.name,
@@ -202,11 +221,13 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         "cores": spec.cores,
         "max_running": spec.max_running,
         "managed": spec.managed,
+        "dispersion": fitted.dispersion(first_token=False),
     }
     if _writes(spec):
         speed = {"a": max(_SMALLEST, first), "b": second, "c": max(_SMALLEST, third)}
         sizes = {"chunk": spec.chunk, "kv_tokens": spec.kv_tokens}
-        return {**common, "kind": "llm", **speed, **sizes, "prefix_cache": caches_prefixes(spec)}
+        varies = {"first_token": fitted.dispersion(first_token=True)}
+        return {**common, "kind": "llm", **speed, **sizes, **varies, "prefix_cache": caches_prefixes(spec)}
     kind = "rerank" if Capability.RERANK in spec.capabilities else "embedding"
     speed = {"s0": max(_SMALLEST, first), "s1": second, "s2": third}
     batches = {"batching": "greedy", "batch_tokens": bounds.tokens, "batch_texts": bounds.texts}
@@ -216,6 +237,7 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         **speed,
         **(batches if spec.batches else {"batching": "single"}),
         "elastic": spec.elastic and spec.cores > 0,
+        "scaling": bounds.scaling,
         # Each batch shows its own noise; that of an iteration is lost in the time of a whole answer.
         "noise": round(min(_MOST_NOISE, fit.noise), 4),
     }

@@ -28,17 +28,20 @@ __all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "caches_prefixes", "computing", 
 
 MIN_ROWS: Final = 8  # fewer say nothing about three weights
 _MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
-_TOGETHER: Final = 0.02  # calls that end within this share of a batch ended with it
+_TOGETHER: Final = 0.05  # calls that end within this share of a batch ended with it
 _INSTANT: Final = 1e-6
 _PASSES: Final = 2
 _SCALING: Final = float(EmbedEngine.model_fields["scaling"].default)
+_SCALINGS: Final = (0.0, 0.2, 0.4, 0.6, _SCALING, 1.0)  # that are tried where threads were lent
+_ALONE: Final = 0.1  # share of its time beside others in which a batch on lent threads still had them alone
 
 
 class BatchBounds(NamedTuple):
-    """At most so many tokens and texts in one batch."""
+    """At most so many tokens and texts in one batch; what `scaling` an elastic engine has (see EmbedEngine)."""
 
     tokens: int
     texts: int
+    scaling: float = _SCALING
 
 
 # From small to large: `BOUNDS[0]` is the least that any engine takes at once.
@@ -84,6 +87,7 @@ def _llm_rows(
     beside = _amount(neighbours, [end - start for start, end in neighbours])
     idle = _found_idle(calls)
     rows: list[tuple[float, float, float, Interval, float]] = []
+    firsts: list[bool] = []
     for call, (start, end), steps, prompt in zip(calls, spans, gaps, prefill, strict=True):
         if call.first is None:
             continue
@@ -91,10 +95,12 @@ def _llm_rows(
             shared = tokens(pace(end)) - tokens(pace(start))
             # One step, however long: what such a row is off by is not noise that averages out.
             rows.append((steps, shared, computed(end) - computed(start), (start, end), 1))
+            firsts.append(False)
         if call.number in idle:
             chunks = math.ceil(prompt / spec.chunk) if spec.chunk else 1
             rows.append((chunks, 0.0, prompt, (call.sent, call.first), chunks))
-    return _rows(rows, beside)
+            firsts.append(True)
+    return _rows(rows, beside, firsts)
 
 
 def _pace(
@@ -128,7 +134,9 @@ def embed_rows(
     """Rows of an embedding or rerank engine for `(s0, s1, s2)`: batches whose calls are known for sure.
 
     How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`: the same
-    batches, counted differently. One that computes a call at a time has no bounds.
+    batches, counted differently. One that computes a call at a time has no bounds. Where batches ran on lent
+    threads there are also rows for each of several `scaling`; those that shared these threads with another
+    engine are left out, as they say more about that than about the engine.
     """
     calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
     beside = _amount(neighbours, [end - start for start, end in neighbours])
@@ -141,15 +149,19 @@ def embed_rows(
         if not (
             spec.batches and joined and _pieces(tokens, texts, BOUNDS[0]) > 1
         ):  # else others got in between
-            seen.append((tokens, texts, span, _speed(spec, members)))
+            share = _lent(spec, members)
+            if share == 1.0 or _per_second(beside, span) < _ALONE:
+                seen.append((tokens, texts, span, share))
+    scalings = _SCALINGS if any(share != 1.0 for _, _, _, share in seen) else (_SCALING,)
     found = {}
     for bounds in BOUNDS if spec.batches else BOUNDS[-1:]:
         counted = [_pieces(tokens, texts, bounds) if spec.batches else 1 for tokens, texts, _, _ in seen]
-        rows = [
-            (pieces / speed, tokens / speed, texts / speed, span, pieces)
-            for pieces, (tokens, texts, span, speed) in zip(counted, seen, strict=True)
-        ]
-        found[bounds] = _rows(rows, beside)
+        for scaling in scalings:
+            rows = []
+            for pieces, (tokens, texts, span, share) in zip(counted, seen, strict=True):
+                speed = share**scaling
+                rows.append((pieces / speed, tokens / speed, texts / speed, span, pieces))
+            found[bounds._replace(scaling=scaling)] = _rows(rows, beside)
     return found
 
 
@@ -168,15 +180,28 @@ def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interva
     return merged
 
 
-def _rows(rows: Sequence[tuple[float, float, float, Interval, float]], beside: Count) -> Rows:
-    kept = [row for row in rows if row[3][1] - row[3][0] > _INSTANT]
-    shares = [(beside(end) - beside(start)) / (end - start) for _, _, _, (start, end), _ in kept]
+def _rows(
+    rows: Sequence[tuple[float, float, float, Interval, float]], beside: Count, firsts: Sequence[bool] = ()
+) -> Rows:
+    kept = [
+        (row, first)
+        for row, first in zip_longest(rows, firsts, fillvalue=False)
+        if row[3][1] - row[3][0] > _INSTANT
+    ]
+    spans = [row[3] for row, _ in kept]
     return Rows(
-        np.array([row[:3] for row in kept], dtype=np.float64).reshape(-1, 3),
-        np.array([end - start for _, _, _, (start, end), _ in kept]),
-        np.clip(np.array(shares), 0.0, 1.0),
-        np.array([row[4] for row in kept]),
+        np.array([row[:3] for row, _ in kept], dtype=np.float64).reshape(-1, 3),
+        np.array([end - start for start, end in spans]),
+        np.clip(np.array([_per_second(beside, span) for span in spans]), 0.0, 1.0),
+        np.array([row[4] for row, _ in kept]),
+        np.array([(start + end) / 2 for start, end in spans]),
+        np.array([first for _, first in kept], dtype=np.bool_),
     )
+
+
+def _per_second(amount: Count, span: Interval) -> float:
+    start, end = span
+    return (amount(end) - amount(start)) / max(end - start, _INSTANT)
 
 
 def _complete(spec: EngineSpec, recording: Recording) -> list[SeenCall]:
@@ -317,9 +342,7 @@ def _pieces(tokens: int, texts: int, bounds: BatchBounds) -> int:
     return max(1, math.ceil(tokens / bounds.tokens), math.ceil(texts / bounds.texts))
 
 
-def _speed(spec: EngineSpec, members: Sequence[SeenCall]) -> float:
-    """How much faster than on its own cores a batch ran on the threads that were lent."""
+def _lent(spec: EngineSpec, members: Sequence[SeenCall]) -> float:
+    """The threads that a batch ran on, as a multiple of the engine's own cores."""
     threads = max(call.threads for call in members)
-    if not (spec.elastic and threads and spec.cores):
-        return 1.0
-    return float((threads / spec.cores) ** _SCALING)
+    return threads / spec.cores if spec.elastic and threads and spec.cores else 1.0
