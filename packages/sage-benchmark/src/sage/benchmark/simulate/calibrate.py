@@ -18,6 +18,7 @@ from sage.benchmark.simulate.observe import (
     caches_prefixes,
     computing,
     embed_rows,
+    handover,
     llm_rows,
 )
 from sage.common.errors import ConfigError, UsageError
@@ -52,6 +53,7 @@ class _Fitted:
     fit: Fit
     rows: Rows
     interference: float
+    handover_s: float
 
     def dispersion(self, *, first_token: bool) -> Dispersion | None:
         """How its first tokens, or all else, lie around what was fitted."""
@@ -78,7 +80,9 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
         cost, best = fit_device([list(found.values()) for found in seen.values()])
         for (engine, found), (number, fit) in zip(seen.items(), best, strict=True):
             bounds = list(found)[number]
-            fits[engine] = _Fitted(bounds, fit, found[bounds], cost)
+            fits[engine] = _Fitted(
+                bounds, fit, found[bounds], cost, handover(recording.engines[engine], recording)
+            )
         if len(members) > 1 and members[0].group:
             interference[device] = cost
     return _assemble(recording, name, fits, counts, interference)
@@ -179,6 +183,7 @@ def _engine(spec: EngineSpec, fitted: _Fitted) -> dict[str, Any]:
         **(batches if spec.batches else {"batching": "single"}),
         "elastic": spec.elastic and spec.cores > 0,
         "scaling": bounds.scaling,
+        "handover_s": float(f"{fitted.handover_s:.3g}"),
         # Each batch shows its own noise; that of an iteration is lost in the time of a whole answer.
         "noise": round(min(_MOST_NOISE, fit.noise), 4),
     }

@@ -1,4 +1,4 @@
-"""How far the simulator is from recorded runs, the one it was fitted to and others. Its figures are SIMULATED."""
+"""How far the simulator is from recorded runs: that of the fit, and others. Its figures are SIMULATED."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The simulator's error against one run. `role`: whether the fleet was `fitted` to it or it was `held out`."""
+    """The simulator's error against one run. `role`: the fleet was `fitted` to it, or it was `held out`."""
 
     run: LiveRun
     role: str
@@ -63,7 +63,7 @@ class Compared:
 
 
 def read_run(path: Path, policy: str) -> LiveRun:
-    """Read a recording; `policy` is that of a trace that names none. Raises UsageError when nobody names one."""
+    """Read a recording; `policy` is that of a trace that names none. Raises UsageError where it lacks."""
     recording = read_recording(path)
     used = recording.policy or policy
     if not used:
@@ -72,12 +72,13 @@ def read_run(path: Path, policy: str) -> LiveRun:
 
 
 def compare(run: LiveRun, fleet: Fleet, seeds: Sequence[int], role: str) -> Compared:
-    """Simulate a recorded load on the fleet. Raises ConfigError for a run with a model that it does not serve."""
+    """Simulate a recorded load on the fleet. Raises ConfigError for a model that it does not serve."""
     served = {engine.model for engine in fleet.engines}
     asked = {seen.job.model for seen in run.recording.requests.values()}
     if unknown := sorted(asked - served):
         raise ConfigError(
-            f"{run.path} asks for the model {unknown[0]}; the fitted fleet serves {', '.join(sorted(served))}.",
+            f"{run.path} asks for the model {unknown[0]}; the fitted fleet serves "
+            f"{', '.join(sorted(served))}.",
             hint="Validate by a run of the same engines.",
         )
     return Compared(run, role, gaps(run.recording, fleet, run.policy, seeds))

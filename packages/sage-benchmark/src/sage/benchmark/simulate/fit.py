@@ -52,7 +52,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Weights of one engine. `error`: mean squared error of the logarithm; `noise`: its sigma for one step."""
+    """Weights of one engine. `error`: mean squared error of the logarithm; `noise`: its sigma of a step."""
 
     weights: tuple[float, ...]
     error: float

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
+from statistics import median
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,7 +25,16 @@ from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall
 from sage.middleware.control_plane.simulator.shapes import BLOCK_BYTES
 from sage.middleware.engines.port import EngineSpec
 
-__all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "caches_prefixes", "computing", "embed_rows", "llm_rows"]
+__all__ = [
+    "BOUNDS",
+    "MIN_ROWS",
+    "BatchBounds",
+    "caches_prefixes",
+    "computing",
+    "embed_rows",
+    "handover",
+    "llm_rows",
+]
 
 MIN_ROWS: Final = 8  # fewer say nothing about three weights
 _MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
@@ -37,7 +47,7 @@ _ALONE: Final = 0.1  # share of its time beside others in which a batch on lent 
 
 
 class BatchBounds(NamedTuple):
-    """At most so many tokens and texts in one batch; what `scaling` an elastic engine has (see EmbedEngine)."""
+    """At most so many tokens and texts in one batch, and the `scaling` of an elastic engine."""
 
     tokens: int
     texts: int
@@ -49,6 +59,12 @@ BOUNDS: Final = tuple(
     BatchBounds(tokens, texts)
     for tokens in (1024, 2048, 4096, 8192, 16384, 65536)
     for texts in (32, 64, 128, 256, 4096)
+)
+
+# What a recording does not tell apart is taken to be as it is for our own embedding server.
+_DEFAULT: Final = BatchBounds(
+    int(EmbedEngine.model_fields["batch_tokens"].default),
+    int(EmbedEngine.model_fields["batch_texts"].default),
 )
 
 Array = NDArray[np.float64]
@@ -133,8 +149,8 @@ def embed_rows(
 ) -> dict[BatchBounds, Rows]:
     """Rows of an embedding or rerank engine for `(s0, s1, s2)`: batches whose calls are known for sure.
 
-    How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`: the same
-    batches, counted differently. One that computes a call at a time has no bounds. Where batches ran on lent
+    How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`, the default
+    first: the same batches, counted differently. One that computes a call at a time has no bounds. Where batches ran on lent
     threads there are also rows for each of several `scaling`; those that shared these threads with another
     engine are left out, as they say more about that than about the engine.
     """
@@ -152,9 +168,13 @@ def embed_rows(
             share = _lent(spec, members)
             if share == 1.0 or _per_second(beside, span) < _ALONE:
                 seen.append((tokens, texts, span, share))
-    scalings = _SCALINGS if any(share != 1.0 for _, _, _, share in seen) else (_SCALING,)
+    scalings = (
+        sorted(_SCALINGS, key=_SCALING.__ne__)
+        if any(share != 1.0 for _, _, _, share in seen)
+        else (_SCALING,)
+    )
     found = {}
-    for bounds in BOUNDS if spec.batches else BOUNDS[-1:]:
+    for bounds in sorted(BOUNDS, key=_DEFAULT.__ne__) if spec.batches else BOUNDS[-1:]:
         counted = [_pieces(tokens, texts, bounds) if spec.batches else 1 for tokens, texts, _, _ in seen]
         for scaling in scalings:
             rows = []
@@ -163,6 +183,17 @@ def embed_rows(
                 rows.append((pieces / speed, tokens / speed, texts / speed, span, pieces))
             found[bounds._replace(scaling=scaling)] = _rows(rows, beside)
     return found
+
+
+def handover(spec: EngineSpec, recording: Recording) -> float:
+    """Seconds between two answers of one batch, at the median; 0 where no two calls were ever in one."""
+    calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
+    gaps = [
+        (max(ends) - min(ends)) / (len(ends) - 1)
+        for members, _ in (_batches(calls) if spec.batches else ())
+        if len(ends := [call.ended or call.sent for call in members]) > 1
+    ]
+    return median(gaps) if gaps else 0.0
 
 
 def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interval]:

@@ -55,7 +55,7 @@ class PolicyChanged(Event, frozen=True, gc=False, tag=True):
 
 
 class Goals(Event, frozen=True, gc=False, tag=True):
-    """What each class of requests should meet, as configured: without it nobody could decide as was decided."""
+    """What each class of requests should meet, as configured: a replay must be decided by the same."""
 
     slos: dict[RequestClass, Slo]
 

@@ -68,8 +68,8 @@ class DeviceModel(_Section):
 class Dispersion(_Section):
     """How far steps are from what the formula says: quantiles of actual / predicted time.
 
-    `factors` are those of `PROBABILITIES` (0, 1, 5, 10, 25, 50, 75, 90, 95, 99 and 100 %), linear between them.
-    A factor that was drawn holds for `hold_s` seconds on average, so that what lies `t` seconds apart is
+    `factors` are those of `PROBABILITIES` (0, 1, 5, 10, 25, 50, 75, 90, 95, 99 and 100 %), linear between
+    them. A factor that was drawn holds for `hold_s` seconds on average: what lies `t` seconds apart is then
     correlated by `exp(-t / hold_s)`; 0 = each step draws its own.
     """
 
@@ -103,8 +103,8 @@ class LlmEngine(_Engine):
 
     It prefills at most `chunk` tokens in one iteration, runs `max_running` sequences and keeps the keys and
     values of `kv_tokens` tokens. Without a `prefix_cache` it computes every prompt from its first token on;
-    the core is not told, as it is not by a live engine. Iterations that prefill vary by `first_token` where it
-    is given: a live engine also takes the request in, makes its prompt tokens, and sends the head of a stream.
+    the core is not told, as it is not by a live engine. Iterations that prefill vary by `first_token` where
+    it is given: there a live engine also takes the request in, counts its tokens and begins the stream.
     """
 
     kind: Literal["llm"]
@@ -123,7 +123,8 @@ class EmbedEngine(_Engine):
 
     A `greedy` one puts the texts of all calls that wait into batches of at most `batch_texts` texts and, but
     for the last text, `batch_tokens` tokens; a `single` one computes one call at a time. With `t` threads in
-    place of its cores an `elastic` one is `(t / cores) ** scaling` times as fast.
+    place of its cores an `elastic` one is `(t / cores) ** scaling` times as fast. The answers of one batch
+    leave one after the other, `handover_s` apart.
     """
 
     kind: Literal["embedding", "rerank"]
@@ -133,6 +134,7 @@ class EmbedEngine(_Engine):
     batching: Literal["greedy", "single"] = "greedy"
     batch_tokens: PositiveInt = 2048
     batch_texts: PositiveInt = 64
+    handover_s: NonNegativeFloat = 0.0
     elastic: bool = False
     scaling: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     max_running: PositiveInt = 32

@@ -68,7 +68,7 @@ class SeenRequest:
 class Recording:
     """A whole trace: requests by id and calls by number, both in order, and what the engines were.
 
-    `policy` is the first that was in force, `slos` the goals; empty = the trace does not say.
+    `policy` was in force when the first request came, `slos` are the goals; empty = the trace does not say.
     """
 
     requests: dict[str, SeenRequest] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def _collect(lines: Iterable[Event | Action]) -> Recording:
         elif isinstance(line, EngineUp | EngineAdded):
             found.engines[line.spec.name] = line.spec
         elif isinstance(line, PolicyChanged):
-            found.policy = found.policy or line.policy
+            found.policy = found.policy if found.requests else line.policy
         elif isinstance(line, Goals):
             found.slos = line.slos
         elif isinstance(line, Cancelled | GaveUp | Reject):
