@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any, Final
 
 from sage.benchmark import environment
@@ -85,7 +85,7 @@ def compare(run: LiveRun, fleet: Fleet, seeds: Sequence[int], role: str) -> Comp
 
 
 def gaps(recording: Recording, fleet: Fleet, policy: str, seeds: Sequence[int]) -> list[Gap]:
-    """The simulator's error: the same load against the fitted fleet, each metric's mean over seeds."""
+    """The simulator's error: the same load against the fitted fleet, each metric's median over seeds."""
     runs = [
         _percentiles(
             _simulated(
@@ -100,9 +100,9 @@ def gaps(recording: Recording, fleet: Fleet, policy: str, seeds: Sequence[int]) 
         values = [run[key] for run in runs if key in run]
         if values:
             group, metric = key
-            error = (mean(values) - live) / live if live else 0.0
+            error = (median(values) - live) / live if live else 0.0
             samples = len(times[group, metric.rpartition("_")[0]])
-            found.append(Gap(metric, group, live * 1000, mean(values) * 1000, error, "ms", samples))
+            found.append(Gap(metric, group, live * 1000, median(values) * 1000, error, "ms", samples))
     return found
 
 
