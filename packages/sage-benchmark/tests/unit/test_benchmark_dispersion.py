@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 def drawn(hold_s: float, count: int = 4000, every: float = 0.05) -> tuple[Array, Array, Array]:
     """Durations of an engine that varies as is known; what was expected of them; when."""
     variation = Variation(Dispersion(factors=FACTORS, hold_s=hold_s), Random(0))  # noqa: S311
-    at = np.arange(count) * every
+    at = np.arange(count, dtype=np.float64) * every
     expected = np.random.default_rng(0).uniform(0.01, 0.1, count)
     return expected * np.array([variation.at(float(time)) for time in at]), expected, at
 

@@ -178,7 +178,8 @@ def storm(workers: int = 2, calls: int = 6) -> list[Event | Action]:
 
 def test_what_was_sent_on_an_answer_waits_for_that_answer(tmp_path: Path) -> None:
     first, second = requests(read(tmp_path, storm()))
-    assert (first.job.id, first.at, second.job.id, second.at) == ("s0", 0.0, "s6", pytest.approx(0.3))
+    assert (first.job.id, second.job.id) == ("s0", "s6")
+    assert (first.at, second.at) == pytest.approx((0.0, 0.3))
     assert first.client is not None
     assert second.client is not None
     assert first.client.until == pytest.approx(5 * 1.002 + 1.0), "the end of its last request"

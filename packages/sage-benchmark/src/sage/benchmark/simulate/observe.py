@@ -72,6 +72,15 @@ Interval = tuple[float, float]
 Count = Callable[[float], float]  # how much there was until a time
 
 
+class _Row(NamedTuple):
+    """One observation, see `Rows`; it lasted for `span`."""
+
+    x: tuple[float, float, float]
+    span: Interval
+    steps: int
+    first: bool = False
+
+
 def llm_rows(spec: EngineSpec, recording: Recording, neighbours: Sequence[Interval]) -> Rows:
     """Rows of an LLM engine for `(a, b, c)`. `neighbours`: when others computed on its device.
 
@@ -102,21 +111,18 @@ def _llm_rows(
     computed = _amount(_prefills(calls), prefill)
     beside = _amount(neighbours, [end - start for start, end in neighbours])
     idle = _found_idle(calls)
-    rows: list[tuple[float, float, float, Interval, float]] = []
-    firsts: list[bool] = []
+    rows: list[_Row] = []
     for call, (start, end), steps, prompt in zip(calls, spans, gaps, prefill, strict=True):
         if call.first is None:
             continue
         if steps >= _MIN_TOKENS:
             shared = tokens(pace(end)) - tokens(pace(start))
             # One step, however long: what such a row is off by is not noise that averages out.
-            rows.append((steps, shared, computed(end) - computed(start), (start, end), 1))
-            firsts.append(False)
+            rows.append(_Row((steps, shared, computed(end) - computed(start)), (start, end), 1))
         if call.number in idle:
             chunks = math.ceil(prompt / spec.chunk) if spec.chunk else 1
-            rows.append((chunks, 0.0, prompt, (call.sent, call.first), chunks))
-            firsts.append(True)
-    return _rows(rows, beside, firsts)
+            rows.append(_Row((chunks, 0.0, prompt), (call.sent, call.first), chunks, first=True))
+    return _rows(rows, beside)
 
 
 def _pace(
@@ -150,9 +156,9 @@ def embed_rows(
     """Rows of an embedding or rerank engine for `(s0, s1, s2)`: batches whose calls are known for sure.
 
     How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`, the default
-    first: the same batches, counted differently. One that computes a call at a time has no bounds. Where batches ran on lent
-    threads there are also rows for each of several `scaling`; those that shared these threads with another
-    engine are left out, as they say more about that than about the engine.
+    first: the same batches, counted differently. One that computes a call at a time has no bounds. Where
+    batches ran on lent threads there are also rows for each of several `scaling`; those that shared these
+    threads with another engine are left out, as they say more about that than about the engine.
     """
     calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
     beside = _amount(neighbours, [end - start for start, end in neighbours])
@@ -180,7 +186,7 @@ def embed_rows(
             rows = []
             for pieces, (tokens, texts, span, share) in zip(counted, seen, strict=True):
                 speed = share**scaling
-                rows.append((pieces / speed, tokens / speed, texts / speed, span, pieces))
+                rows.append(_Row((pieces / speed, tokens / speed, texts / speed), span, pieces))
             found[bounds._replace(scaling=scaling)] = _rows(rows, beside)
     return found
 
@@ -211,22 +217,16 @@ def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interva
     return merged
 
 
-def _rows(
-    rows: Sequence[tuple[float, float, float, Interval, float]], beside: Count, firsts: Sequence[bool] = ()
-) -> Rows:
-    kept = [
-        (row, first)
-        for row, first in zip_longest(rows, firsts, fillvalue=False)
-        if row[3][1] - row[3][0] > _INSTANT
-    ]
-    spans = [row[3] for row, _ in kept]
+def _rows(rows: Sequence[_Row], beside: Count) -> Rows:
+    kept = [row for row in rows if row.span[1] - row.span[0] > _INSTANT]
+    spans = [row.span for row in kept]
     return Rows(
-        np.array([row[:3] for row, _ in kept], dtype=np.float64).reshape(-1, 3),
+        np.array([row.x for row in kept], dtype=np.float64).reshape(-1, 3),
         np.array([end - start for start, end in spans]),
         np.clip(np.array([_per_second(beside, span) for span in spans]), 0.0, 1.0),
-        np.array([row[4] for row, _ in kept]),
+        np.array([row.steps for row in kept]),
         np.array([(start + end) / 2 for start, end in spans]),
-        np.array([first for _, first in kept], dtype=np.bool_),
+        np.array([row.first for row in kept], dtype=np.bool_),
     )
 
 

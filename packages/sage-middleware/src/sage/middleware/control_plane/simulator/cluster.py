@@ -197,7 +197,7 @@ class Cluster:
         for call in ends:
             self._answered(call)
 
-    def _answered(self, call: Call) -> None:
+    def _answered(self, call: Work) -> None:
         """The whole answer of a call is here, if it was not broken off meanwhile."""
         ended = self._forget(call.attempt)
         if ended is not None:
