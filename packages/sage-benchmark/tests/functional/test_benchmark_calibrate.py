@@ -12,11 +12,18 @@ import pytest
 from typer.testing import CliRunner
 
 from sage.benchmark.cli import app
-from sage.benchmark.simulate.calibrate import calibrate, gaps, typical_error
+from sage.benchmark.simulate.calibrate import calibrate
+from sage.benchmark.simulate.compare import gaps, typical_error
 from sage.benchmark.simulate.runs import Arm, Task, record
 from sage.common.errors import ConfigError, UsageError
+from sage.middleware.control_plane.simulator.clients import clients
 from sage.middleware.control_plane.simulator.fleet import EmbedEngine, Fleet, LlmEngine, load_fleet
 from sage.middleware.control_plane.simulator.recorded import Recording, read_recording
+from sage.middleware.control_plane.simulator.replayed import requests
+from sage.middleware.control_plane.simulator.types import Client
+from sage.middleware.control_plane.simulator.world import simulate
+from sage.middleware.control_plane.trace import PolicyChanged
+from sage.middleware.testing.simulated import embed_request
 
 # Each constant is a fair part of a call's time: what changes nothing that is seen cannot be found.
 FLEET = """
@@ -116,7 +123,8 @@ def test_the_command_writes_a_fleet_that_simulates_the_recording(folder: Path) -
     )
     assert run.exit_code == 0, run.output
     assert "[SIMULATED] run.ndjson, least_load: the simulator against the recorded run" in _flat(run.stdout)
-    assert "simulator error, median over 6 metrics" in run.stdout
+    assert "simulator error, median over 6 metrics (fitted)" in run.stdout
+    assert "held out" not in run.stdout
     assert "SIMULATED" in out.read_text()
     again = CliRunner().invoke(
         app, ["simulate", "--policy", "fifo", "--trace", str(folder / "run.ndjson"), "--fleet", str(out),
@@ -138,9 +146,94 @@ def test_the_json_of_the_command_is_labelled(folder: Path) -> None:
     ]
     content: dict[str, Any] = json.loads(CliRunner().invoke(app, args).stdout)
     assert content["label"] == "SIMULATED"
-    assert content["policy"] == "least_load"
-    assert {row["label"] for row in content["errors"]} == {"SIMULATED"}
-    assert content["median_error"] >= 0
+    (run,) = content["runs"]
+    assert (run["policy"], run["role"], run["recorded"]) == ("least_load", "fitted", "run.ndjson")
+    assert {row["label"] for row in run["errors"]} == {"SIMULATED"}
+    assert run["median_error"] >= 0
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    """A run of the same fleet that nothing is fitted to: other arrivals."""
+    arm = Arm("least_load", "least_load", load_fleet(str(folder / "known.yaml")))
+    record(Task(arm, str(folder / "load.yaml"), seed=7), folder / "other.ndjson")
+    return folder / "other.ndjson"
+
+
+def test_a_run_that_was_held_out_is_told_from_that_of_the_fit(folder: Path, other: Path) -> None:
+    args = ["calibrate", str(folder / "run.ndjson"), "--validate", str(other), "--seeds", "0",
+            "--out", str(folder / "y.yaml")]  # fmt: skip
+    content: dict[str, Any] = json.loads(CliRunner().invoke(app, [*args, "--json"]).stdout)
+    fit, held_out = content["runs"]
+    assert (held_out["role"], held_out["recorded"], held_out["label"]) == (
+        "held out",
+        "other.ndjson",
+        "SIMULATED",
+    )
+    assert held_out["median_error"] < 0.1
+    assert [row["live"] for row in held_out["errors"]] != [row["live"] for row in fit["errors"]]
+    assert all(row["samples"] >= 100 for row in held_out["errors"])
+    shown = _flat(CliRunner().invoke(app, args).stdout)
+    assert "the simulator against the recorded run (held out)" in shown
+    assert "simulator error, median over 6 metrics (held out)" in shown
+
+
+def test_a_run_of_other_engines_validates_nothing(folder: Path, tmp_path: Path) -> None:
+    arm = Arm("fifo", "fifo", load_fleet("one_machine_two_cores"))
+    record(Task(arm, "two_cores", seed=1, duration=5), tmp_path / "strange.ndjson")
+    args = ["calibrate", str(folder / "run.ndjson"), "--validate", str(tmp_path / "strange.ndjson"),
+            "--out", str(tmp_path / "z.yaml")]  # fmt: skip
+    error = CliRunner().invoke(app, args).exception
+    assert isinstance(error, ConfigError)
+    assert "the fitted fleet serves chat, vectors" in str(error)
+
+
+def test_the_fit_finds_how_much_engines_vary(fitted: Fleet) -> None:
+    embed = dict(fitted.instances())["embed"]
+    assert embed.dispersion is not None
+    low, high = embed.dispersion.factors[2], embed.dispersion.factors[-3]
+    assert (low, high) == pytest.approx((0.967, 1.033), abs=0.02)  # p5 and p95 of sigma 0.02
+    assert embed.dispersion.hold_s == 0.0, "each batch drew its own"
+
+
+def test_a_storm_is_calibrated_as_a_storm(folder: Path, tmp_path: Path) -> None:
+    """Clients that ask again when they were answered: a fleet twice as slow is asked half as often."""
+    fleet = load_fleet(str(folder / "known.yaml"))
+    pauses = [embed_request(f"s{number}", 0.004, tokens=3200, texts=64) for number in range(400)]
+    storm = [
+        msgspec.structs.replace(
+            embed_request(f"c{client}", client * 0.01, tokens=3200, texts=64),
+            client=Client(30.0, iter(pauses[client::4])),
+        )
+        for client in range(4)
+    ]
+    lines: list[bytes] = [msgspec.json.encode(PolicyChanged(0.0, "fifo")) + b"\n"]
+    encoder = msgspec.json.Encoder()
+    simulate(
+        "fifo",
+        fleet,
+        storm,
+        seed=3,
+        trace=lambda event, acts: lines.append(encoder.encode_lines([event, *acts])),
+    )
+    path = tmp_path / "storm.ndjson"
+    path.write_bytes(b"".join(lines))
+    found = read_recording(path)
+    assert len(clients(found.requests.values())) == 4
+    counts = []
+    for factor in (1.0, 2.0):
+        slow = [
+            engine.model_copy(
+                update={"s0": factor * engine.s0, "s1": factor * engine.s1, "s2": factor * engine.s2}
+            )
+            if isinstance(engine, EmbedEngine)
+            else engine
+            for engine in fleet.engines
+        ]
+        again = simulate("fifo", fleet.model_copy(update={"engines": tuple(slow)}), requests(found), seed=0)
+        counts.append(len(again.requests))
+    assert counts[0] == pytest.approx(len(found.requests), rel=0.05)
+    assert counts[1] == pytest.approx(len(found.requests) / 2, rel=0.1)
 
 
 def test_a_recording_that_says_too_little_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_a_recording_needs_its_own_models(tmp_path: Path) -> None:
         "at": 0.0,
         "policy": "fifo",
     }
+    assert json.loads(trace.read_bytes().splitlines()[1])["type"] == "Goals"
     result = simulate("--policy", "fifo", "--seeds", "0", "--trace", str(trace), "--fleet", "four_llms")
     assert isinstance(result.exception, ConfigError)
     assert "the fleet four_llms serves chat-8b" in str(result.exception)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ def rows(
     share = rng.choice([0.0, 0.5, 1.0], n) if beside else np.zeros(n)
     alone = 1 - share * interference / (1 + interference)
     seconds = (x @ np.array(weights)) / alone * np.exp(noise * rng.standard_normal(n))
-    return Rows(x, seconds, share, np.ones(n))
+    return Rows(x, seconds, share, np.ones(n), np.arange(float(n)), np.zeros(n, dtype=np.bool_))
 
 
 @given(st.lists(st.floats(0, 10), min_size=3, max_size=3), st.integers(0, 1000))
@@ -65,7 +67,7 @@ def test_without_neighbours_there_is_no_interference_to_find() -> None:
 
 def test_the_reading_that_fits_is_chosen() -> None:
     right = rows((0.01, 0.0001, 0.001), noise=0.01)
-    wrong = Rows(right.x[::-1].copy(), right.seconds, right.beside, right.steps)
+    wrong = replace(right, x=right.x[::-1].copy())
     assert fit_device([[wrong, right]])[1][0][0] == 1
     assert fit_device([[right, wrong]])[1][0][0] == 0
 
@@ -75,6 +77,24 @@ def test_noise_of_long_calls_averages_out() -> None:
     steps = rng.integers(1, 200, 2000).astype(float)
     seconds = 0.01 * steps * (1 + 0.2 / np.sqrt(steps) * rng.standard_normal(2000))
     x = np.column_stack([steps, np.zeros(2000), np.zeros(2000)])
-    fit = fit_device([[Rows(x, seconds, np.zeros(2000), steps)]])[1][0][1]
+    rows = Rows(x, seconds, np.zeros(2000), steps, np.arange(2000.0), np.zeros(2000, dtype=np.bool_))
+    fit = fit_device([[rows]])[1][0][1]
     assert fit.weights[0] == pytest.approx(0.01, rel=0.01)
     assert fit.noise == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3, 0.5])
+def test_noise_does_not_make_an_engine_quick(noise: float) -> None:
+    """Lognormal noise of median 1 has the mean exp(noise² / 2): that is what a step takes on average."""
+    made = rows((0.01, 0.0, 0.001), noise=noise, n=4000, beside=False)
+    plain = replace(made, x=made.x * np.array([1.0, 0.0, 1.0]))
+    fit = fit_device([[plain]])[1][0][1]
+    expected = plain.x @ np.array(fit.weights)
+    assert float(np.mean(plain.seconds / expected)) == pytest.approx(1.0, abs=0.05)
+    assert fit.noise == pytest.approx(noise, rel=0.25)
+
+
+def test_what_rows_should_have_taken_counts_their_neighbours() -> None:
+    made = rows((0.01, 0.0001, 0.001), interference=0.5)
+    assert made.expected((0.01, 0.0001, 0.001), 0.5) == pytest.approx(made.seconds)
+    assert (made.expected((0.01, 0.0001, 0.001), 0.0) < made.seconds + 1e-12).all()

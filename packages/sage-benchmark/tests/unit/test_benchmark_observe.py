@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sage.benchmark.simulate.observe import BOUNDS, BatchBounds, computing, embed_rows, llm_rows
+from sage.benchmark.simulate.observe import BOUNDS, BatchBounds, computing, embed_rows, handover, llm_rows
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall, SeenRequest
 from sage.middleware.control_plane.types import Job, Slice
@@ -57,6 +57,11 @@ def test_what_waits_together_and_ends_together_was_one_batch() -> None:
     assert rows.seconds.tolist() == [1.0, 2.0]
 
 
+def test_answers_of_one_batch_are_handed_over_a_moment_apart() -> None:
+    rows = embed_rows(GREEDY, recording(text(1, 0.0, 1.0), text(2, 0.5, 2.0), text(3, 0.6, 2.04)), [])[WIDE]
+    assert rows.x.tolist() == [[1, 50, 1], [1, 100, 2]]
+
+
 def test_batches_that_are_not_known_for_sure_say_nothing_until_the_engine_ran_dry() -> None:
     torn = [text(1, 0.0, 1.0), text(2, 0.2, 2.0), text(3, 0.4, 4.0), text(4, 3.0, 5.0), text(5, 9.0, 9.5)]
     rows = embed_rows(GREEDY, recording(*torn), [])[WIDE]
@@ -69,6 +74,18 @@ def test_a_large_call_is_several_batches_by_small_bounds() -> None:
     assert found[BatchBounds(2048, 64)].x[0].tolist() == [3, 5000, 60]
     assert found[BatchBounds(16384, 32)].x[0].tolist() == [2, 5000, 60]
     assert found[WIDE].x[0].tolist() == [1, 5000, 60]
+
+
+def test_what_is_not_told_apart_is_as_by_default() -> None:
+    found = embed_rows(ELASTIC, recording(text(1, 0.0, 1.0, threads=4)), [])
+    assert next(iter(found)) == BatchBounds(2048, 64, scaling=0.8)
+
+
+def test_answers_leave_one_after_the_other() -> None:
+    together = [text(1, 0.0, 1.0), text(2, 0.5, 2.0), text(3, 0.6, 2.02), text(4, 0.7, 2.01)]
+    assert handover(GREEDY, recording(*together)) == pytest.approx(0.01)
+    assert handover(GREEDY, recording(text(1, 0.0, 1.0))) == 0.0
+    assert handover(SINGLE, recording(*together)) == 0.0
 
 
 def test_a_large_call_that_another_joined_says_nothing() -> None:
@@ -88,6 +105,23 @@ def test_lent_threads_make_the_same_work_shorter() -> None:
     assert rows.x[0] == pytest.approx(np.array([1, 100, 2]) / 2**0.8)
 
 
+def test_where_threads_were_lent_what_they_give_is_tried() -> None:
+    found = embed_rows(ELASTIC, recording(text(1, 0.0, 1.0, 100, 2, threads=4), text(2, 5.0, 6.0)), [])
+    assert {bounds.scaling for bounds in found} == {0.0, 0.2, 0.4, 0.6, 0.8, 1.0}
+    none, full = found[WIDE._replace(scaling=0.0)], found[WIDE._replace(scaling=1.0)]
+    assert none.x[0].tolist() == [1, 100, 2]
+    assert full.x[0].tolist() == [0.5, 50, 1]
+    assert none.x[1].tolist() == full.x[1].tolist(), "its own threads are the measure"
+    own = embed_rows(ELASTIC, recording(text(2, 5.0, 6.0)), [])
+    assert set(own) == set(BOUNDS), "without lent threads there is nothing to try"
+
+
+def test_lent_threads_beside_a_neighbour_say_nothing_about_the_engine() -> None:
+    both = recording(text(1, 0.0, 1.0, threads=4), text(2, 5.0, 6.0, threads=4), text(3, 8.0, 9.0))
+    rows = embed_rows(ELASTIC, both, [(5.5, 10.0)])[WIDE]
+    assert rows.at.tolist() == [0.5, 8.5]
+
+
 def test_the_share_of_time_beside_a_neighbour() -> None:
     rows = embed_rows(GREEDY, recording(text(1, 0.0, 2.0), text(2, 5.0, 6.0)), [(1.5, 5.5)])[WIDE]
     assert rows.beside == pytest.approx([0.25, 0.5])
@@ -99,6 +133,7 @@ def test_an_answer_alone_has_its_own_tokens_and_its_own_prefill() -> None:
     rows = llm_rows(LLM, recording(chat(1, 0.0, 1.0, 5.0, 250, 41)), [])
     assert rows.x == pytest.approx(np.array([[40, 40, 0], [3, 0, 250]]))
     assert rows.seconds.tolist() == [4.0, 1.0]
+    assert (rows.first.tolist(), rows.at.tolist()) == ([False, True], [3.0, 0.5])
 
 
 def test_answers_side_by_side_share_tokens_and_prefill() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -9,8 +10,9 @@ import pytest
 
 from sage.common.errors import ConfigError, SageError
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.simulator.recorded import Recording, read_recording, requests
-from sage.middleware.control_plane.trace import PolicyChanged
+from sage.middleware.control_plane.simulator.recorded import Recording, read_recording
+from sage.middleware.control_plane.simulator.replayed import options, requests
+from sage.middleware.control_plane.trace import Goals, PolicyChanged
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -22,7 +24,9 @@ from sage.middleware.control_plane.types import (
     Finished,
     FirstByte,
     Job,
+    Reject,
     Slice,
+    Slo,
 )
 from sage.middleware.engines.port import Capability, EngineSpec, Usage
 
@@ -138,3 +142,48 @@ def test_a_trace_without_a_request_and_one_that_is_none(tmp_path: Path) -> None:
         read_recording(tmp_path / "bad.ndjson")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_recording(tmp_path / "absent.ndjson")
+
+
+def test_the_goals_of_the_run_decide_its_replay(tmp_path: Path, lines: list[Event | Action]) -> None:
+    assert read(tmp_path, lines).slos == {}
+    goals = {RequestClass.CHAT: Slo(ttft=0.5)}
+    found = options(read(tmp_path, [*lines, Goals(99.0, goals)]))
+    assert found.slos[RequestClass.CHAT] == Slo(ttft=0.5)
+    assert found.slos.keys() == set(RequestClass), "classes that are not named have the default's goals"
+
+
+def test_the_policy_is_that_of_the_first_request(tmp_path: Path, lines: list[Event | Action]) -> None:
+    changed = [lines[0], PolicyChanged(99.5, "fifo"), *lines[1:], PolicyChanged(110.0, "edf")]
+    assert read(tmp_path, changed).policy == "fifo"
+
+
+def test_a_request_ends_with_its_last_call_or_refusal(tmp_path: Path, lines: list[Event | Action]) -> None:
+    more: list[Event | Action] = [Arrived(104.0, chat("c")), Reject("c", 429, "full", 1.0)]
+    found = read(tmp_path, lines + more).requests
+    assert [found[one].ended for one in ("a", "b", "c")] == [102.0, 103.0, 104.0]
+
+
+def storm(workers: int = 2, calls: int = 6) -> list[Event | Action]:
+    """Clients that ask again 2 ms after an answer that takes 1 s; the second begins 0.3 s after the first."""
+    made: list[tuple[float, int, Event | Action]] = []
+    for worker in range(workers):
+        for call in range(calls):
+            number, at = worker * calls + call, 10.0 + 0.3 * worker + 1.002 * call
+            made.append((at, 0, Arrived(at, texts(f"s{number}", 64, 2000))))
+            made.append((at, 1, Dispatch(number, "mini", (Slice(f"s{number}", 0, 64),), "free")))
+            made.append((at + 1.0, 2, Finished(at + 1.0, number, Usage(2000, 0))))
+    ordered = sorted(made, key=lambda one: one[:2])
+    return [EngineUp(0.0, EMBED), *(line for _, _, line in ordered)]
+
+
+def test_what_was_sent_on_an_answer_waits_for_that_answer(tmp_path: Path) -> None:
+    first, second = requests(read(tmp_path, storm()))
+    assert (first.job.id, second.job.id) == ("s0", "s6")
+    assert (first.at, second.at) == pytest.approx((0.0, 0.3))
+    assert first.client is not None
+    assert second.client is not None
+    assert first.client.until == pytest.approx(5 * 1.002 + 1.0), "the end of its last request"
+    turns = list(islice(first.client.turns, 8))
+    assert [one.job.id for one in turns] == ["s1", "s2", "s3", "s4", "s5", "s0~2", "s1~2", "s2~2"]
+    assert [one.at for one in turns] == pytest.approx([0.002] * 8)
+    assert {one.prompt_tokens for one in turns} == {2000}

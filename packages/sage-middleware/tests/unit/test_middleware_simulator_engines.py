@@ -150,8 +150,8 @@ def test_what_can_never_have_room_does_not_fit() -> None:
 
 def test_noise_has_mean_one_and_evens_out_over_a_long_step() -> None:
     sim = llm(noise=0.5)
-    single = [sim._noise(1) for _ in range(4000)]
-    hundred = [sim._noise(100) for _ in range(4000)]
+    single = [sim._noise(1, 0.0) for _ in range(4000)]
+    hundred = [sim._noise(100, 0.0) for _ in range(4000)]
     assert fmean(single) == pytest.approx(1.0, abs=0.05)
     assert fmean(hundred) == pytest.approx(1.0, abs=0.01)
     assert max(hundred) - min(hundred) < 0.2 * (max(single) - min(single))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from sage.middleware.control_plane.simulator.faults import Kill
 from sage.middleware.control_plane.simulator.fleet import Fleet
 from sage.middleware.control_plane.simulator.report import summarise
 from sage.middleware.control_plane.simulator.scenarios import random_scenario
-from sage.middleware.control_plane.simulator.types import RequestResult, Result, SimRequest
+from sage.middleware.control_plane.simulator.types import Client, RequestResult, Result, SimRequest
 from sage.middleware.control_plane.simulator.world import simulate
 from sage.middleware.testing.simulated import (
     chat_request,
@@ -66,6 +67,22 @@ def test_texts_are_embedded_in_batches() -> None:
     assert ends == [0.021, round(0.021 + 0.01 + 0.05 + 0.005, 6)]  # the first alone, then the five that wait
 
 
+def test_the_answers_of_a_batch_leave_one_after_the_other() -> None:
+    fleet = fleet_of(embed_engine(max_running=8, handover_s=0.002))
+    result = run(*(embed_request(str(number), number * 1e-4) for number in range(4)), fleet=fleet)
+    ends = [one.arrived + one.total_s for one in result.requests]
+    assert ends[0] == pytest.approx(0.021), "one alone has nobody to wait for"
+    second = 0.021 + 0.01 + 0.03 + 0.003
+    assert ends[1:] == pytest.approx([second, second + 0.002, second + 0.004])
+
+
+def test_an_answer_that_was_broken_off_on_its_way_is_not_given() -> None:
+    fleet = fleet_of(embed_engine(max_running=8, handover_s=0.01))
+    gone = embed_request("gone", 2e-4, cancel_after=0.021 + 0.043 - 2e-4 + 0.005)
+    result = run(embed_request("a"), embed_request("b", 1e-4), gone, embed_request("c", 3e-4), fleet=fleet)
+    assert outcomes(result) == {"a": "done", "b": "done", "gone": "cancelled", "c": "done"}
+
+
 def test_equal_requests_over_equal_engines_are_shared_evenly() -> None:
     fleet = fleet_of(llm_engine(count=4))
     requests = [chat_request(str(number), number * 1.0) for number in range(40)]
@@ -102,6 +119,38 @@ def test_steps_that_were_never_sent_because_an_earlier_one_was_not_served_are_of
     attained = {one.group: one.value for one in report.figures if one.name == "attainment"}
     assert attained == {"all": 0.0, "chat": 0.0, "embed_interactive": 0.0}
     assert report.wall_s == 2.0
+
+
+def in_a_loop(until: float, count: int, *, pause: float = 0.5, **changes: Any) -> SimRequest:
+    turns = iter([chat_request(f"n{number}", pause) for number in range(count)])
+    return chat_request("first", client=Client(until, turns), **changes)
+
+
+def test_a_client_asks_again_when_it_was_answered() -> None:
+    first, second, third = run(in_a_loop(until=60.0, count=2)).requests
+    assert [one.id for one in (first, second, third)] == ["first", "n0", "n1"]
+    assert second.arrived == pytest.approx(first.total_s + 0.5)
+    assert third.arrived == pytest.approx(second.arrived + second.total_s + 0.5)
+
+
+def test_a_client_stops_at_its_time() -> None:
+    last = run(in_a_loop(until=3.0, count=99)).requests[-1]
+    assert last.arrived < 3.0 <= last.arrived + last.total_s + 0.5
+
+
+def test_a_slower_fleet_is_asked_less_often() -> None:
+    slow = fleet_of(llm_engine(a=0.1), embed_engine())
+    asked = [len(run(in_a_loop(until=30.0, count=999), fleet=fleet).requests) for fleet in (ONE, slow)]
+    assert asked[0] > 1.5 * asked[1]
+
+
+def test_a_client_that_is_refused_waits_before_it_asks_again() -> None:
+    fleet = fleet_of(llm_engine(starts_up=False, cold_start_s=5.0))
+    result = run(in_a_loop(until=60.0, count=200, pause=0.0), fleet=fleet)
+    refused = [one for one in result.requests if one.outcome == "rejected"]
+    assert refused
+    assert all(later.arrived - one.arrived >= 0.1 for one, later in pairwise(refused))
+    assert result.requests[-1].outcome == "done"
 
 
 def test_a_client_that_leaves_frees_its_slot() -> None:

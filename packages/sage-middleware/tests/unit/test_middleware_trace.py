@@ -17,7 +17,7 @@ from sage.common.errors import ConfigError, EngineError, SageError
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import PolicyOptions, load_policy
-from sage.middleware.control_plane.trace import Lost, PolicyChanged, TraceWriter, read_trace, replay
+from sage.middleware.control_plane.trace import Goals, Lost, PolicyChanged, TraceWriter, read_trace, replay
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -78,6 +78,7 @@ LINES: dict[type[Any], Event | Action] = {
         EngineRemoved(1.0, "e"),
         Tick(1.0),
         PolicyChanged(1.0, "fifo"),
+        Goals(1.0, {RequestClass.CHAT: Slo(ttft=0.5, tpot=0.03)}),
         Lost(1.0, 7),
         Dispatch(1, "e", (Slice("r", 0, 1), Slice("s", 2, 5)), "free", threads=2, hedge=True),
         Reject("r", 429, "full", 1.5),

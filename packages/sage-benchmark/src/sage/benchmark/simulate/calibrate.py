@@ -1,16 +1,15 @@
-"""A fleet from a recorded run, and how far the simulator is from that run. Its figures are SIMULATED."""
+"""A fleet from a recorded run: the speed of its engines, how that varies, and what they cost each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
 from typing import Any, Final
 
 from ruamel.yaml import YAML
 
-from sage.benchmark import environment
+from sage.benchmark.simulate.dispersion import dispersion
 from sage.benchmark.simulate.fit import Fit, Rows, fit_device
 from sage.benchmark.simulate.observe import (
     BOUNDS,
@@ -19,21 +18,18 @@ from sage.benchmark.simulate.observe import (
     caches_prefixes,
     computing,
     embed_rows,
+    handover,
     llm_rows,
 )
 from sage.common.errors import ConfigError, UsageError
-from sage.middleware.control_plane.simulator.fleet import Fleet
-from sage.middleware.control_plane.simulator.recorded import Recording, SeenRequest, requests
-from sage.middleware.control_plane.simulator.report import quantile
-from sage.middleware.control_plane.simulator.types import RequestResult
-from sage.middleware.control_plane.simulator.world import simulate
+from sage.middleware.control_plane.simulator.fleet import Dispersion, Fleet
+from sage.middleware.control_plane.simulator.recorded import Recording
 from sage.middleware.engines.port import Capability, EngineSpec
 
-__all__ = ["Calibrated", "Gap", "calibrate", "gaps", "to_json", "typical_error", "write_fleet"]
+__all__ = ["Calibrated", "calibrate", "write_fleet"]
 
 _SMALLEST: Final = 1e-9  # of a constant that must be above 0 and of which nothing was seen
 _MOST_NOISE: Final = 2.0
-_QUANTILES: Final = (0.5, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +46,20 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """One metric of the live run and of the simulator's; `error` is (simulated - live) / live."""
+class _Fitted:
+    """One engine: what was chosen for it, and the rows behind that."""
 
-    metric: str
-    group: str
-    live: float
-    simulated: float
-    error: float
-    unit: str
+    bounds: BatchBounds
+    fit: Fit
+    rows: Rows
+    interference: float
+    handover_s: float
+
+    def dispersion(self, *, first_token: bool) -> Dispersion | None:
+        """How its first tokens, or all else, lie around what was fitted."""
+        rows, chosen = self.rows, self.rows.first == first_token
+        expected = rows.expected(self.fit.weights, self.interference)
+        return dispersion(rows.seconds[chosen], expected[chosen], rows.at[chosen])
 
 
 def calibrate(recording: Recording, name: str) -> Calibrated:
@@ -69,7 +70,7 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
     devices: dict[str, list[EngineSpec]] = {}
     for spec in recording.engines.values():
         devices.setdefault(spec.group or f"device of {spec.name}", []).append(spec)
-    fits: dict[str, tuple[BatchBounds, Fit]] = {}
+    fits: dict[str, _Fitted] = {}
     counts: dict[str, int] = {}
     interference: dict[str, float] = {}
     for device, members in devices.items():
@@ -78,7 +79,10 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
         seen = {engine: found for engine, found in rows.items() if counts[engine] >= MIN_ROWS}
         cost, best = fit_device([list(found.values()) for found in seen.values()])
         for (engine, found), (number, fit) in zip(seen.items(), best, strict=True):
-            fits[engine] = (list(found)[number], fit)
+            bounds = list(found)[number]
+            fits[engine] = _Fitted(
+                bounds, fit, found[bounds], cost, handover(recording.engines[engine], recording)
+            )
         if len(members) > 1 and members[0].group:
             interference[device] = cost
     return _assemble(recording, name, fits, counts, interference)
@@ -87,7 +91,7 @@ def calibrate(recording: Recording, name: str) -> Calibrated:
 def _assemble(
     recording: Recording,
     name: str,
-    fits: dict[str, tuple[BatchBounds, Fit]],
+    fits: dict[str, _Fitted],
     counts: dict[str, int],
     interference: dict[str, float],
 ) -> Calibrated:
@@ -108,27 +112,10 @@ def _assemble(
         "name": name,
         "about": "fitted from a recorded run",
         "devices": {one: {"interference": round(c, 4)} for one, c in interference.items() if one in groups},
-        "engines": [_engine(spec, *fits[borrowed.get(spec.name, spec.name)]) for spec in kept],
+        "engines": [_engine(spec, fits[borrowed.get(spec.name, spec.name)]) for spec in kept],
     }
     borrowed = {name: like for name, like in borrowed.items() if like}
     return Calibrated(Fleet.model_validate(content), counts, borrowed, left_out)
-
-
-def gaps(recording: Recording, fleet: Fleet, policy: str, seeds: Sequence[int]) -> list[Gap]:
-    """The simulator's error: the same arrivals against the fitted fleet, each metric's mean over seeds."""
-    runs = [_simulated(simulate(policy, fleet, requests(recording), seed=seed).requests) for seed in seeds]
-    found = []
-    for key, live in _live(recording.requests.values()).items():
-        values = [run[key] for run in runs if key in run]
-        if values:
-            error = (mean(values) - live) / live if live else 0.0
-            found.append(Gap(key[1], key[0], live * 1000, mean(values) * 1000, error, "ms"))
-    return found
-
-
-def typical_error(found: Sequence[Gap]) -> float:
-    """The median of the absolute errors: the simulator's error as one figure. ValueError without a gap."""
-    return median(abs(gap.error) for gap in found)
 
 
 def write_fleet(fleet: Fleet, path: Path) -> None:
@@ -143,24 +130,6 @@ def write_fleet(fleet: Fleet, path: Path) -> None:
             yaml.dump(fleet.model_dump(mode="json", exclude_defaults=True), file)
     except OSError as error:
         raise UsageError(f"The fleet cannot be written to {path}: {error.strerror}.") from None
-
-
-def to_json(found: Sequence[Gap], fitted: Calibrated, recorded: Path, policy: str) -> dict[str, Any]:
-    """What `sage bench calibrate --json` prints."""
-    return {
-        "schema_version": 1,
-        "label": "SIMULATED",
-        "badges": ["SIMULATED"],
-        "recorded": str(recorded),
-        "policy": policy,
-        "environment": environment.describe(),
-        "fleet": fitted.fleet.model_dump(mode="json"),
-        "observations": fitted.rows,
-        "borrowed": fitted.borrowed,
-        "left_out": fitted.left_out,
-        "errors": [{"label": "SIMULATED", **asdict(gap)} for gap in found],
-        "median_error": typical_error(found),
-    }
 
 
 def _rows(spec: EngineSpec, members: Sequence[EngineSpec], recording: Recording) -> dict[BatchBounds, Rows]:
@@ -186,8 +155,9 @@ def _like(spec: EngineSpec, recording: Recording, fits: Iterable[str], counts: d
     return max(same, key=counts.__getitem__, default="")
 
 
-def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
+def _engine(spec: EngineSpec, fitted: _Fitted) -> dict[str, Any]:
     """An engine of `fleet.yaml`."""
+    fit, bounds = fitted.fit, fitted.bounds
     first, second, third = (float(f"{weight:.4g}") for weight in fit.weights)
     common = {
         "name": spec.name,
@@ -196,11 +166,13 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         "cores": spec.cores,
         "max_running": spec.max_running,
         "managed": spec.managed,
+        "dispersion": fitted.dispersion(first_token=False),
     }
     if _writes(spec):
         speed = {"a": max(_SMALLEST, first), "b": second, "c": max(_SMALLEST, third)}
         sizes = {"chunk": spec.chunk, "kv_tokens": spec.kv_tokens}
-        return {**common, "kind": "llm", **speed, **sizes, "prefix_cache": caches_prefixes(spec)}
+        varies = {"first_token": fitted.dispersion(first_token=True)}
+        return {**common, "kind": "llm", **speed, **sizes, **varies, "prefix_cache": caches_prefixes(spec)}
     kind = "rerank" if Capability.RERANK in spec.capabilities else "embedding"
     speed = {"s0": max(_SMALLEST, first), "s1": second, "s2": third}
     batches = {"batching": "greedy", "batch_tokens": bounds.tokens, "batch_texts": bounds.texts}
@@ -210,52 +182,8 @@ def _engine(spec: EngineSpec, bounds: BatchBounds, fit: Fit) -> dict[str, Any]:
         **speed,
         **(batches if spec.batches else {"batching": "single"}),
         "elastic": spec.elastic and spec.cores > 0,
+        "scaling": bounds.scaling,
+        "handover_s": float(f"{fitted.handover_s:.3g}"),
         # Each batch shows its own noise; that of an iteration is lost in the time of a whole answer.
         "noise": round(min(_MOST_NOISE, fit.noise), 4),
-    }
-
-
-_Times = dict[tuple[str, str], list[float]]
-
-
-def _live(seen: Iterable[SeenRequest]) -> dict[tuple[str, str], float]:
-    """Group and metric to seconds, as the control plane saw them."""
-    times: _Times = {}
-    for one in seen:
-        done = [call for call in one.calls if call.usage is not None and call.ended is not None]
-        if not done or sum(p.stop - p.start for c in done for p in c.slices if p.id == one.job.id) < max(
-            1, one.job.texts
-        ):
-            continue  # not answered whole
-        end = max(call.ended or 0.0 for call in done)
-        first, output = done[-1].first, done[-1].usage.completion_tokens if done[-1].usage else 0
-        tpot = (end - first) / (output - 1) if first is not None and output > 1 else None
-        ttft = first - one.arrived if first is not None else None
-        _add(times, one.job.request_class, bool(one.job.texts), ttft, tpot, end - one.arrived)
-    return _percentiles(times)
-
-
-def _simulated(done: Iterable[RequestResult]) -> dict[tuple[str, str], float]:
-    """The same of a simulated run."""
-    times: _Times = {}
-    for one in done:
-        if one.outcome == "done":
-            _add(times, one.request_class, not one.output_tokens, one.ttft_s, one.tpot_s, one.total_s)
-    return _percentiles(times)
-
-
-def _add(
-    times: _Times, group: str, embeds: bool, ttft: float | None, tpot: float | None, total: float
-) -> None:
-    found = {"e2e": total} if embeds else {"ttft": ttft, "tpot": tpot}
-    for name, value in found.items():
-        if value is not None:
-            times.setdefault((str(group), name), []).append(value)
-
-
-def _percentiles(times: _Times) -> dict[tuple[str, str], float]:
-    return {
-        (group, f"{name}_p{round(q * 100)}"): quantile(sorted(samples), q)
-        for (group, name), samples in sorted(times.items())
-        for q in _QUANTILES
     }

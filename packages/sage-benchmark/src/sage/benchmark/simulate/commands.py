@@ -97,24 +97,26 @@ def _single(tasks: Sequence[Task]) -> Task:
 
 def calibrate(
     recorded: Annotated[Path, typer.Argument(help="The NDJSON trace of a live run (`control_plane.trace`).")],
+    validate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another live run, that nothing is fitted to: its error is told, too; repeat it."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the fleet here; else beside it, as .fleet.yaml.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="Of the recorded run, where the trace does not say.")] = "",
+    policy: Annotated[str, typer.Option(help="Of the recorded runs, where a trace does not say.")] = "",
     seeds: Seeds = "0..2",
     as_json: Json = False,
 ) -> None:
-    """Fit a fleet to a recorded run, simulate its arrivals again and print the simulator's error."""
+    """Fit a fleet to a recorded run, simulate its load again and print the simulator's error."""
     from sage.benchmark.simulate import calibrate as fitting
-    from sage.benchmark.simulate import options
-    from sage.common.errors import UsageError
-    from sage.middleware.control_plane.simulator.recorded import read_recording
+    from sage.benchmark.simulate import compare, options
 
-    recording = read_recording(recorded)
-    if not (policy or recording.policy):
-        raise UsageError(f"{recorded} does not say which policy was in force.", hint="Name it by --policy.")
-    used = options.parse_policies(policy or recording.policy)[0]
-    fitted = fitting.calibrate(recording, recorded.stem)
+    runs = [compare.read_run(path, policy) for path in (recorded, *(validate or ()))]
+    for run in runs:
+        if not run.recording.slos:
+            _say(f"{run.path} does not say which goals were in force: those of a default server are taken.")
+    fitted = fitting.calibrate(runs[0].recording, recorded.stem)
     file = out or recorded.with_suffix(".fleet.yaml")
     fitting.write_fleet(fitted.fleet, file)
     _say(f"fleet: {file}")
@@ -122,15 +124,21 @@ def calibrate(
         _say(f"{engine} was seen in {fitted.rows[engine]} usable calls: it is taken to be like {like}.")
     for engine in fitted.left_out:
         _say(f"{engine} was never used and is left out.")
-    found = fitting.gaps(recording, fitted.fleet, used, options.parse_seeds(seeds))
+    drawn = options.parse_seeds(seeds)
+    roles = ["fitted", *["held out"] * len(runs)]
+    found = [compare.compare(run, fitted.fleet, drawn, role) for run, role in zip(runs, roles, strict=False)]
     if as_json:
-        typer.echo(json.dumps(fitting.to_json(found, fitted, recorded, used)))
+        typer.echo(json.dumps(compare.to_json(found, fitted)))
         return
-    title = f"{recorded.name}, {used}: the simulator against the recorded run"
-    head = ["class", "metric", "recorded ms", "simulated ms", "error"]
-    rows = ([g.group, g.metric, f"{g.live:.4g}", f"{g.simulated:.4g}", f"{g.error:+.1%}"] for g in found)
-    _table(title, head, rows)
-    typer.echo(f"simulator error, median over {len(found)} metrics: {fitting.typical_error(found):.1%}")
+    for one in found:
+        title = f"{one.run.path.name}, {one.run.policy}: the simulator against the recorded run ({one.role})"
+        head = ["class", "metric", "samples", "recorded ms", "simulated ms", "error"]
+        rows = (
+            [g.group, g.metric, str(g.samples), f"{g.live:.4g}", f"{g.simulated:.4g}", f"{g.error:+.1%}"]
+            for g in one.gaps
+        )
+        _table(title, head, rows)
+        typer.echo(f"simulator error, median over {len(one.gaps)} metrics ({one.role}): {one.error:.1%}")
 
 
 def workloads(

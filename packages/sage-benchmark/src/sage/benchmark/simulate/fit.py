@@ -20,6 +20,8 @@ _MOST_INTERFERENCE: Final = 3.0
 _PASSES: Final = 2  # of choosing readings and interference in turn
 _FAR: Final = 2.5  # times what was expected: not what it was taken for
 _TRIMS: Final = 3
+_REWEIGHTED: Final = 4  # passes; the first is relative to what was seen
+_LEAST: Final = 1e-12  # seconds that are predicted for anything
 _STEPS: Final = (0.1, 0.01, 0.001)  # of the search for it, coarse to fine
 
 
@@ -30,18 +32,27 @@ class Rows:
     `beside`: share of that time in which an engine of the other kind computed on the same device. Work that
     takes `1 + interference` times as long meanwhile would have taken `alone = 1 - beside · interference /
     (1 + interference)` of the time by itself. `steps`: how many steps of the engine it was; their noise
-    averages out, so longer ones count for more.
+    averages out, so longer ones count for more. `at`: the middle of it. `first`: whether it is the time to a
+    first token.
     """
 
     x: Array
     seconds: Array
     beside: Array
     steps: Array
+    at: Array
+    first: NDArray[np.bool_]
+
+    def expected(self, weights: Sequence[float], interference: float) -> Array:
+        """Seconds that the rows should have taken."""
+        alone = 1 - self.beside * interference / (1 + interference)
+        found: Array = np.maximum(self.x @ np.array(weights) / alone, _LEAST)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Weights of one engine. `error`: mean weighted squared relative error; `noise`: sigma of one step."""
+    """Weights of one engine. `error`: mean squared error of the logarithm; `noise`: its sigma of a step."""
 
     weights: tuple[float, ...]
     error: float
@@ -109,14 +120,22 @@ def _unlikely(engines: Sequence[Rows], interference: float) -> float:
 
 
 def _fit(rows: Rows, interference: float) -> Fit:
-    """Weights for a given interference. Errors are relative, so that a long call does not outweigh many."""
+    """Weights for a given interference. Errors are relative, so that a long call does not outweigh many.
+
+    Relative to what the weights before said, not to what was seen: else what came quickly counts for more,
+    and all is taken to be quicker than it is on average.
+    """
     alone = 1 - rows.beside * interference / (1 + interference)
     x = rows.x / alone[:, None]
     kept = _plausible(x, rows.seconds)
-    seconds = rows.seconds[kept]
-    weight = np.sqrt(rows.steps[kept]) / seconds
-    weights, error = positive_least_squares(x[kept] * weight[:, None], seconds * weight)
-    spread = float(np.sqrt(error / max(1, len(seconds) - len(weights))))
+    x, seconds, steps = x[kept], rows.seconds[kept], np.sqrt(rows.steps[kept])
+    expected = seconds
+    for _ in range(_REWEIGHTED):
+        weight = steps / expected
+        weights, _ = positive_least_squares(x * weight[:, None], seconds * weight)
+        expected = np.maximum(x @ weights, _LEAST)
+    error = float(np.square(steps * np.log(seconds / expected)).sum())
+    spread = math.sqrt(error / max(1, len(seconds) - len(weights)))
     return Fit(tuple(float(one) for one in weights), error / max(1, len(seconds)), spread)
 
 
@@ -129,7 +148,7 @@ def _plausible(x: Array, seconds: Array) -> NDArray[np.bool_]:
     kept = np.ones(len(seconds), dtype=bool)
     for _ in range(_TRIMS):
         weights, _ = positive_least_squares(x[kept], seconds[kept])
-        predicted = np.maximum(x @ weights, 1e-12)
+        predicted = np.maximum(x @ weights, _LEAST)
         kept = (seconds > predicted / _FAR) & (seconds < predicted * _FAR)
         if not kept.any():
             return np.ones(len(seconds), dtype=bool)

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
+from statistics import median
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,21 +25,33 @@ from sage.middleware.control_plane.simulator.recorded import Recording, SeenCall
 from sage.middleware.control_plane.simulator.shapes import BLOCK_BYTES
 from sage.middleware.engines.port import EngineSpec
 
-__all__ = ["BOUNDS", "MIN_ROWS", "BatchBounds", "caches_prefixes", "computing", "embed_rows", "llm_rows"]
+__all__ = [
+    "BOUNDS",
+    "MIN_ROWS",
+    "BatchBounds",
+    "caches_prefixes",
+    "computing",
+    "embed_rows",
+    "handover",
+    "llm_rows",
+]
 
 MIN_ROWS: Final = 8  # fewer say nothing about three weights
 _MIN_TOKENS: Final = 8  # gaps of an answer: the ends of a shorter one are too large a part of it
-_TOGETHER: Final = 0.02  # calls that end within this share of a batch ended with it
+_TOGETHER: Final = 0.05  # calls that end within this share of a batch ended with it
 _INSTANT: Final = 1e-6
 _PASSES: Final = 2
 _SCALING: Final = float(EmbedEngine.model_fields["scaling"].default)
+_SCALINGS: Final = (0.0, 0.2, 0.4, 0.6, _SCALING, 1.0)  # that are tried where threads were lent
+_ALONE: Final = 0.1  # share of its time beside others in which a batch on lent threads still had them alone
 
 
 class BatchBounds(NamedTuple):
-    """At most so many tokens and texts in one batch."""
+    """At most so many tokens and texts in one batch, and the `scaling` of an elastic engine."""
 
     tokens: int
     texts: int
+    scaling: float = _SCALING
 
 
 # From small to large: `BOUNDS[0]` is the least that any engine takes at once.
@@ -48,9 +61,24 @@ BOUNDS: Final = tuple(
     for texts in (32, 64, 128, 256, 4096)
 )
 
+# What a recording does not tell apart is taken to be as it is for our own embedding server.
+_DEFAULT: Final = BatchBounds(
+    int(EmbedEngine.model_fields["batch_tokens"].default),
+    int(EmbedEngine.model_fields["batch_texts"].default),
+)
+
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 Count = Callable[[float], float]  # how much there was until a time
+
+
+class _Row(NamedTuple):
+    """One observation, see `Rows`; it lasted for `span`."""
+
+    x: tuple[float, float, float]
+    span: Interval
+    steps: int
+    first: bool = False
 
 
 def llm_rows(spec: EngineSpec, recording: Recording, neighbours: Sequence[Interval]) -> Rows:
@@ -83,17 +111,17 @@ def _llm_rows(
     computed = _amount(_prefills(calls), prefill)
     beside = _amount(neighbours, [end - start for start, end in neighbours])
     idle = _found_idle(calls)
-    rows: list[tuple[float, float, float, Interval, float]] = []
+    rows: list[_Row] = []
     for call, (start, end), steps, prompt in zip(calls, spans, gaps, prefill, strict=True):
         if call.first is None:
             continue
         if steps >= _MIN_TOKENS:
             shared = tokens(pace(end)) - tokens(pace(start))
             # One step, however long: what such a row is off by is not noise that averages out.
-            rows.append((steps, shared, computed(end) - computed(start), (start, end), 1))
+            rows.append(_Row((steps, shared, computed(end) - computed(start)), (start, end), 1))
         if call.number in idle:
             chunks = math.ceil(prompt / spec.chunk) if spec.chunk else 1
-            rows.append((chunks, 0.0, prompt, (call.sent, call.first), chunks))
+            rows.append(_Row((chunks, 0.0, prompt), (call.sent, call.first), chunks, first=True))
     return _rows(rows, beside)
 
 
@@ -127,8 +155,10 @@ def embed_rows(
 ) -> dict[BatchBounds, Rows]:
     """Rows of an embedding or rerank engine for `(s0, s1, s2)`: batches whose calls are known for sure.
 
-    How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`: the same
-    batches, counted differently. One that computes a call at a time has no bounds.
+    How much it puts into one batch is not recorded, so that there are rows for each of `BOUNDS`, the default
+    first: the same batches, counted differently. One that computes a call at a time has no bounds. Where
+    batches ran on lent threads there are also rows for each of several `scaling`; those that shared these
+    threads with another engine are left out, as they say more about that than about the engine.
     """
     calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
     beside = _amount(neighbours, [end - start for start, end in neighbours])
@@ -141,16 +171,35 @@ def embed_rows(
         if not (
             spec.batches and joined and _pieces(tokens, texts, BOUNDS[0]) > 1
         ):  # else others got in between
-            seen.append((tokens, texts, span, _speed(spec, members)))
+            share = _lent(spec, members)
+            if share == 1.0 or _per_second(beside, span) < _ALONE:
+                seen.append((tokens, texts, span, share))
+    scalings = (
+        sorted(_SCALINGS, key=_SCALING.__ne__)
+        if any(share != 1.0 for _, _, _, share in seen)
+        else (_SCALING,)
+    )
     found = {}
-    for bounds in BOUNDS if spec.batches else BOUNDS[-1:]:
+    for bounds in sorted(BOUNDS, key=_DEFAULT.__ne__) if spec.batches else BOUNDS[-1:]:
         counted = [_pieces(tokens, texts, bounds) if spec.batches else 1 for tokens, texts, _, _ in seen]
-        rows = [
-            (pieces / speed, tokens / speed, texts / speed, span, pieces)
-            for pieces, (tokens, texts, span, speed) in zip(counted, seen, strict=True)
-        ]
-        found[bounds] = _rows(rows, beside)
+        for scaling in scalings:
+            rows = []
+            for pieces, (tokens, texts, span, share) in zip(counted, seen, strict=True):
+                speed = share**scaling
+                rows.append(_Row((pieces / speed, tokens / speed, texts / speed), span, pieces))
+            found[bounds._replace(scaling=scaling)] = _rows(rows, beside)
     return found
+
+
+def handover(spec: EngineSpec, recording: Recording) -> float:
+    """Seconds between two answers of one batch, at the median; 0 where no two calls were ever in one."""
+    calls = sorted(_complete(spec, recording), key=lambda call: call.sent)
+    gaps = [
+        (max(ends) - min(ends)) / (len(ends) - 1)
+        for members, _ in (_batches(calls) if spec.batches else ())
+        if len(ends := [call.ended or call.sent for call in members]) > 1
+    ]
+    return median(gaps) if gaps else 0.0
 
 
 def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interval]:
@@ -168,15 +217,22 @@ def computing(specs: Iterable[EngineSpec], recording: Recording) -> list[Interva
     return merged
 
 
-def _rows(rows: Sequence[tuple[float, float, float, Interval, float]], beside: Count) -> Rows:
-    kept = [row for row in rows if row[3][1] - row[3][0] > _INSTANT]
-    shares = [(beside(end) - beside(start)) / (end - start) for _, _, _, (start, end), _ in kept]
+def _rows(rows: Sequence[_Row], beside: Count) -> Rows:
+    kept = [row for row in rows if row.span[1] - row.span[0] > _INSTANT]
+    spans = [row.span for row in kept]
     return Rows(
-        np.array([row[:3] for row in kept], dtype=np.float64).reshape(-1, 3),
-        np.array([end - start for _, _, _, (start, end), _ in kept]),
-        np.clip(np.array(shares), 0.0, 1.0),
-        np.array([row[4] for row in kept]),
+        np.array([row.x for row in kept], dtype=np.float64).reshape(-1, 3),
+        np.array([end - start for start, end in spans]),
+        np.clip(np.array([_per_second(beside, span) for span in spans]), 0.0, 1.0),
+        np.array([row.steps for row in kept]),
+        np.array([(start + end) / 2 for start, end in spans]),
+        np.array([row.first for row in kept], dtype=np.bool_),
     )
+
+
+def _per_second(amount: Count, span: Interval) -> float:
+    start, end = span
+    return (amount(end) - amount(start)) / max(end - start, _INSTANT)
 
 
 def _complete(spec: EngineSpec, recording: Recording) -> list[SeenCall]:
@@ -317,9 +373,7 @@ def _pieces(tokens: int, texts: int, bounds: BatchBounds) -> int:
     return max(1, math.ceil(tokens / bounds.tokens), math.ceil(texts / bounds.texts))
 
 
-def _speed(spec: EngineSpec, members: Sequence[SeenCall]) -> float:
-    """How much faster than on its own cores a batch ran on the threads that were lent."""
+def _lent(spec: EngineSpec, members: Sequence[SeenCall]) -> float:
+    """The threads that a batch ran on, as a multiple of the engine's own cores."""
     threads = max(call.threads for call in members)
-    if not (spec.elastic and threads and spec.cores):
-        return 1.0
-    return float((threads / spec.cores) ** _SCALING)
+    return threads / spec.cores if spec.elastic and threads and spec.cores else 1.0

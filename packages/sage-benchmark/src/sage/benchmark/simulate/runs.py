@@ -13,15 +13,17 @@ from time import perf_counter
 import msgspec
 
 from sage.common.errors import ConfigError, UsageError
-from sage.middleware.control_plane.simulator import recorded
+from sage.middleware.control_plane.goals import DEFAULT_SLOS
+from sage.middleware.control_plane.simulator import recorded, replayed
 from sage.middleware.control_plane.simulator.faults import Fault
 from sage.middleware.control_plane.simulator.fleet import Fleet
+from sage.middleware.control_plane.simulator.recorded import Recording
 from sage.middleware.control_plane.simulator.report import RunReport, summarise
 from sage.middleware.control_plane.simulator.shapes import Setting
 from sage.middleware.control_plane.simulator.types import SimRequest
 from sage.middleware.control_plane.simulator.workloads import Workload, load_workload, models_of
 from sage.middleware.control_plane.simulator.world import Trace, simulate
-from sage.middleware.control_plane.trace import PolicyChanged
+from sage.middleware.control_plane.trace import Goals, PolicyChanged
 
 __all__ = ["Arm", "Done", "Task", "arrivals", "record", "run_all"]
 
@@ -69,7 +71,7 @@ def arrivals(task: Task) -> Iterable[SimRequest]:
     """
     kind = Path(task.trace).suffix
     if kind == RECORDED:
-        return _recorded(task)
+        return _replayed(task, recorded.read_recording(Path(task.trace)))
     if kind in _SUFFIXES:
         stream = {"kind": "replay", "format": _SUFFIXES[kind], "file": task.trace}
         workload = Workload.model_validate({"streams": [stream]})
@@ -82,10 +84,12 @@ def arrivals(task: Task) -> Iterable[SimRequest]:
     )
 
 
-def _recorded(task: Task) -> Iterator[SimRequest]:
-    """A recording at another pace; its models must be those of the fleet."""
+def _replayed(task: Task, recording: Recording) -> Iterator[SimRequest]:
+    """A recording at another pace; its models must be those of the fleet.
+
+    Clients that ask again when they were answered are as many at any pace: they go on for less time.
+    """
     served = {engine.model for engine in task.arm.fleet.engines}
-    recording = recorded.read_recording(Path(task.trace))
     asked = {seen.job.model for seen in recording.requests.values()}
     if unknown := sorted(asked - served):
         raise ConfigError(
@@ -93,21 +97,33 @@ def _recorded(task: Task) -> Iterator[SimRequest]:
             f"{', '.join(sorted(served))}.",
             hint="`sage bench calibrate` makes the fleet of a recording.",
         )
-    for request in recorded.requests(recording):
-        at = request.at / task.load
-        if task.duration is not None and at >= task.duration:
+    last = float("inf") if task.duration is None else task.duration
+    for request in replayed.requests(recording):
+        at, client = request.at / task.load, request.client
+        if at >= last:
             return
-        yield msgspec.structs.replace(request, at=at)
+        if client is not None:
+            client = msgspec.structs.replace(client, until=min(client.until / task.load, last))
+        yield msgspec.structs.replace(request, at=at, client=client)
 
 
 def run(task: Task, trace: Trace | None = None) -> Done:
     """Simulate one task in this process; `trace` gets every event with its actions.
 
-    Raises ConfigError when it has no request at all.
+    What was recorded is decided by the goals that were in force then. Raises ConfigError when there is no
+    request at all.
     """
     started = perf_counter()
-    arm = task.arm
-    result = simulate(arm.policy, arm.fleet, arrivals(task), seed=task.seed, faults=task.faults, trace=trace)
+    arm, options = task.arm, None
+    if Path(task.trace).suffix == RECORDED:
+        recording = recorded.read_recording(Path(task.trace))
+        workload: Iterable[SimRequest] = _replayed(task, recording)
+        options = replayed.options(recording)
+    else:
+        workload = arrivals(task)
+    result = simulate(
+        arm.policy, arm.fleet, workload, seed=task.seed, faults=task.faults, options=options, trace=trace
+    )
     if not result.requests:
         raise ConfigError(f"{task.trace} has no request in {task.duration} s.", hint="Raise --duration.")
     return Done(task, summarise(result), len(result.requests), perf_counter() - started)
@@ -121,7 +137,7 @@ def record(task: Task, path: Path) -> Done:
     except OSError as error:
         raise UsageError(f"The trace cannot be written to {path}: {error.strerror}.") from None
     with file:
-        file.write(encoder.encode_lines([PolicyChanged(0.0, task.arm.policy)]))
+        file.write(encoder.encode_lines([PolicyChanged(0.0, task.arm.policy), Goals(0.0, DEFAULT_SLOS)]))
         return run(task, lambda event, actions: file.write(encoder.encode_lines([event, *actions])))
 
 

@@ -19,7 +19,7 @@ from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.control_plane.reports import decision_of, engine_status, queue_status
 from sage.middleware.control_plane.tickets import Part, Ticket
-from sage.middleware.control_plane.trace import PolicyChanged, TraceWriter
+from sage.middleware.control_plane.trace import Goals, PolicyChanged, TraceWriter
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -81,6 +81,7 @@ class ControlPlane:
         self._trace = None if config.trace is None else TraceWriter(config.trace)
         if self._trace is not None:
             self._trace.record(PolicyChanged(clock.now(), self.policy), ())
+            self._trace.record(Goals(clock.now(), self._policy_options.slos), ())
 
     # ---- engines -------------------------------------------------------------------------------------
 

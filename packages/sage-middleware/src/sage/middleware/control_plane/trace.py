@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from sage.common.errors import ConfigError, SageError
+from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import Policy, PolicyOptions, load_policy
@@ -33,12 +34,13 @@ from sage.middleware.control_plane.types import (
     Progress,
     Reject,
     RestartEngine,
+    Slo,
     StartEngine,
     StopEngine,
     Tick,
 )
 
-__all__ = ["Difference", "Lost", "PolicyChanged", "Replay", "TraceWriter", "read_trace", "replay"]
+__all__ = ["Difference", "Goals", "Lost", "PolicyChanged", "Replay", "TraceWriter", "read_trace", "replay"]
 
 log: Final = logging.getLogger("sage.middleware.control_plane")
 
@@ -50,6 +52,12 @@ class PolicyChanged(Event, frozen=True, gc=False, tag=True):
     """From `at` on this policy decides. The first line of a trace is one."""
 
     policy: str
+
+
+class Goals(Event, frozen=True, gc=False, tag=True):
+    """What each class of requests should meet, as configured: a replay must be decided by the same."""
+
+    slos: dict[RequestClass, Slo]
 
 
 class Lost(Event, frozen=True, gc=False, tag=True):
@@ -72,6 +80,7 @@ _EVENTS = (
     | EngineRemoved
     | Tick
     | PolicyChanged
+    | Goals
     | Lost
 )
 _ACTIONS = Dispatch | Reject | Cancel | StartEngine | StopEngine | RestartEngine
@@ -210,6 +219,8 @@ def replay(
         replayed: list[Action] = []
         if isinstance(event, Lost):
             lost += event.events
+        elif isinstance(event, Goals):
+            pass  # told to the core by `options`
         elif not isinstance(event, PolicyChanged):
             replayed = core.handle(event)
         elif events > 1:  # the first names the one that the core was made with

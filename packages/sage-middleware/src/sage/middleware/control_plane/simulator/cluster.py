@@ -50,6 +50,7 @@ class Member:
         "cancelled",
         "failed",
         "finished",
+        "handover_s",
         "hang_until",
         "life",
         "mute_until",
@@ -73,6 +74,7 @@ class Member:
         self.calls: dict[int, Call] = {}
         self.peers: list[Member] = []  # on its device
         self.reporting = False
+        self.handover_s = sim.model.handover_s if isinstance(sim.model, EmbedEngine) else 0.0
         self.refuse_until = self.hang_until = self.mute_until = self.slow_until = 0.0
         self.brownout = (0.0, 0.0, 0.0)  # its end, the share of calls, seconds until the error
         self.sent = self.finished = self.failed = self.cancelled = self.starts = 0
@@ -188,13 +190,23 @@ class Cluster:
         for call in firsts:
             if call.stream and call.attempt in self._calls:
                 self._feed(FirstByte(now, call.attempt), ())
+        if len(ends) > 1 and member.handover_s:
+            for number, call in enumerate(ends):
+                self._agenda.at(now + number * member.handover_s, self._answered, call)
+            return
         for call in ends:
-            ended = self._forget(call.attempt)
-            if ended is not None:
-                member.finished += 1
-                member.output_tokens += call.output
-                usage = Usage(call.prompt, call.output)
-                self._feed(Finished(now, call.attempt, usage), ended.slices)
+            self._answered(call)
+
+    def _answered(self, call: Work) -> None:
+        """The whole answer of a call is here, if it was not broken off meanwhile."""
+        ended = self._forget(call.attempt)
+        if ended is not None:
+            member = ended.member
+            member.finished += 1
+            member.output_tokens += call.output
+            self._feed(
+                Finished(self._agenda.now, call.attempt, Usage(call.prompt, call.output)), ended.slices
+            )
 
     def _report(self, member: Member) -> None:
         """Tell which streams move."""

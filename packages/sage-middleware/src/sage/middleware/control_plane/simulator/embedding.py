@@ -39,7 +39,7 @@ class EmbedSim(SimEngine):
             self._stop(now)
             return
         s0, s1, s2 = self._times
-        seconds = (s0 + s1 * tokens + s2 * texts) * self.slow * self._noise(1)
+        seconds = (s0 + s1 * tokens + s2 * texts) * self.slow * self._noise(1, now)
         if self._elastic and threads != self._own_threads:
             seconds *= (self._own_threads / threads) ** self._scaling
         if len(self.device.members) > 1:

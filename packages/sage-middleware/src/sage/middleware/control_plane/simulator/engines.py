@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from sage.middleware.control_plane.simulator.fleet import DeviceModel, EmbedEngine, LlmEngine
+from sage.middleware.control_plane.simulator.variation import Variation
 
 __all__ = ["NEVER", "Device", "SimEngine", "Work"]
 
@@ -81,6 +82,7 @@ class SimEngine(ABC):
         "_random",
         "_rest",
         "_start",
+        "_variation",
         "busy",
         "cached",
         "computed",
@@ -113,6 +115,7 @@ class SimEngine(ABC):
         self.busy = 0.0
         self.computed = self.cached = self.preemptions = 0
         self._random = random
+        self._variation = Variation(model.dispersion, random) if model.dispersion else None
         self._start = 0.0
         self._ran = 0.0  # of its step, when it froze
         self._rest = NEVER
@@ -183,8 +186,13 @@ class SimEngine(ABC):
             if len(self.device.members) > 1:
                 self.device.changed(self, now)
 
-    def _noise(self, steps: int) -> float:
-        """A lognormal factor of mean 1 for `steps` equal steps together."""
+    def _noise(self, steps: int, now: float) -> float:
+        """What `steps` equal steps from `now` on take together, against the formula.
+
+        By the engine's dispersion if it has one, else a lognormal factor of mean 1.
+        """
+        if self._variation is not None:
+            return self._variation.at(now)
         sigma = self.model.noise
         if not sigma:
             return 1.0

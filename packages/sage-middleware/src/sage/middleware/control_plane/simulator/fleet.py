@@ -26,7 +26,9 @@ from sage.middleware.control_plane.simulator.schema import read_checked
 from sage.middleware.engines.port import Capability, EngineSpec
 
 __all__ = [
+    "PROBABILITIES",
     "DeviceModel",
+    "Dispersion",
     "EmbedEngine",
     "EngineModel",
     "Fleet",
@@ -41,6 +43,9 @@ _CAPABILITIES: Final = {
     "embedding": frozenset((Capability.EMBEDDINGS,)),
     "rerank": frozenset((Capability.RERANK,)),
 }
+
+
+PROBABILITIES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 class _Section(BaseModel):
@@ -60,6 +65,24 @@ class DeviceModel(_Section):
     barrier: NonNegativeFloat = 1.0
 
 
+class Dispersion(_Section):
+    """How far steps are from what the formula says: quantiles of actual / predicted time.
+
+    `factors` are those of `PROBABILITIES` (0, 1, 5, 10, 25, 50, 75, 90, 95, 99 and 100 %), linear between
+    them. A factor that was drawn holds for `hold_s` seconds on average: what lies `t` seconds apart is then
+    correlated by `exp(-t / hold_s)`; 0 = each step draws its own.
+    """
+
+    factors: Annotated[tuple[PositiveFloat, ...], Field(min_length=len(PROBABILITIES))]
+    hold_s: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Dispersion:
+        if len(self.factors) != len(PROBABILITIES) or list(self.factors) != sorted(self.factors):
+            raise ValueError(f"`factors` are {len(PROBABILITIES)} quantiles, from the least to the greatest")
+        return self
+
+
 class _Engine(_Section):
     name: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)]
@@ -72,6 +95,7 @@ class _Engine(_Section):
     min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt = 1
     noise: Annotated[float, Field(ge=0.0, le=2.0)] = 0.05  # sigma of the lognormal factor on each step
+    dispersion: Dispersion | None = None  # in place of `noise`
 
 
 class LlmEngine(_Engine):
@@ -79,7 +103,8 @@ class LlmEngine(_Engine):
 
     It prefills at most `chunk` tokens in one iteration, runs `max_running` sequences and keeps the keys and
     values of `kv_tokens` tokens. Without a `prefix_cache` it computes every prompt from its first token on;
-    the core is not told, as it is not by a live engine.
+    the core is not told, as it is not by a live engine. Iterations that prefill vary by `first_token` where
+    it is given: there a live engine also takes the request in, counts its tokens and begins the stream.
     """
 
     kind: Literal["llm"]
@@ -90,6 +115,7 @@ class LlmEngine(_Engine):
     kv_tokens: PositiveInt = 65536
     prefix_cache: bool = True
     max_running: PositiveInt = 32
+    first_token: Dispersion | None = None
 
 
 class EmbedEngine(_Engine):
@@ -97,7 +123,8 @@ class EmbedEngine(_Engine):
 
     A `greedy` one puts the texts of all calls that wait into batches of at most `batch_texts` texts and, but
     for the last text, `batch_tokens` tokens; a `single` one computes one call at a time. With `t` threads in
-    place of its cores an `elastic` one is `(t / cores) ** scaling` times as fast.
+    place of its cores an `elastic` one is `(t / cores) ** scaling` times as fast. The answers of one batch
+    leave one after the other, `handover_s` apart.
     """
 
     kind: Literal["embedding", "rerank"]
@@ -107,6 +134,7 @@ class EmbedEngine(_Engine):
     batching: Literal["greedy", "single"] = "greedy"
     batch_tokens: PositiveInt = 2048
     batch_texts: PositiveInt = 64
+    handover_s: NonNegativeFloat = 0.0
     elastic: bool = False
     scaling: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     max_running: PositiveInt = 32

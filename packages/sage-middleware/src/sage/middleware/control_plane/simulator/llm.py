@@ -22,6 +22,7 @@ from typing import Final
 
 from sage.middleware.control_plane.simulator.engines import NEVER, Device, SimEngine, Work
 from sage.middleware.control_plane.simulator.fleet import LlmEngine
+from sage.middleware.control_plane.simulator.variation import Variation
 
 __all__ = ["LlmSim"]
 
@@ -42,6 +43,7 @@ class LlmSim(SimEngine):
         "_decoding",
         "_each",
         "_finish",
+        "_first_token",
         "_iteration",
         "_kv",
         "_kv_tokens",
@@ -60,6 +62,7 @@ class LlmSim(SimEngine):
         self._kv_tokens = model.kv_tokens
         self._prefix_cache = model.prefix_cache
         self._max_running = model.max_running
+        self._first_token = Variation(model.first_token, random) if model.first_token else None
         self._forget()
 
     def _forget(self) -> None:
@@ -165,7 +168,13 @@ class LlmSim(SimEngine):
             return
         iterations = self._equal_iterations(shares)
         a, b, c = self._iteration
-        each = (a + b * self._decoding + c * tokens) * self.slow * self._noise(iterations)
+        each = (a + b * self._decoding + c * tokens) * self.slow
+        if tokens and self._first_token is not None:
+            each *= self._first_token.at(now)
+        else:
+            if self._variation is not None:  # a factor holds only so long
+                iterations = max(1, min(iterations, int(self._variation.hold_s / each)))
+            each *= self._noise(iterations, now)
         if len(self.device.members) > 1:
             each *= self.device.factor(self, self.model.cores)
         self._planned, self._each = iterations, each

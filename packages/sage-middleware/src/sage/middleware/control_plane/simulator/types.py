@@ -5,6 +5,7 @@ All output is of a model, not of a machine: it has `simulated` in Python and `"l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Final, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from sage.middleware.control_plane.records import Outcome
 from sage.middleware.control_plane.types import Job, Slo
 
-__all__ = ["EngineResult", "RequestResult", "Result", "SimRequest"]
+__all__ = ["Client", "EngineResult", "RequestResult", "Result", "SimRequest"]
 
 LABEL: Final = "SIMULATED"
 
@@ -23,6 +24,7 @@ class SimRequest(msgspec.Struct, frozen=True, gc=False):
     `at`: arrival; of a `follow` the pause after its predecessor is done, which must have been served. It
     arrives with a `deadline` (hard) in seconds after its arrival, and its client goes away `cancel_after`
     seconds after it if it is not done by then. `output_tokens` is 0 for embeddings. Ids are unique in a run.
+    A `client` goes on with a request of its own when this one ended.
     """
 
     at: float
@@ -32,6 +34,18 @@ class SimRequest(msgspec.Struct, frozen=True, gc=False):
     deadline: float | None = None
     follow: tuple[SimRequest, ...] = ()
     cancel_after: float | None = None
+    client: Client | None = None
+
+
+class Client(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """Whoever sends the next request when the last one ended, however it did: closed loop.
+
+    It takes them from `turns`, where `at` is the pause before each, and sends none at or after `until`. When
+    one was not served it waits for as long as it was told to, 0.1 s at least.
+    """
+
+    until: float
+    turns: Iterator[SimRequest]
 
 
 class RequestResult(msgspec.Struct, frozen=True, gc=False, tag_field="label", tag=LABEL):

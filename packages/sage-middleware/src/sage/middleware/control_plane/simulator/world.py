@@ -20,7 +20,7 @@ from sage.middleware.control_plane.simulator.faults import Fault
 from sage.middleware.control_plane.simulator.fleet import Fleet
 from sage.middleware.control_plane.simulator.invariants import Checker, InvariantError
 from sage.middleware.control_plane.simulator.mishaps import plan
-from sage.middleware.control_plane.simulator.types import RequestResult, Result, SimRequest
+from sage.middleware.control_plane.simulator.types import Client, RequestResult, Result, SimRequest
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -43,6 +43,7 @@ __all__ = ["Trace", "simulate"]
 
 PATIENCE_S: Final = 6 * 3600.0  # a run in which nothing ended for so long will not end
 WAKES: Final = 100  # in a row at one moment
+RETRY_S: Final = 0.1  # that a client which was not served waits at least
 PREFIX_BLOCK: Final = 256  # bytes of a prompt that one of `Job.blocks` stands for
 
 Trace = Callable[[Event, Sequence[Action]], object]
@@ -202,7 +203,7 @@ class World:
         if job.id in self._live:
             self._feed(GaveUp(self._agenda.now, job.id, "its deadline passed"), (Slice(job.id, 0, 1),))
 
-    def _end(self, live: _Live) -> None:
+    def _end(self, live: _Live, retry_after: float = 0.0) -> None:
         """Take down how a request went, and let those come that follow it."""
         request, record, place = live
         job = request.job
@@ -240,6 +241,18 @@ class World:
                 self._agenda.at(now + follower.at, self._follow, follower)
         elif record.outcome != "cancelled":  # whoever goes away wants no more of it
             self._results += [_unsent(step, job.id, now) for step in _steps_after(request)]
+        if request.client is not None:
+            self._ask_again(request.client, 0.0 if done else max(RETRY_S, retry_after))
+
+    def _ask_again(self, client: Client, pause: float) -> None:
+        """A client in a closed loop has its answer: it sends its next request, if it still does."""
+        coming = next(client.turns, None)
+        if coming is None:
+            return
+        at = self._agenda.now + max(pause, coming.at)
+        if at < client.until:
+            self._coming += 1
+            self._agenda.at(at, self._follow, replace(coming, client=client))
 
     # ---- the core ------------------------------------------------------------------------------------
 
@@ -264,7 +277,7 @@ class World:
             if type(action) is Dispatch:  # nearly all are: quicker than isinstance
                 cluster.send(self._call(action))
             elif isinstance(action, Reject):
-                self._end(self._live[action.id])
+                self._end(self._live[action.id], action.retry_after or 0.0)
             elif isinstance(action, Cancel):
                 cluster.cancel(action.attempt)
             elif isinstance(action, StartEngine):
