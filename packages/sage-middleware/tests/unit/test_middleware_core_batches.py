@@ -276,3 +276,56 @@ def test_a_call_whose_texts_another_one_computed_teaches_nothing() -> None:
     one.at = 0.001
     one.finish("a", Usage())
     assert one.core.engines["v0"].embed.samples == 0
+
+
+def test_of_two_answers_of_one_batch_the_second_teaches_nothing() -> None:
+    spec, job = spec_and_job()
+    one = CoreBench("hybrid", structs.replace(spec, max_running=2))
+    one.arrive(job)
+    one.arrive(structs.replace(job, id="b"))
+    load = one.core.engines["v0"]
+    one.at = 1.0
+    one.finish("a", Usage(40, 0))
+    one.at = 1.0005
+    one.finish("b", Usage(40, 0))
+    assert load.embed.samples == 1
+
+
+def interactive(number: int) -> Job:
+    _, job = spec_and_job()
+    return structs.replace(job, id=f"i{number}", request_class=RequestClass.EMBED_INTERACTIVE)
+
+
+def test_an_engine_that_is_not_trusted_keeps_a_short_queue_and_wins_trust_back() -> None:
+    spec, job = spec_and_job()
+    one = CoreBench("hybrid", structs.replace(spec, max_running=32))
+    load = one.core.engines["v0"]
+    for _ in range(60):
+        load.embed.observe(40.0, 4.0, 0.02)
+    for _ in range(60):  # a machine that stalls now and then
+        load.embed.observe(40.0, 4.0, 0.02)
+        load.embed.observe(40.0, 4.0, 0.5)
+    load.embed.trusted = False
+    for number in range(20):
+        one.arrive(interactive(number))
+    bulk = structs.replace(job, id="bulk", texts=64, request_class=RequestClass.EMBED_BULK)
+    one.arrive(bulk)
+    assert load.running == 2
+    assert one.waiting(RequestClass.EMBED_INTERACTIVE) + one.waiting(RequestClass.EMBED_BULK) > 0
+    for number in range(20, 400):  # steady again
+        one.arrive(interactive(number))
+        one.at += 0.02
+        part = one.running[min(one.running)].slices[0]
+        one.finish(part.id, Usage(40, 0))
+        assert load.running <= 2
+    assert load.embed.trusted
+
+
+def test_bulk_waits_until_an_engine_that_is_not_trusted_has_nothing_to_do() -> None:
+    spec, job = spec_and_job()
+    one = CoreBench("hybrid", structs.replace(spec, max_running=32))
+    one.core.engines["v0"].embed.trusted = False
+    one.arrive(interactive(1))
+    bulk = structs.replace(job, id="bulk", request_class=RequestClass.EMBED_BULK)
+    assert not sent(one.arrive(bulk))
+    assert sent(one.finish("i1", Usage(40, 0)))

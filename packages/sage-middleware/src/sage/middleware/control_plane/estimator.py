@@ -15,6 +15,7 @@ from sage.middleware.engines.port import Usage
 ALONE: Final = 2  # calls at an engine: one computes, one is ready behind it
 LEARN_EVERY_S: Final = 0.02  # at most so often from one engine, once it is known
 KNOWN: Final = 100  # samples
+MOMENT_S: Final = 0.001  # between two answers of one batch
 
 __all__ = ["Estimator", "usage_of"]
 
@@ -134,13 +135,19 @@ class Estimator:
             self._prompts.observe(record.job.model, record.job.prompt_bytes, usage.prompt_tokens)
         begun = max(attempt.sent, load.last_end)
         span = now - begun
-        # Texts that another call computes show in no usage here; and with more than two calls at once nobody
-        # knows who had which part of the engine.
-        if span > 0.0 and usage.prompt_tokens and load.running <= ALONE:
+        # Texts that another call computes show in no usage here, what was computed with the call before takes
+        # no time, and with more than two calls at once nobody knows who had which part of the engine.
+        if span > 0.0 and usage.prompt_tokens and load.running <= ALONE and not _together(attempt, span):
             beside = min(1.0, max(0.0, (load.mark(now)[2] - attempt.mark[2]) / max(now - attempt.sent, 1e-9)))
             threads = attempt.threads or load.spec.cores or 1
             load.embed.observe(usage.prompt_tokens, attempt.texts, span, threads, beside)
         load.last_end = now
+
+
+def _together(attempt: Attempt, span: float) -> bool:
+    """Whether an engine that batches by itself has put a call into the batch that ended `span` before."""
+    waited = attempt.sent <= attempt.engine.last_end
+    return waited and span < MOMENT_S and span < 0.25 * attempt.service
 
 
 def _worth_learning(load: EngineLoad, now: float) -> bool:

@@ -35,12 +35,13 @@ class Forecast(msgspec.Struct):
 
     `best`: of the engines that are open, the one that has it soonest, in `seconds`. `open`: those that are,
     with their seconds. `closed`: the others. `untrusted`: names of engines whose models are off too often to
-    be forecast by: they are in none of these. `known`: all models are trusted and have seen enough to refuse
-    work by them. `look_again`: an absolute time at which a closed engine opens. `lent`: threads beside an
-    engine's own that idle neighbours leave it.
+    be forecast by: they are in none of these; `full`: those of them that must not be sent more all the same.
+    `known`: all models are trusted and have seen enough to refuse work by them. `look_again`: an absolute
+    time at which a closed engine opens. `lent`: threads beside an engine's own that idle neighbours leave it.
     """
 
     untrusted: list[str] = []
+    full: list[str] = []
     known: bool = True
     best: EngineView | None = None
     seconds: float = inf
@@ -138,8 +139,10 @@ class EmbedForecast:
         bulk = record.job.request_class is EMBED_BULK
         for engine in engines:
             if not engine.embed.trusted:
+                # Its queue stays short, whatever it is worth: of many calls at once nobody could learn.
                 found.known = False
-                found.untrusted.append(engine.name)
+                shut = engine.running >= (1 if bulk else BEHIND)
+                (found.full if shut else found.untrusted).append(engine.name)
                 continue
             if engine.embed.samples < ENOUGH:
                 found.known = False

@@ -99,7 +99,7 @@ class Hybrid(BasePolicy):
         model = self._embed if record.job.texts else self._llm
         forecast = model.of(record, engines, now)
         if forecast.untrusted:
-            least = least_loaded(engines)
+            least = least_loaded([one for one in engines if one.name not in forecast.full])
             if isinstance(least, Wait) or least.engine in forecast.untrusted:
                 return least
         engine, left = forecast.best, record.due - now
