@@ -104,7 +104,7 @@ class ClassStatus(_Wire):
     hedges: int = 0
     quarantined: int = Field(0, description="failed, as engines crashed twice under them")
     queue_s: Quantiles | None = Field(None, description="arrival to the engine")
-    ttft_s: Quantiles | None = Field(None, description="arrival to the first answer byte")
+    ttft_s: Quantiles | None = Field(None, description="arrival to the first token of a stream")
     tpot_s: Quantiles | None = Field(None, description="mean gap between tokens")
     total_s: Quantiles | None = Field(None, description="arrival to the last byte")
 
@@ -191,7 +191,7 @@ class Decision(_Wire):
     reason: str = Field(description="why this engine, or why not served, in words")
     outcome: Literal["waiting", "running", "done", "failed", "rejected", "cancelled"]
     queue_s: float | None = None
-    ttft_s: float | None = Field(None, description="arrival to first answer byte")
+    ttft_s: float | None = Field(None, description="arrival to the first token of a stream")
     latency_s: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -210,7 +210,7 @@ class Books:
         total = now - record.arrived
         tally.total.add(total)
         met = slo.total is None or total <= slo.total
-        if job.request_class not in _GENERATES or record.first_byte is None:
+        if job.request_class not in _GENERATES:
             if record.predicted > 0.0:
                 self._check_prediction(record, now)
             return met
@@ -219,6 +219,8 @@ class Books:
             if slo.ttft is None or (slo.tpot is None and gaps > 0):
                 return met
             return met and total <= slo.ttft + (slo.tpot or 0.0) * max(gaps, 0)
+        if record.first_byte is None:  # a stream that ended without a token
+            return met
         ttft = record.first_byte - record.arrived
         tally.ttft.add(ttft)
         if record.predicted > 0.0:

@@ -72,6 +72,7 @@ class EngineLoad:
         "last_end",
         "latency",
         "learn_at",
+        "learned",
         "llm",
         "max_running",
         "name",
@@ -102,7 +103,8 @@ class EngineLoad:
         self.busy_until = 0.0
         self.idle_since = 0.0
         self.last_end = 0.0  # of an answer
-        self.learn_at = 0.0  # no sample before
+        self.learn_at = 0.0  # no sample before, once `learned` are enough
+        self.learned = 0
         self.device: list[EngineLoad] = [self]
         self.breaker = Breaker()
         self.silence = Silence()

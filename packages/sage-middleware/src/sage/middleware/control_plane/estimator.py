@@ -152,9 +152,10 @@ def _together(attempt: Attempt, span: float) -> bool:
 
 def _worth_learning(load: EngineLoad, now: float) -> bool:
     """Thousands of samples a second teach no more than fifty do."""
-    if now < load.learn_at and load.llm.samples > KNOWN:
+    if now < load.learn_at and load.learned > KNOWN:
         return False
     load.learn_at = now + LEARN_EVERY_S
+    load.learned += 1
     return True
 
 

@@ -38,8 +38,7 @@ class Relay:
     The head of a stream is held until its first token, and a plain answer until it is complete: until then
     nothing has reached the client, so that a fault can still be answered by another engine or by a status.
     Of several relays to one recipient the first that writes is heard. `on_first_byte` is called with
-    `number` at the first token, or at the first byte of an answer that is no stream of chunks. `fresh` is
-    set by each chunk; whoever looks at it clears it.
+    `number` at the first token of a stream. `fresh` is set by each chunk; whoever looks at it clears it.
     """
 
     __slots__ = (
@@ -62,7 +61,7 @@ class Relay:
         self._recipient = recipient
         self._sink = recipient.sink
         self._number = number
-        self._on_first_byte: Callable[[int], None] | None = on_first_byte
+        self._on_first_byte: Callable[[int], None] | None = on_first_byte if stream else None
         self._stream = stream
         self._head: tuple[int, str] = (200, "text/event-stream" if stream else "application/json")
         self._held: list[bytes] = []
@@ -79,7 +78,7 @@ class Relay:
         """Pass on, or hold."""
         self.fresh = True
         if self._on_first_byte is not None:
-            if self._stream and _announces(chunk):
+            if _announces(chunk):
                 self._held.append(chunk)
                 return
             tell, self._on_first_byte = self._on_first_byte, None
@@ -134,13 +133,11 @@ class Relay:
 
 
 class Collector:
-    """Keeps a whole answer. Fits `Sink`. `number`, `on_first_byte` and `fresh` as in `Relay`."""
+    """Keeps a whole answer. Fits `Sink`. `fresh` as in `Relay`."""
 
-    __slots__ = ("_chunks", "_number", "_on_first_byte", "ended", "fresh")
+    __slots__ = ("_chunks", "ended", "fresh")
 
-    def __init__(self, number: int, on_first_byte: Callable[[int], None]) -> None:
-        self._number = number
-        self._on_first_byte: Callable[[int], None] | None = on_first_byte
+    def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self.ended = False
         self.fresh = False
@@ -156,9 +153,6 @@ class Collector:
     def data(self, chunk: bytes) -> None:
         """Keep it."""
         self.fresh = True
-        if self._on_first_byte is not None:
-            tell, self._on_first_byte = self._on_first_byte, None
-            tell(self._number)
         self._chunks.append(chunk)
 
     def end(self) -> None:

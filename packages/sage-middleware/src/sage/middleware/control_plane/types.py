@@ -89,7 +89,7 @@ class Arrived(Event, frozen=True, gc=False, tag=True):
 
 
 class FirstByte(Event, frozen=True, gc=False, tag=True):
-    """An engine began to answer an attempt."""
+    """An engine began to answer an attempt that streams: its first token is there."""
 
     attempt: int
 

@@ -181,7 +181,7 @@ class Upstreams:
         return landed
 
     async def _ask(self, up: Upstream, ticket: Ticket, body: bytes) -> bytes:
-        collector = up.sink = Collector(up.number, self._first_byte)
+        collector = up.sink = Collector()
         call = Call(ticket.job.id, EMBEDDINGS, body, stream=False, include_usage=False, threads=up.threads)
         await up.engine.send(call, collector)
         if not collector.ended:
