@@ -4,9 +4,10 @@
 
 MiniLM on the last core, client and gateway on the first; nothing else should run. Texts as in `joint.py`, up
 to 160 characters. `direct`: clients that send calls of one size, back to back. `gateway`: four clients of 64
-texts under `hybrid`, by the goal of single embeddings, which its cut follows. `library`:
-sentence-transformers itself, by its batch. Milliseconds per text, of the engine's CPU time and of wall time, the median of rounds
-in which the cases take turns, as JSON. CPU time knows nothing of what the host of a virtual machine takes.
+texts under `hybrid`, by the goal of single embeddings, which its cut follows. `library`: the bare
+sentence-transformers, by its batch. Milliseconds per text, of the engine's CPU time and of wall time, the
+median of rounds in which the cases take turns, as JSON. CPU time knows nothing of what the host of a virtual
+machine takes.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class Bench:
         cpus = sorted(os.sched_getaffinity(0))
         self.mine, self.engines = cpus[0], cpus[-1]
 
-    def body(self, size: int, model: str) -> bytes:
+    def body(self, size: int) -> bytes:
         """One call."""
-        return json.dumps({"model": model, "input": self.rng.sample(self.texts, size)}).encode()
+        return json.dumps({"model": MINILM, "input": self.rng.sample(self.texts, size)}).encode()
 
     async def load(self, pool: HttpPool, clients: int, size: int, seconds: float, key: str = "") -> int:
         """Texts answered by so many clients in so long; each waits for its answer."""
@@ -74,9 +75,7 @@ class Bench:
             nonlocal answered
             while time.perf_counter() < until:
                 sink = RecordingSink()
-                await pool.request(
-                    "POST", "/v1/embeddings", sink, body=self.body(size, MINILM), headers=headers
-                )
+                await pool.request("POST", "/v1/embeddings", sink, body=self.body(size), headers=headers)
                 if sink.status != 200:
                     raise RuntimeError(f"The server answered {sink.status}: {sink.body.decode()[:200]}")
                 answered += size

@@ -6,12 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["Work", "cut", "plan", "take"]
+__all__ = ["Work", "cut", "patience", "plan", "take"]
 
 MAX_TEXTS = 64
 MAX_CHARS = 8192  # of one round: what a text that comes now has to wait for
-PIECE = 2048  # characters, without padding: more in one batch outgrows a core's cache, less wastes its fixed cost
+PIECE = (
+    2048  # characters, without padding: more in one batch outgrows a core's cache, less wastes its fixed cost
+)
 PADDING = 1024  # characters of padding that cost about as much as one more batch
+_GATHER_S = 0.003
+_GATHER = 0.05  # of a round
 
 
 @dataclass(eq=False)
@@ -57,6 +61,15 @@ def take(queue: deque[Work], texts: int = MAX_TEXTS, chars: int = MAX_CHARS) -> 
     for work in [work for work in queue if not work.order or work.cancelled]:
         queue.remove(work)
     return items
+
+
+def patience(waiting: int, requests: int, seconds: float) -> float:
+    """How long the `waiting` requests may be held back, so that those that were just answered can join them.
+
+    The last round was of so many `requests` and took so many `seconds`: its clients ask again at once. What
+    comes from as many clients as it did is held back no longer, however few texts it has.
+    """
+    return 0.0 if waiting >= requests else min(_GATHER_S, _GATHER * seconds)
 
 
 def plan(items: Iterable[Item], padding: int = PADDING) -> list[list[Item]]:

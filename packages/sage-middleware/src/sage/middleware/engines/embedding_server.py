@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 
 from sage.common.errors import BadRequestError, EngineError, ModelNotFoundError, NotFoundError, SageError
-from sage.middleware.engines.batching import Item, Work, cut, plan, take
+from sage.middleware.engines.batching import Item, Work, cut, patience, plan, take
 from sage.middleware.engines.packed import PackedTransformer, can_pack, lay_out
 from sage.middleware.engines.server import Exchange, ServerProtocol
 from sage.middleware.engines.threads import THREADS_HEADER, Cores, ThreadTeam, pin, usable
@@ -36,7 +36,6 @@ __all__ = ["Batcher", "EmbeddingApp", "Model", "load_model", "main"]
 _log = logging.getLogger("sage.engines.embedding")
 MAX_INPUTS = 2048
 _GRAIN = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
-_GATHER_S = 0.003  # at most this long, and at most 5 % of a batch, to let the same clients come again
 
 
 class Model(Protocol):
@@ -107,7 +106,7 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._last = (0, 0.0)  # texts and seconds of the last round
+        self._last = (0, 0.0)  # requests and seconds of the last round
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
@@ -139,7 +138,7 @@ class Batcher:
             begun = time.perf_counter()
             for batch in plan(items) if self._model.pads else cut(items):
                 self._compute([item for item in batch if not item[0].cancelled])
-            self._last = (len(items), time.perf_counter() - begun)
+            self._last = (len({id(work) for work, _ in items}), time.perf_counter() - begun)
 
     def _next(self) -> list[Item]:
         """Wait for texts; empty when closed."""
@@ -154,9 +153,11 @@ class Batcher:
 
     def _gather(self) -> None:
         """Clients that wait for their answers ask again at once: let them into one batch instead of two."""
-        texts, seconds = self._last
-        until = time.monotonic() + min(_GATHER_S, 0.05 * seconds)
-        while len(self._queue) < texts and (left := until - time.monotonic()) > 0 and not self._closed:
+        begun = time.monotonic()
+        while not self._closed:
+            left = patience(len(self._queue), *self._last) - (time.monotonic() - begun)
+            if left <= 0:
+                break
             self._wake.wait(left)
 
     def _compute(self, batch: list[Item]) -> None:

@@ -1,8 +1,8 @@
 """Texts of different lengths in one row without padding, for models that are known to allow it.
 
-The row is computed by the model's own code with restarted positions; only attention is ours, as each text looks
-at itself alone. What follows the transformer (pooling, dense layers, normalising) gets the padded form that
-it expects.
+The row is computed by the model's own code with restarted positions; only attention is ours, as each text
+looks at itself alone. What follows the transformer (pooling, dense layers, normalising) gets the padded form
+that it expects.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lay_out(model: nn.Module) -> None:
 
 
 class PackedTransformer:
-    """A pipeline that `can_pack`, computed without padding. It changes the model's attention: use only this."""
+    """A pipeline that `can_pack`, computed without padding. It takes over the model's attention."""
 
     def __init__(self, model: SentenceTransformer) -> None:
         from transformers import AttentionInterface
@@ -80,11 +80,11 @@ class PackedTransformer:
 def _attend(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, None]:
-    """Attention of each text within itself: 1 by heads by tokens by size in, 1 by tokens by heads by size out."""
+    """Attention of each text within itself: (1, heads, tokens, size) in, (1, tokens, heads, size) out."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     lengths = given[_LENGTHS]  # a model that does not hand it on fails at its first text
     parts = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
-    found = [scaled_dot_product_attention(*part, scale=given.get("scaling")) for part in parts]
+    found = [scaled_dot_product_attention(q, k, v, scale=given["scaling"]) for q, k, v in parts]
     return torch.cat(found, dim=2).transpose(1, 2), None
