@@ -217,13 +217,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of one case in one round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    known = {**describe(), "seconds": options.seconds, "rounds": options.rounds}
     with stack.interruptible():
         found = asyncio.run(run(options.seconds, options.rounds))
-    print(
-        json.dumps(
-            {**describe(), "seconds": options.seconds, "rounds": options.rounds, "per_text": found}, indent=2
-        )
-    )
+    print(json.dumps({**known, "per_text": found}, indent=2))
 
 
 if __name__ == "__main__":

@@ -17,28 +17,7 @@ from sage.middleware.engines.packed import PackedTransformer, can_pack, lay_out
 from sage.middleware.engines.threads import Cores
 from sage.middleware.models import minilm_folder
 
-WORDS = [
-    "engines",
-    "of",
-    "one",
-    "device",
-    "share",
-    "a",
-    "budget",
-    "and",
-    "lend",
-    "each",
-    "other",
-    "what",
-    "they",
-    "do",
-    "not",
-    "need,",
-    "naïve",
-    "北京",
-    "x1",
-    "!?",
-]
+WORDS = ["engines", "of", "one", "device", "share", "a", "budget,", "need", "naïve", "北京", "x1", "!?"]
 
 
 def texts(count: int, longest: int, seed: int = 0) -> list[str]:
