@@ -10,9 +10,7 @@ __all__ = ["Work", "cut", "patience", "plan", "take"]
 
 MAX_TEXTS = 64
 MAX_CHARS = 8192  # of one round: what a text that comes now has to wait for
-PIECE = (
-    2048  # characters, without padding: more in one batch outgrows a core's cache, less wastes its fixed cost
-)
+PIECE = 2048  # characters of one batch without padding: more outgrows a core's cache
 PADDING = 1024  # characters of padding that cost about as much as one more batch
 _GATHER_S = 0.003
 _GATHER = 0.05  # of a round
