@@ -25,6 +25,7 @@ class Held:
     """A model whose batches wait for the test; a text's vector depends on the text alone."""
 
     dimensions = 4
+    pads = True
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

@@ -106,7 +106,7 @@ def test_an_answer_in_one_piece_is_in_time_when_a_stream_would_have_been(
     total: float, slo: Slo, met: int
 ) -> None:
     books = Books()
-    whole = record(job(stream=False), slo, outcome="done", dispatched=100.0, first_byte=100.0 + total)
+    whole = record(job(stream=False), slo, outcome="done", dispatched=100.0)
     whole.usage = Usage(10, 11)
     books.ended(whole, 100.0 + total)
     status = only(books)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.middleware.engines.batching import MAX_CHARS, Work, plan, take
+from sage.middleware.engines.batching import MAX_CHARS, Work, cut, patience, plan, take
 
 
 def work(*lengths: int) -> Work:
@@ -41,9 +42,10 @@ def test_every_text_once(requests: list[list[int]]) -> None:
     works = [work(*lengths) for lengths in requests]
     queue, seen = deque(works), []
     while items := take(queue):
-        batches = plan(items)
-        assert sorted(map(id_of, items)) == sorted(map(id_of, [item for batch in batches for item in batch]))
-        assert all(batch for batch in batches)
+        for batches in (plan(items), cut(items)):
+            computed = [item for batch in batches for item in batch]
+            assert sorted(map(id_of, items)) == sorted(map(id_of, computed))
+            assert all(batch for batch in batches)
         seen += items
     assert sorted(map(id_of, seen)) == sorted((id(w), i) for w in works for i in range(len(w.texts)))
 
@@ -59,3 +61,36 @@ def test_similar_lengths_stay_together_and_long_ones_go_alone() -> None:
     even = work(*range(100, 110))
     assert len(plan([(even, index) for index in range(10)])) == 1
     assert plan([]) == []
+
+
+def test_without_padding_a_round_is_cut_into_equal_pieces_the_shortest_first() -> None:
+    mixed = work(*[20, 160] * 40)
+    batches = cut([(mixed, index) for index in range(80)], chars=1800)
+    sizes = [[len(owner.texts[index]) for owner, index in batch] for batch in batches]
+    assert [sum(batch) for batch in sizes] == pytest.approx([1800] * 4, abs=160)
+    assert [size for batch in sizes for size in batch] == [20] * 40 + [160] * 40
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=64))
+def test_a_piece_is_never_far_from_its_size(lengths: list[int]) -> None:
+    owner = work(*lengths)
+    pieces = cut([(owner, index) for index in range(len(lengths))], chars=1000)
+    assert all(sum(len(owner.texts[i]) for _, i in piece) <= 1500 + 600 for piece in pieces)
+    if sum(lengths) < 1500:
+        assert len(pieces) == 1
+
+
+def test_a_text_longer_than_a_piece_and_none_at_all() -> None:
+    assert [len(piece) for piece in cut([(work(5000), 0)], chars=1000)] == [1]
+    assert cut([]) == []
+
+
+def test_clients_that_were_just_answered_are_waited_for_in_short() -> None:
+    assert patience(waiting=1, requests=32, seconds=0.02) == pytest.approx(0.001)
+    assert patience(waiting=31, requests=32, seconds=5.0) == pytest.approx(0.003)
+    assert patience(waiting=32, requests=32, seconds=5.0) == 0.0
+    assert patience(waiting=1, requests=0, seconds=0.0) == 0.0
+
+
+def test_one_client_of_several_texts_is_not_held_back() -> None:
+    assert patience(waiting=1, requests=1, seconds=0.05) == 0.0

@@ -13,7 +13,7 @@ from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost
 from sage.middleware.control_plane.goals import DEFAULT_SLOS
 from sage.middleware.control_plane.policies.base import load_of
-from sage.middleware.control_plane.policies.hybrid import CHUNK, HOLD_S, LARGEST_CHUNK, Hybrid
+from sage.middleware.control_plane.policies.hybrid import CHUNK, EFFICIENT, HOLD_S, LARGEST_CHUNK, Hybrid
 from sage.middleware.control_plane.policy import Choice, PolicyOptions, Shed, Wait
 from sage.middleware.control_plane.records import Record
 from sage.middleware.testing.policies import (
@@ -338,6 +338,19 @@ def test_a_chunk_takes_at_most_a_part_of_the_interactive_goal(tokens: int) -> No
     more = engine.embed.seconds(2 * texts * tokens + tokens, 2 * texts + 1, 1)
     assert more > CHUNK * goal  # and not much less either
     assert limits.hold_until == 0.0  # it is due whenever
+
+
+@pytest.mark.parametrize("tokens", [2048, 2088, 2111])
+def test_four_texts_are_four_whatever_their_length(tokens: int) -> None:
+    """Each costs a tenth of the goal: three are within the smaller part of it, four within the larger."""
+    record = waiting_record(structs.replace(embed_job("b", texts=64), prompt_tokens=tokens))
+    record.prompt_tokens = tokens
+    goal = DEFAULT_SLOS[RequestClass.EMBED_INTERACTIVE].total
+    assert goal is not None
+    engine = embedder()
+    engine.embed = EmbedCost(prior=(1e-6, 0.1 * goal * 64 / tokens, 1e-6))
+    limits = policy().batch(record, engine, 0.0)
+    assert int(limits.tokens / (tokens / 64)) == EFFICIENT == 4
 
 
 def test_interactive_texts_wait_a_moment_for_company_where_an_engine_does_not_batch() -> None:

@@ -6,11 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["Work", "plan", "take"]
+__all__ = ["Work", "cut", "patience", "plan", "take"]
 
 MAX_TEXTS = 64
 MAX_CHARS = 8192  # of one round: what a text that comes now has to wait for
+PIECE = 2048  # characters of one batch without padding: more outgrows a core's cache
 PADDING = 1024  # characters of padding that cost about as much as one more batch
+_GATHER_S = 0.003
+_GATHER = 0.05  # of a round
 
 
 @dataclass(eq=False)
@@ -58,6 +61,15 @@ def take(queue: deque[Work], texts: int = MAX_TEXTS, chars: int = MAX_CHARS) -> 
     return items
 
 
+def patience(waiting: int, requests: int, seconds: float) -> float:
+    """How long the `waiting` requests may be held back, so that those that were just answered can join them.
+
+    The last round was of so many `requests` and took so many `seconds`: its clients ask again at once. What
+    comes from as many clients as it did is held back no longer, however few texts it has.
+    """
+    return 0.0 if waiting >= requests else min(_GATHER_S, _GATHER * seconds)
+
+
 def plan(items: Iterable[Item], padding: int = PADDING) -> list[list[Item]]:
     """Cut `items` into batches of similar length, the shortest first.
 
@@ -77,3 +89,20 @@ def plan(items: Iterable[Item], padding: int = PADDING) -> list[list[Item]]:
     if rest[start:]:
         batches.append(rest[start:])
     return batches[::-1]
+
+
+def cut(items: Iterable[Item], chars: int = PIECE) -> list[list[Item]]:
+    """Cut `items`, for a model that does not pad, into batches of about `chars` characters, equally large.
+
+    The shortest texts come first: none waits for longer ones than it must.
+    """
+    rest = sorted(items, key=lambda item: len(item[0].texts[item[1]]))
+    lengths = [len(work.texts[index]) for work, index in rest]
+    whole = sum(lengths)
+    count = max(1, round(whole / chars))
+    batches: list[list[Item]] = [[] for _ in range(count)]
+    passed = 0
+    for item, length in zip(rest, lengths, strict=True):
+        batches[min(count - 1, (passed + length // 2) * count // max(1, whole))].append(item)
+        passed += length
+    return [batch for batch in batches if batch]

@@ -3,6 +3,7 @@
 `python -m sage.middleware.engines.embedding_server --model PATH --served-as ID --port N --threads K`.
 Sockets and JSON are handled on the main thread, the model on one worker thread. A text longer than the
 model's window is cut there, as sentence-transformers does; `usage` counts the tokens that were computed.
+On a CPU, texts of models that allow it are computed without padding (`packed.PACKABLE`).
 
 A request may ask by `x-sage-threads` for more threads than the server's own, up to `--max-threads`: whoever
 sends it knows of cores that are idle. A batch is computed with the most that a request in it asked for. With
@@ -25,7 +26,8 @@ import msgspec
 import numpy as np
 
 from sage.common.errors import BadRequestError, EngineError, ModelNotFoundError, NotFoundError, SageError
-from sage.middleware.engines.batching import Item, Work, plan, take
+from sage.middleware.engines.batching import Item, Work, cut, patience, plan, take
+from sage.middleware.engines.packed import PackedTransformer, can_pack, lay_out
 from sage.middleware.engines.server import Exchange, ServerProtocol
 from sage.middleware.engines.threads import THREADS_HEADER, Cores, ThreadTeam, pin, usable
 
@@ -34,7 +36,6 @@ __all__ = ["Batcher", "EmbeddingApp", "Model", "load_model", "main"]
 _log = logging.getLogger("sage.engines.embedding")
 MAX_INPUTS = 2048
 _GRAIN = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
-_GATHER_S = 0.003  # at most this long, and at most 5 % of a batch, to let the same clients come again
 
 
 class Model(Protocol):
@@ -43,6 +44,11 @@ class Model(Protocol):
     @property
     def dimensions(self) -> int:
         """The length of a vector."""
+        ...
+
+    @property
+    def pads(self) -> bool:
+        """Whether a text costs as much as the longest in its batch."""
         ...
 
     def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -64,6 +70,10 @@ class _SentenceTransformers:
         self._team = ThreadTeam(cores, torch.set_num_threads, fork)
         self._model = SentenceTransformer(path, device=None if torch.cuda.is_available() else "cpu")
         self._model.eval()
+        if self._model.device.type == "cpu":
+            lay_out(self._model)
+        self._packed = PackedTransformer(self._model) if can_pack(self._model) else None
+        self.pads = self._packed is None
         self.dimensions: int = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -73,7 +83,10 @@ class _SentenceTransformers:
         features = {k: v.to(device) if hasattr(v, "to") else v for k, v in features.items()}
         tokens = features["attention_mask"].sum(dim=1).tolist()
         with self._torch.inference_mode():
-            vectors = self._model.forward(features)["sentence_embedding"]
+            if self._packed is None:
+                vectors = self._model.forward(features)["sentence_embedding"]
+            else:
+                vectors = self._packed.forward(features)
         return vectors.float().cpu().numpy(), tokens
 
 
@@ -93,7 +106,7 @@ class Batcher:
         self._queue: deque[Work] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._last = (0, 0.0)  # texts and seconds of the last round
+        self._last = (0, 0.0)  # requests and seconds of the last round
         self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
         self._thread.start()
 
@@ -123,9 +136,9 @@ class Batcher:
     def _run(self) -> None:
         while items := self._next():
             begun = time.perf_counter()
-            for batch in plan(items):
+            for batch in plan(items) if self._model.pads else cut(items):
                 self._compute([item for item in batch if not item[0].cancelled])
-            self._last = (len(items), time.perf_counter() - begun)
+            self._last = (len({id(work) for work, _ in items}), time.perf_counter() - begun)
 
     def _next(self) -> list[Item]:
         """Wait for texts; empty when closed."""
@@ -140,9 +153,11 @@ class Batcher:
 
     def _gather(self) -> None:
         """Clients that wait for their answers ask again at once: let them into one batch instead of two."""
-        texts, seconds = self._last
-        until = time.monotonic() + min(_GATHER_S, 0.05 * seconds)
-        while len(self._queue) < texts and (left := until - time.monotonic()) > 0 and not self._closed:
+        begun = time.monotonic()
+        while not self._closed:
+            left = patience(len(self._queue), *self._last) - (time.monotonic() - begun)
+            if left <= 0:
+                break
             self._wake.wait(left)
 
     def _compute(self, batch: list[Item]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from math import inf
+from math import ceil, inf
 from typing import Final
 
 from sage.common.telemetry import RequestClass
@@ -141,7 +141,7 @@ class Hybrid(BasePolicy):
         tokens = model.tokens_within(CHUNK * goal, each, own)
         if tokens < EFFICIENT * each:
             most = model.tokens_within(LARGEST_CHUNK * goal, each, own)
-            tokens = max(tokens, min(most, int(EFFICIENT * each)))
+            tokens = max(tokens, min(most, ceil(EFFICIENT * each)))  # rounded down, it held one text less
         hold = 0.0
         if not engine.spec.batches and record.due < inf:
             hold = record.queued + min(HOLD_S, HOLD * (record.due - record.arrived))
