@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import uvloop
 
-__all__ = ["CHAT", "EMBEDDING", "STREAM", "Run", "hold", "load"]
+__all__ = ["CHAT", "EMBEDDING", "STREAM", "Run", "hold", "load", "request_bytes"]
 
 _MESSAGES: Final = [{"role": "user", "content": "Say something about gateways. " * 8}]
 CHAT: Final = ("/v1/chat/completions", {"model": "tiny", "messages": _MESSAGES, "max_tokens": 100})
@@ -83,7 +83,8 @@ class _Client(asyncio.Protocol):
             self._over.set_exception(RuntimeError(f"the connection was lost: {exc}"))
 
 
-def _request(port: int, key: str, kind: Kind) -> bytes:
+def request_bytes(port: int, key: str, kind: Kind) -> bytes:
+    """One request as it goes over the wire."""
     body = json.dumps(kind[1]).encode()
     lines = (
         f"POST {kind[0]} HTTP/1.1",
@@ -103,7 +104,7 @@ async def _drive(port: int, key: str, kind: Kind, seconds: float, connections: i
     for _ in range(connections):
         over: asyncio.Future[None] = loop.create_future()
         ends.append(over)
-        client = _Client(_request(port, key, kind), began + seconds, most, run, over)
+        client = _Client(request_bytes(port, key, kind), began + seconds, most, run, over)
         transport, _ = await loop.create_connection(lambda one=client: one, "127.0.0.1", port)  # type: ignore[misc]
         transports.append(transport)
     try:
@@ -131,7 +132,7 @@ def hold(port: int, key: str, connections: int) -> Iterator[None]:
         writers = []
         for _ in range(connections):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(_request(port, key, _HELD))
+            writer.write(request_bytes(port, key, _HELD))
             await reader.readuntil(b"data: ")
             writers.append(writer)
         return writers

@@ -19,7 +19,7 @@ from typing import Final
 
 import psutil
 
-__all__ = ["ARMS", "PACKAGES", "Server", "install", "started", "upstream"]
+__all__ = ["ARMS", "PACKAGES", "Server", "install", "ours", "started", "upstream"]
 
 HERE: Final = Path(__file__).parent
 KEY: Final = "sk-benchmark-Zb7Qw3xKf9Lm2Pt8"
@@ -132,13 +132,14 @@ def _answers(port: int, path: str) -> bool:
 
 
 @contextmanager
-def _ours(up: int, folder: Path, policy: str) -> Iterator[Server]:
+def ours(up: int, folder: Path, **control_plane: object) -> Iterator[Server]:
+    """SAGE's own gateway before the engine on port `up`, with these settings of its control plane."""
     engine = {"name": "up-0", "kind": "openai", "model": "tiny", "url": f"http://127.0.0.1:{up}"}
     vectors = {**engine, "name": "up-1", "model": "vectors", "task": "embed"}
     config = {
         "ports": {"gateway": 0, "admin": 0, "health": 0},
         "engines": [{**engine, "max_running": 4096}, {**vectors, "max_running": 256}],
-        "control_plane": {"policy": policy},
+        "control_plane": control_plane,
     }
     file = folder / "sage.json"
     file.write_text(json.dumps(config))
@@ -206,5 +207,5 @@ def started(arm: str, up: int, environments: Path) -> Iterator[Server]:
             with _peer(arm, up, folder, install(arm, environments)) as server:
                 yield server
         else:
-            with _ours(up, folder, arm) as server:
+            with ours(up, folder, policy=arm) as server:
                 yield server
