@@ -48,14 +48,19 @@ def admin_app(
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
+    access: Handlers,
 ) -> FastAPI:
-    """The application behind the admin listener. `origin` says where each configured value came from."""
+    """The application behind the admin listener. `origin` says where each configured value came from.
+
+    `access` serves keys and usage.
+    """
     handlers = {
         **_state(control_plane, engines_of, uptime),
         **_metrics(control_plane, engines_of, uptime),
         **_policy(control_plane),
         **_decisions(control_plane),
         **_machine(config, origin),
+        **access,
     }
     return make_app("SAGE admin", "admin", handlers)
 

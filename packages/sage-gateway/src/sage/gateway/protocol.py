@@ -68,7 +68,7 @@ class Gate(HttpToolsProtocol):
         self._reply: Reply | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
-        self._passed: tuple[tuple[bytes | None, ...], bytes, Admission] | None = None
+        self._passed: tuple[tuple[bytes | int | None, ...], bytes, Admission] | None = None
         self._last = False  # close once the line is empty
         self._head_bytes = self._raw_bytes = 0
         self._deadline = 0.0
@@ -195,18 +195,15 @@ class Gate(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _admit(self, item: Pending) -> Admission:
-        """Ask the edge, but for a head that is the last one again in all that the edge looks at.
-
-        Keys never change while the process runs, so what was verified once on this connection stays so.
-        """
-        headers = item.headers
+        """Ask the edge, but for a head that is the last one again in all that the edge looks at."""
+        headers, edge = item.headers, self._settings.edge
         key = presented(headers)
-        decisive = (item.method, item.target, *[headers.get(name) for name in DECISIVE])
+        decisive = (edge.version, item.method, item.target, *[headers.get(name) for name in DECISIVE])
         passed = self._passed
         if passed is not None and decisive == passed[0] and hmac.compare_digest(key, passed[1]):
             check_length(headers.get(b"content-length"), passed[2].max_body)
             return passed[2]
-        admission = self._settings.edge.admit(item.method, item.target, headers)
+        admission = edge.admit(item.method, item.target, headers)
         self._passed = (decisive, key, admission)
         return admission
 
@@ -350,6 +347,9 @@ class Gate(HttpToolsProtocol):
     def _new_cycle(self, item: Pending, url: Any) -> RequestResponseCycle:
         """uvicorn's own cycle of one request, with all of the body in it."""
         raw_path: bytes = url.path or b"/"
+        assert item.admission is not None
+        principal = item.admission.principal
+        own = [(b"x-request-id", item.id.encode()), *self._settings.standing(principal.id)]
         scope: HTTPScope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
@@ -363,7 +363,7 @@ class Gate(HttpToolsProtocol):
             "raw_path": raw_path,
             "query_string": url.query or b"",
             "headers": item.raw_headers,
-            "state": {},
+            "state": {"principal": principal},
         }
         cycle = RequestResponseCycle(
             scope=scope,
@@ -372,7 +372,7 @@ class Gate(HttpToolsProtocol):
             logger=self.logger,
             access_logger=self.access_logger,
             access_log=False,
-            default_headers=[*self.server_state.default_headers, (b"x-request-id", item.id.encode())],
+            default_headers=[*self.server_state.default_headers, *own],
             message_event=asyncio.Event(),
             expect_100_continue=False,
             keep_alive=not item.close,

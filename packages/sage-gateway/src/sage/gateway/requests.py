@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class Settings:
     deadlines: Deadlines = field(default_factory=Deadlines)
     max_connections: int = 8192
     active: set[str] = field(default_factory=set)  # ids of hot requests under way
+    standing: Callable[[str], Sequence[tuple[bytes, bytes]]] = lambda _: ()  # what tells a key its limits
 
 
 @dataclass(slots=True)
