@@ -10,8 +10,8 @@ from sage.common.clock import Clock
 from sage.common.errors import ForbiddenError, SageError, UnauthorizedError
 from sage.common.telemetry import HEADER_CLASS, RequestClass
 from sage.gateway.keys import Principal
-from sage.gateway.limits import Hold, Limiter, LimitError, Limits, Spent
-from sage.gateway.usage import Meter, UsageKey, day_of
+from sage.gateway.limits import DAY_S, Hold, Limiter, LimitError, Limits, Spent
+from sage.gateway.usage import Meter, day_of
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Route, Usage
 
@@ -86,11 +86,18 @@ class Visit:
         "why",
     )
 
-    def __init__(self, accounts: Accounts, key: str, account: _Account, route: Route) -> None:
+    def __init__(
+        self,
+        accounts: Accounts,
+        key: str,
+        account: _Account,
+        route: Route,
+        task: asyncio.Task[None] | None,
+    ) -> None:
         self._accounts = accounts
         self._key = key
         self._route = route
-        self._task = asyncio.current_task()
+        self._task = task
         self._hold: Hold | None = None
         self._usage: Usage | None = None
         self._failed: SageError | Literal["failed"] | None = None
@@ -134,13 +141,15 @@ class Visit:
         """It is over. `chunks` of its answer have gone to the client, so a stream that was cut short is
         counted by them; a whole answer that nobody waited for stays charged as estimated.
         """
-        self.account.visits.discard(self)
-        usage = self._usage or self._guess(chunks)
-        if self._hold is not None and self.account.limiter is not None:
+        account, usage = self.account, self._usage
+        account.visits.discard(self)
+        if usage is None:
+            usage = self._guess(chunks)
+        elif usage.completion_tokens:
+            account.answer += _LEARN * (usage.completion_tokens - account.answer)
+        if self._hold is not None and account.limiter is not None:
             spent = usage.prompt_tokens + usage.completion_tokens
-            self.account.limiter.settle(self._hold, self._accounts.clock.now(), spent)
-        if self._usage is not None and usage.completion_tokens:
-            self.account.answer += _LEARN * (usage.completion_tokens - self.account.answer)
+            account.limiter.settle(self._hold, self._accounts.clock.now(), spent)
         self._accounts.count(self._key, self._route, self.job, usage, self._failed)
 
     def _guess(self, chunks: int) -> Usage:
@@ -161,6 +170,8 @@ class Accounts:
         self._meter = meter
         self._known = known
         self._accounts: dict[str, _Account] = {}
+        self._day = 0
+        self._midnight = 0.0  # Unix seconds, when the next day begins
 
     def put(self, key: str, limits: Limits = _NO_LIMITS, spent: Spent | None = None) -> None:
         """A key may be used, within these limits; what runs for it goes on. `spent`: before this process."""
@@ -172,18 +183,21 @@ class Accounts:
         elif limits != _NO_LIMITS:
             account.limiter = Limiter(limits, spent)
 
-    def drop(self, key: str, error: SageError) -> None:
-        """A key may not be used any more: what runs for it ends with `error`."""
+    def drop(self, key: str) -> None:
+        """A key is revoked: what runs for it ends with an error."""
         account = self._accounts.pop(key, None)
         for visit in list(account.visits) if account else ():
-            visit.end(error)
+            visit.end(_revoked())
 
-    def open(self, principal: Principal, route: Route) -> Visit:
-        """A request begins. Raises UnauthorizedError for a key that was revoked since its head was judged."""
+    def open(self, principal: Principal, route: Route, task: asyncio.Task[None] | None) -> Visit:
+        """A request begins, served by `task`: that is cancelled if its key is revoked meanwhile.
+
+        Raises UnauthorizedError for a key that was revoked since its head was judged.
+        """
         account = self._accounts.get(principal.id)
         if account is None:
-            raise UnauthorizedError("This API key was revoked.")
-        visit = Visit(self, principal.id, account, route)
+            raise _revoked()
+        visit = Visit(self, principal.id, account, route, task)
         account.visits.add(visit)
         return visit
 
@@ -199,16 +213,20 @@ class Accounts:
     ) -> None:
         """Count a request that has ended."""
         at = self.clock.wall()
-        model, request_class = "", _USUAL[route]
-        if job is not None:
-            request_class = job.request_class
-            # Only names of models that there are: a caller must not fill the store with names of its own.
-            if failed is None or self._known(job.model):
-                model = job.model
+        if at >= self._midnight:
+            self._day = day_of(at)
+            self._midnight = (self._day + 1) * float(DAY_S)
+        request_class = _USUAL[route] if job is None else job.request_class
+        if failed is None and job is not None:
+            self._meter.count((key, job.model, request_class, self._day), at, usage, False, False)
+            return
+        # Only names of models that there are: a caller must not fill the store with names of its own.
+        model = job.model if job is not None and self._known(job.model) else ""
         refused = isinstance(failed, LimitError | ForbiddenError) or (
             isinstance(failed, SageError) and failed.status in (429, 503)
         )
-        error = failed is not None and not refused
-        self._meter.count(
-            UsageKey(key, model, request_class, day_of(at)), at, usage, error=error, refused=refused
-        )
+        self._meter.count((key, model, request_class, self._day), at, usage, not refused, refused)
+
+
+def _revoked() -> SageError:
+    return UnauthorizedError("This API key was revoked.")

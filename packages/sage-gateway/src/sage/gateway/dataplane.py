@@ -68,7 +68,7 @@ class DataPlane:
         route = request.admission.route
         assert route is not None
         try:
-            visit = self._accounts.open(request.admission.principal, route)
+            visit = self._accounts.open(request.admission.principal, route, request.task)
         except SageError as error:
             reply.fail(error)
             return
@@ -80,8 +80,7 @@ class DataPlane:
             visit.fail(error)
             reply.fail(error)
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if visit.why is None or task is None or task.uncancel() > 0:
+            if visit.why is None or request.task is None or request.task.uncancel() > 0:
                 raise  # the client has gone
             reply.fail(visit.why)
         finally:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from sage.common.clock import Clock
-from sage.common.errors import BadRequestError, ConflictError, NotFoundError, UnauthorizedError
+from sage.common.errors import BadRequestError, ConflictError, NotFoundError
 from sage.gateway.accounts import Accounts
 from sage.gateway.keys import ADMIN_ID, KeyRing, ident_of, new_key
 from sage.gateway.keystore import KeyRecord, KeyStore
@@ -167,7 +167,7 @@ class KeyService:
             return found
         now = self._clock.wall()
         record = await self._change(found.id, lambda old: msgspec.structs.replace(old, revoked=now))
-        self._accounts.drop(record.id, UnauthorizedError("This API key was revoked."))
+        self._accounts.drop(record.id)
         log.info("key %s (%s) was revoked", record.id, record.name)
         return record
 

@@ -294,7 +294,7 @@ class Gate(HttpToolsProtocol):
         request = HotRequest(item.id, admission, item.headers, body)
         self._reply = self._new_reply(item)
         self._busy = True
-        self._task = self.loop.create_task(self._settings.handler(request, self._reply))
+        self._task = request.task = self.loop.create_task(self._settings.handler(request, self._reply))
         self._task.add_done_callback(functools.partial(self._hot_done, item.id))
 
     def _hot_done(self, request_id: str, task: asyncio.Task[None]) -> None:

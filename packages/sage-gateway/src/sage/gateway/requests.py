@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,13 @@ __all__ = ["Handler", "HotRequest", "Pending", "Settings"]
 
 @dataclass(slots=True)
 class HotRequest:
-    """A complete request on a hot route."""
+    """A complete request on a hot route. `task` serves it."""
 
     id: str
     admission: Admission
     headers: dict[bytes, bytes]
     body: bytes
+    task: asyncio.Task[None] | None = None
 
 
 Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]

@@ -25,6 +25,9 @@ class UsageKey(NamedTuple):
     day: int
 
 
+Row = tuple[str, str, str, int]
+
+
 class Tally(msgspec.Struct):
     """Counts of one such; `refusals` and `errors` are among the `requests`. `last`: Unix seconds."""
 
@@ -152,17 +155,17 @@ class Meter:
         self._flushing = asyncio.Lock()
         self.last_used: dict[str, float] = {}
 
-    def count(self, row: UsageKey, at: float, usage: Usage, *, error: bool, refused: bool) -> None:
-        """One request has ended, at `at` Unix seconds."""
-        tally = self._pending.get(row)
+    def count(self, row: Row, at: float, usage: Usage, error: bool, refused: bool) -> None:
+        """One request has ended, at `at` Unix seconds. `row` is what a `UsageKey` holds."""
+        tally = self._pending.get(row)  # type: ignore[call-overload]  # a plain tuple is quicker, and equal
         if tally is None:
-            tally = self._pending[row] = Tally()
+            tally = self._pending[UsageKey(*row)] = Tally()
         tally.requests += 1
         tally.prompt_tokens += usage.prompt_tokens
         tally.completion_tokens += usage.completion_tokens
         tally.errors += error
         tally.refusals += refused
-        tally.last = self.last_used[row.key] = at
+        tally.last = self.last_used[row[0]] = at
 
     async def flush(self) -> None:
         """Add what was counted to the store, in one transaction; if that fails it is kept for the next."""
