@@ -345,7 +345,9 @@ async def test_a_name_is_taken_until_its_key_is_revoked(stack: Stack) -> None:
     for method, path, body in (("PATCH", "", {"rpm": 1}), ("POST", "/rotate", None)):
         gone = await stack.gateway.admin(method, f"/keys/{ident}{path}", body)
         assert (gone.status, gone.error["code"]) == (409, "conflict")
-    assert (await stack.gateway.admin("POST", "/keys", {"name": "ci"})).status == 200
+    assert (await stack.gateway.admin("GET", "/keys/ci")).json["state"] == "revoked"
+    second = (await stack.gateway.admin("POST", "/keys", {"name": "ci"})).json["key"]["id"]
+    assert (await stack.gateway.admin("GET", "/keys/ci")).json["id"] == second != ident
 
 
 async def test_a_change_is_what_was_given_and_nothing_else(stack: Stack) -> None:

@@ -46,9 +46,11 @@ def lowered(headers: dict[str, str], route: Route) -> None:
 class _Account:
     """One key: its bounds, and its requests under way."""
 
-    __slots__ = ("answer", "limiter", "visits")
+    __slots__ = ("answer", "home", "key", "limiter", "visits")
 
-    def __init__(self, limiter: Limiter | None) -> None:
+    def __init__(self, home: Accounts, key: str, limiter: Limiter | None) -> None:
+        self.home = home
+        self.key = key
         self.limiter = limiter
         self.visits: set[Visit] = set()
         self.answer = 0.0  # tokens of its answers, on average
@@ -74,10 +76,8 @@ class Visit:
     """
 
     __slots__ = (
-        "_accounts",
         "_failed",
         "_hold",
-        "_key",
         "_route",
         "_task",
         "_usage",
@@ -86,16 +86,7 @@ class Visit:
         "why",
     )
 
-    def __init__(
-        self,
-        accounts: Accounts,
-        key: str,
-        account: _Account,
-        route: Route,
-        task: asyncio.Task[None] | None,
-    ) -> None:
-        self._accounts = accounts
-        self._key = key
+    def __init__(self, account: _Account, route: Route, task: asyncio.Task[None] | None) -> None:
         self._route = route
         self._task = task
         self._hold: Hold | None = None
@@ -110,7 +101,7 @@ class Visit:
         self.job = job
         limiter = self.account.limiter
         if limiter is not None:
-            clock = self._accounts.clock
+            clock = self.account.home.clock
             self._hold = limiter.admit(clock.now(), clock.wall(), self.account.estimate(job))
 
     def use(self, usage: Usage) -> None:
@@ -130,12 +121,7 @@ class Visit:
 
     def headers(self) -> Sequence[tuple[str, str]]:
         """What is left of the key's rates."""
-        return self._accounts.headers(self._key)
-
-    @property
-    def limited(self) -> bool:
-        """Whether its key has limits."""
-        return self.account.limiter is not None
+        return self.account.home.headers(self.account.key)
 
     def close(self, chunks: int) -> None:
         """It is over. `chunks` of its answer have gone to the client, so a stream that was cut short is
@@ -149,8 +135,8 @@ class Visit:
             account.answer += _LEARN * (usage.completion_tokens - account.answer)
         if self._hold is not None and account.limiter is not None:
             spent = usage.prompt_tokens + usage.completion_tokens
-            account.limiter.settle(self._hold, self._accounts.clock.now(), spent)
-        self._accounts.count(self._key, self._route, self.job, usage, self._failed)
+            account.limiter.settle(self._hold, account.home.clock.now(), spent)
+        account.home.count(account.key, self._route, self.job, usage, self._failed)
 
     def _guess(self, chunks: int) -> Usage:
         """What a request has taken of which no engine tells."""
@@ -177,7 +163,8 @@ class Accounts:
         """A key may be used, within these limits; what runs for it goes on. `spent`: before this process."""
         account = self._accounts.get(key)
         if account is None:
-            self._accounts[key] = _Account(None if limits == _NO_LIMITS else Limiter(limits, spent))
+            limiter = None if limits == _NO_LIMITS else Limiter(limits, spent)
+            self._accounts[key] = _Account(self, key, limiter)
         elif account.limiter is not None:
             account.limiter.change(limits)
         elif limits != _NO_LIMITS:
@@ -197,7 +184,7 @@ class Accounts:
         account = self._accounts.get(principal.id)
         if account is None:
             raise _revoked()
-        visit = Visit(self, principal.id, account, route, task)
+        visit = Visit(account, route, task)
         account.visits.add(visit)
         return visit
 

@@ -73,7 +73,7 @@ class DataPlane:
             reply.fail(error)
             return
         try:
-            if visit.limited:
+            if visit.account.limiter is not None:
                 reply.always(visit.headers)
             await self._serve(request, route, reply, visit)
         except SageError as error:

@@ -66,7 +66,7 @@ class Principal:
 
     def check_model(self, model: str) -> None:
         """Raise ForbiddenError, which says which it may, for a model that it may not ask for."""
-        if not self.may_use(model):
+        if self.models and model not in self.models:
             raise ForbiddenError(
                 f"This key may not use the model {model[:128]!r};"
                 f" it may use: {', '.join(sorted(self.models))}.",

@@ -107,16 +107,17 @@ class KeyService:
         return self._meter.last_used.get(ident)
 
     def find(self, ident: str) -> KeyRecord:
-        """By its id, or by its name if it is not revoked. Raises NotFoundError, which says what there is."""
+        """By its id, or by its name: the one that is not revoked, else the newest. Raises NotFoundError."""
         if not _NAME.fullmatch(ident) or ident.startswith("sk-"):
             raise BadRequestError(
                 "That is neither the id nor the name of a key.", hint="`sage key list` shows both."
             )
         if ident in self._ring.records:
             return self._ring.records[ident]
+        named = [record for record in self.all() if record.name == ident]
+        if named:
+            return max(named, key=lambda record: (record.revoked is None, record.created))
         active = {record.name: record for record in self.all() if record.revoked is None}
-        if ident in active:
-            return active[ident]
         there = ", ".join(f"{name} ({record.id})" for name, record in list(active.items())[:_SHOWN])
         raise NotFoundError(f"There is no key {ident!r}; there are: {there or 'none'}.")
 
