@@ -254,12 +254,13 @@ STEPS = st.lists(
     STEPS,
 )
 def test_a_refusal_charges_nothing_and_no_bound_is_passed(limits: Limits, steps: Any) -> None:
-    limiter, now, running, spent = Limiter(limits), 0.0, [], 0
+    limiter, now, spent = Limiter(limits), 0.0, 0
+    running: list[Hold] = []
     for what, gap, tokens, used in steps:
         now += gap
         wall = NOON + now
         if what == "settle" and running:
-            hold: Hold = running.pop(used % len(running))
+            hold = running.pop(used % len(running))
             limiter.settle(hold, now, used)
             spent += used - hold.tokens
         elif what == "admit":
