@@ -115,9 +115,10 @@ async def test_a_key_sees_and_uses_its_models_only(stack: Stack) -> None:
         assert (answer.status, answer.error["param"]) == (403, "model")
         assert "it may use: embedder, none-yet" in answer.error["message"]
     assert (await stack.post(secret, {"model": "embedder", "input": "a"}, "embeddings")).status == 200
-    missing = await stack.get(secret, "models/none-yet")
-    assert missing.status == 404
-    assert "talker" not in missing.error["message"]
+    asked = await stack.post(secret, {**CHAT, "model": "none-yet"})
+    for missing in (asked, await stack.get(secret, "models/none-yet")):
+        assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+        assert "talker" not in missing.error["message"]
 
 
 async def test_a_ceiling_runs_everything_low(stack: Stack) -> None:
@@ -196,6 +197,10 @@ async def test_requests_at_once_and_the_place_is_free_again(stack: Stack) -> Non
         refused = await stack.post(secret)
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")
         assert "1 requests under way; it may have 1" in refused.error["message"]
+        found = (await stack.gateway.admin("GET", "/metrics")).json["metrics"]
+        values = {m["name"]: {tuple(s["labels"].values()): s["value"] for s in m["samples"]} for m in found}
+        assert values["sage_key_running_requests"][(ident,)] == 1
+        assert values["sage_key_refusals_total"][ident, "max_concurrent"] == 1
     async with asyncio.timeout(30):
         while (await stack.post(secret)).status != 200:
             pass  # its client has gone; that is noticed in a moment

@@ -78,7 +78,7 @@ def test_tokens_of_a_request(fields: Any, usage: Usage | None, chunks: int, coun
         (BadRequestError("bad"), 1, 0),
         (EngineError("broke"), 1, 0),
         (ForbiddenError("not yours"), 0, 1),
-        (LimitError("too much"), 0, 1),
+        (LimitError("too much", limit="rpm"), 0, 1),
     ],
 )
 def test_what_failed_before_it_began_is_counted_and_costs_nothing(
@@ -104,6 +104,10 @@ def test_a_refused_request_is_counted_and_charged_nothing() -> None:
     visit.close(0)
     assert books.left == 20
     books.serve(usage=Usage(10, 5))
+    assert [tuple(sample[1:]) for sample in books.accounts.samples()] == [
+        (0, {"key": "k"}),
+        (1, {"key": "k", "limit": "tpm"}),
+    ]
     assert [tally.refusals for tally in books.rows().values()] == [1]
 
 

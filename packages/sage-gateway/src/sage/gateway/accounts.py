@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from sage.common.clock import Clock
 from sage.common.errors import ForbiddenError, SageError, UnauthorizedError
-from sage.common.telemetry import HEADER_CLASS, RequestClass
+from sage.common.telemetry import HEADER_CLASS, KEY_REFUSED, KEY_RUNNING, RequestClass
 from sage.gateway.keys import Principal
 from sage.gateway.limits import DAY_S, Hold, Limiter, LimitError, Limits, Spent
 from sage.gateway.usage import Meter, day_of
+from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Route, Usage
 
@@ -46,7 +48,7 @@ def lowered(headers: dict[str, str], route: Route) -> None:
 class _Account:
     """One key: its bounds, and its requests under way."""
 
-    __slots__ = ("answer", "home", "key", "limiter", "visits")
+    __slots__ = ("answer", "home", "key", "limiter", "refused", "visits")
 
     def __init__(self, home: Accounts, key: str, limiter: Limiter | None) -> None:
         self.home = home
@@ -54,6 +56,7 @@ class _Account:
         self.limiter = limiter
         self.visits: set[Visit] = set()
         self.answer = 0.0  # tokens of its answers, on average
+        self.refused: Counter[str] = Counter()  # by limit
 
     def estimate(self, job: Job) -> int:
         """Tokens that a request will take: its prompt, and its longest answer where it names one.
@@ -136,6 +139,8 @@ class Visit:
         if self._hold is not None and account.limiter is not None:
             spent = usage.prompt_tokens + usage.completion_tokens
             account.limiter.settle(self._hold, account.home.clock.now(), spent)
+        if isinstance(self._failed, LimitError):
+            account.refused[self._failed.limit] += 1
         account.home.count(account.key, self._route, self.job, usage, self._failed)
 
     def _guess(self, chunks: int) -> Usage:
@@ -194,6 +199,13 @@ class Accounts:
         if account is None or account.limiter is None:
             return ()
         return account.limiter.headers(self.clock.now())
+
+    def samples(self) -> Iterator[Sample]:
+        """The metrics of each key, since this process began."""
+        for key, account in self._accounts.items():
+            yield KEY_RUNNING, len(account.visits), {"key": key}
+            for limit, refused in sorted(account.refused.items()):
+                yield KEY_REFUSED, refused, {"key": key, "limit": limit}
 
     def count(
         self, key: str, route: Route, job: Job | None, usage: Usage, failed: SageError | str | None

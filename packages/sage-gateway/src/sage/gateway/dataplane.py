@@ -78,11 +78,14 @@ class DataPlane:
             await self._serve(request, route, reply, visit)
         except SageError as error:
             visit.fail(error)
-            reply.fail(error)
+            reply.fail(request.admission.principal.told(error))
         except asyncio.CancelledError:
             if visit.why is None or request.task is None or request.task.uncancel() > 0:
                 raise  # the client has gone
             reply.fail(visit.why)
+        except Exception:  # a fault of ours, which the protocol answers and logs
+            visit.fail("failed")
+            raise
         finally:
             visit.close(reply.chunks)
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sage.common.api import SCOPES
-from sage.common.errors import ForbiddenError, UnauthorizedError
+from sage.common.errors import ForbiddenError, ModelNotFoundError, SageError, UnauthorizedError
 from sage.common.ids import new_secret
 from sage.gateway.keystore import KeyRecord
 
@@ -72,6 +72,14 @@ class Principal:
                 f" it may use: {', '.join(sorted(self.models))}.",
                 param="model",
             )
+
+    def told(self, error: SageError) -> SageError:
+        """`error` as it may read it: the names of models that are not its own are kept from it."""
+        if not self.models or not isinstance(error, ModelNotFoundError):
+            return error
+        return ModelNotFoundError(
+            f"There is no such model now; this key may use: {', '.join(sorted(self.models))}.", param="model"
+        )
 
 
 def new_default_key() -> str:

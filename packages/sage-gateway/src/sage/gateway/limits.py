@@ -30,9 +30,13 @@ _SLACK_S: Final = 1e-6  # sums of floats must not refuse what just fits
 
 
 class LimitError(OverloadedError):
-    """A bound of the key. Without `retry_after` waiting does not help."""
+    """A bound of the key; `limit` is its name. Without `retry_after` waiting does not help."""
 
     code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, limit: str, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.limit = limit
 
     @property
     def final(self) -> bool:
@@ -166,6 +170,7 @@ class Limiter:
         if limits.concurrent is not None and self.running >= limits.concurrent:
             raise RateError(
                 f"This key has {self.running} requests under way; it may have {limits.concurrent}.",
+                limit="max_concurrent",
                 hint="Await an answer first.",
                 retry_after=BUSY_S,
             )
@@ -210,7 +215,8 @@ class Limiter:
             left = max(0, limits.total_tokens - self._total_tokens)
             raise BudgetError(
                 f"This key has {left} of its {limits.total_tokens} tokens left; this request may take"
-                f" {tokens}."
+                f" {tokens}.",
+                limit="total_tokens",
             )
         today = self._day_tokens if day == self._day else 0
         if limits.day_tokens is not None and today + tokens > limits.day_tokens:
@@ -219,6 +225,7 @@ class Limiter:
             raise BudgetError(
                 f"This key has {left} of its {limits.day_tokens} tokens of today (UTC) left; this request may"
                 f" take {tokens}.",
+                limit="day_tokens",
                 retry_after=None if never else math.ceil(DAY_S - wall % DAY_S),
             )
 
@@ -230,6 +237,7 @@ class Limiter:
         raise RateError(
             f"This key may use {bucket.limit} {what} in a minute; {bucket.remaining(now)} are left, and this"
             f" request may take {units}.",
+            limit="rpm" if what == "requests" else "tpm",
             hint="Send less, or set a lower max_tokens." if never else "",
             retry_after=None if never else math.ceil(wait),
         )

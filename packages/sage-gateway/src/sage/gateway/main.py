@@ -141,7 +141,7 @@ class Gateway:
             self._control_plane,
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
-            self._access.admin,
+            self._access,
         )
         return Listener(app, Settings(edge))
 
