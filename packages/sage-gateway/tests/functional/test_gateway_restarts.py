@@ -7,6 +7,8 @@ import signal
 import stat
 from typing import Any
 
+import pytest
+
 from sage.gateway.keys import new_key
 from sage.middleware.testing.engines import ScriptedEngine
 
@@ -107,6 +109,17 @@ async def test_the_file_of_the_default_key_counts_if_a_rotation_was_cut_short(sp
     (gateway.state / "default.key").write_text(renewed + "\n")
     gateway = await spawner.start({})
     assert [await models(gateway, key) for key in (first, renewed)] == [401, 200]
+
+
+@pytest.mark.parametrize("content", ["my-own-secret", "sk-sage-ab12.short", f"sk-sage-admin.{'x' * 43}"])
+async def test_a_default_key_that_is_no_key_is_refused_and_not_quoted(spawner: Any, content: str) -> None:
+    spawner.state.mkdir(mode=0o700)
+    (spawner.state / "default.key").touch(0o600)
+    (spawner.state / "default.key").write_text(content)
+    code, words = await spawner.refused({})
+    assert code == 1
+    assert "not of the form sk-sage-<id>.<secret>" in words
+    assert content not in words
 
 
 async def test_another_pepper_is_noticed(spawner: Any) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger("sage.gateway")
 
 DEFAULT: Final = "default"  # name of the key of the first start
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY: Final = re.compile(r"sk-sage-[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{20,}")
 _SHOWN: Final = 20
 _DATA: Final = frozenset(("chat", "completions", "embeddings", "models"))
 
@@ -58,7 +59,16 @@ class KeyService:
         self._changing = asyncio.Lock()
 
     async def load(self) -> None:
-        """Know what the stores hold, and the default key. Raises ConflictError for another pepper."""
+        """Know what the stores hold, and the default key.
+
+        Raises ConflictError for another pepper, and for a default key that is not of a key's form: what is
+        before the point is its id, and no secret.
+        """
+        if not _KEY.fullmatch(self._default.key) or ident_of(self._default.key) == ADMIN_ID:
+            raise ConflictError(
+                "What default.key in the state directory holds is not of the form sk-sage-<id>.<secret>.",
+                hint="Delete the file to get a new key.",
+            )
         if not await self._store.seal(self._ring.digest("the pepper of these keys")):
             raise ConflictError(
                 "The pepper in the state directory is not the one that its keys were stored with.",
