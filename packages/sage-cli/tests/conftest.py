@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    do_GET = do_PUT = do_POST = _reply
+    do_GET = do_PUT = do_POST = do_DELETE = _reply
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

@@ -26,6 +26,7 @@ from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Settings
 from sage.gateway.serve import Listener, bind
+from sage.gateway.testing import ring_of
 from sage.middleware.engines.port import Route
 
 BODY_LIMIT = 64 * 1024
@@ -35,10 +36,6 @@ BODY_LIMIT = 64 * 1024
 class Keys:
     default: str
     admin: str
-
-    @property
-    def ring(self) -> KeyRing:
-        return KeyRing(keys=(self.default,), admin_token=self.admin)
 
 
 @dataclass
@@ -178,6 +175,7 @@ class Front:
     """A running front door."""
 
     keys: Keys
+    ring: KeyRing
     handler: Steered
     listener: Listener
     port: int
@@ -232,14 +230,13 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
     async def make(**settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
         handler = Steered()
-        edge = Edge(
-            keys.ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT)
-        )
+        ring = ring_of(keys.default, admin_token=keys.admin)
+        edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT))
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
         app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"])
         listener = Listener(app, Settings(edge, handler, **settings))
         port = sock.getsockname()[1]
-        front = Front(keys, handler, listener, port, asyncio.create_task(listener.serve([sock])))
+        front = Front(keys, ring, handler, listener, port, asyncio.create_task(listener.serve([sock])))
         await listener.ready.wait()
         fronts.append(front)
         return front

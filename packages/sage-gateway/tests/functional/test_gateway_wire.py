@@ -350,61 +350,6 @@ async def test_header_limits_can_be_set(make_front: Any) -> None:
     assert (await front.ask(front.request("GET", "/v1/models", x_a="1", x_b="2"))).status == 431
 
 
-async def test_each_head_of_a_connection_is_judged(front: Any) -> None:
-    """A head that passed is remembered; one that differs in anything that counts is judged anew."""
-    good = front.post(b'{"n": 1}')
-    changes: list[tuple[dict[str, str | None], int]] = [
-        ({}, 200),
-        ({"authorization": f"Bearer {front.keys.default[:-1]}"}, 401),
-        ({"authorization": None}, 401),
-        ({"authorization": None, "x_api_key": front.keys.default}, 200),
-        ({"host": "evil.example"}, 403),
-        ({"origin": "http://evil.example"}, 403),
-        ({"sec_fetch_site": "cross-site"}, 403),
-        ({"content_type": "text/plain"}, 415),
-        ({"content_encoding": "gzip"}, 415),
-        ({"expect": "more"}, 417),
-        ({"content_length": "999999"}, 413),
-    ]
-    for headers, status in changes:
-        wire = await front.connect()
-        for _ in range(2):
-            await wire.send(good)
-            assert (await wire.answer()).status == 200
-        await wire.send(front.post(b'{"n": 1}', **headers))
-        assert (await wire.answer()).status == status, headers
-
-
-async def test_the_same_head_again_whole_in_halves_and_over_the_limit(front: Any) -> None:
-    wire = await front.connect()
-    ids = set()
-    for body in (b'{"n": 1}', b'{"n": 2}', b'{"text": "longer than ten bytes"}'):
-        await wire.send(front.post(body))
-        answer = await wire.answer()
-        assert (answer.status, answer.body) == (200, body)
-        ids.add(answer.headers["x-request-id"])
-    assert len(ids) == 3
-    raw = front.post(b'{"n": 3}')
-    await wire.send(raw[:-4])
-    await asyncio.sleep(0)
-    await wire.send(raw[-4:])
-    assert (await wire.answer()).body == b'{"n": 3}'
-    await wire.send(front.post(b'{"n": 4}') + front.request("GET", "/v1/models"))
-    assert (await wire.answer()).body == b'{"n": 4}'
-    assert (await wire.answer()).json["data"][0]["id"] == "org/tiny"
-    await wire.send(front.post(b" " * (64 * 1024 + 1)))
-    assert (await wire.answer()).status == 413
-    assert await wire.closed()
-
-
-async def test_an_admin_after_a_key_on_one_connection_is_an_admin(front: Any) -> None:
-    wire = await front.connect()
-    for key in (front.keys.default, front.keys.admin, front.keys.default):
-        await wire.send(front.post(b'{"n": 1}', authorization=f"Bearer {key}"))
-        assert (await wire.answer()).status == 200
-    assert [request.admission.principal.admin for request in front.handler.requests] == [False, True, False]
-
-
 async def test_another_method_on_a_route_of_the_application(front: Any) -> None:
     answer = await front.ask(front.request("DELETE", "/v1/models"))
     assert (answer.status, answer.error["code"]) == (405, "method_not_allowed")

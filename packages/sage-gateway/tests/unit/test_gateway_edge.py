@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.common.errors import BadRequestError, ForbiddenError, SageError
+from sage.common.errors import BadRequestError, ForbiddenError, SageError, UnauthorizedError
 from sage.gateway.edge import Edge, fold_headers, hostname, request_id_of
-from sage.gateway.keys import KeyRing, new_admin_token, new_default_key, presented
+from sage.gateway.keys import new_admin_token, new_default_key, presented
+from sage.gateway.testing import key_record, ring_of
 from sage.middleware.engines.port import Route
 
 KEY, TOKEN = new_default_key(), new_admin_token()
-RING = KeyRing(keys=(KEY,), admin_token=TOKEN)
+RING = ring_of(KEY, admin_token=TOKEN)
 EDGE = Edge(RING, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, 1000))
 ADMIN = Edge(RING, hosts=("127.0.0.1",), bodies={}, admin_only=True, hot={})
 CHAT = b"/v1/chat/completions"
@@ -94,6 +95,23 @@ def test_a_key_is_no_admin_and_an_admin_may_call_the_data_plane() -> None:
     assert EDGE.admit(b"POST", CHAT, head(authorization=token)).principal.admin
 
 
+def test_a_scope_is_needed_before_anything_of_the_body_is_judged() -> None:
+    ring = ring_of(admin_token=TOKEN)
+    ring.put(key_record(ring, KEY, scopes=frozenset(("chat", "models"))), 0.0)
+    edge = Edge(ring, hosts=("127.0.0.1",), bodies=dict.fromkeys(Route, 1000))
+    assert edge.admit(b"POST", CHAT, head()).principal.scopes == {"chat", "models"}
+    for path in (b"/v1/embeddings", b"/v1/completions"):
+        with pytest.raises(ForbiddenError, match="it is for: chat, models"):
+            edge.admit(b"POST", path, head(content_length=b"9999"))
+
+
+def test_the_scope_admin_opens_the_admin_listener() -> None:
+    ring = ring_of(admin_token=TOKEN)
+    ring.put(key_record(ring, KEY, scopes=frozenset(("admin",))), 0.0)
+    edge = Edge(ring, hosts=("127.0.0.1",), bodies={}, admin_only=True, hot={})
+    assert edge.admit(b"GET", b"/admin/v1/status", head()).principal.admin
+
+
 def test_no_hot_route_on_the_admin_listener() -> None:
     token = b"Bearer " + TOKEN.encode()
     assert ADMIN.admit(b"POST", CHAT, head(authorization=token)).route is None
@@ -122,7 +140,8 @@ def test_hostnames() -> None:
 @given(st.binary(max_size=200))
 def test_no_other_bytes_open_the_door(key: bytes) -> None:
     if key.strip() not in (KEY.encode(), TOKEN.encode()):
-        assert RING.verify(presented({b"authorization": b"Bearer " + key})) is None
+        with pytest.raises(UnauthorizedError):
+            RING.verify(presented({b"authorization": b"Bearer " + key}))
 
 
 @given(

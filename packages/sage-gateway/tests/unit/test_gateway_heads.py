@@ -19,7 +19,7 @@ def request(body: bytes, head: bytes = HEAD) -> bytes:
 
 
 def seen(data: bytes, size: int) -> SeenHead | None:
-    return SeenHead.of(data, size, {b"host": b"x"}, ADMISSION, "")
+    return SeenHead.of(data, size, {b"host": b"x"}, ADMISSION, "", 1)
 
 
 def known() -> SeenHead:

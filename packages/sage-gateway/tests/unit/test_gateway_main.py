@@ -14,7 +14,7 @@ import structlog
 from sage.common import errors
 from sage.common.api import EngineStatus
 from sage.common.errors import ConfigError, SageError
-from sage.gateway import edge
+from sage.gateway import edge, limits
 from sage.gateway.keys import new_default_key
 from sage.gateway.main import configure_logs, not_ready
 
@@ -86,7 +86,7 @@ def test_what_is_missing_names_the_state_and_no_detail() -> None:
 def test_the_api_page_has_every_error_that_is_sent() -> None:
     kinds = [
         kind
-        for module in (errors, edge)
+        for module in (errors, edge, limits)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, SageError) and kind not in NEVER_SENT
     ]

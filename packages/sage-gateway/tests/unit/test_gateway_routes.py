@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi.routing import APIRoute
 
+from sage.common.api import SCOPES as ALL_SCOPES
 from sage.gateway.app import data_app
-from sage.gateway.routes import HOT, ROUTES, on_listener
+from sage.gateway.routes import HOT, ROUTES, SCOPES, on_listener
 from sage.middleware.engines.port import Route
 
 
@@ -19,6 +20,13 @@ def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
 def test_every_engine_route_is_hot() -> None:
     assert set(HOT.values()) == set(Route)
     assert all(entry.method == "POST" for entry in ROUTES if entry.hot is not None)
+
+
+def test_every_entry_needs_a_scope_but_the_index() -> None:
+    assert [entry.path for entry in ROUTES if not entry.scope] == ["/"]
+    assert {entry.scope for entry in ROUTES if entry.listener == "admin"} == {"admin"}
+    assert {entry.scope for entry in ROUTES} == {"", *ALL_SCOPES}
+    assert set(SCOPES) == set(Route)
 
 
 def test_no_entry_is_there_twice() -> None:

@@ -82,7 +82,11 @@ def books() -> Books:
 
 @pytest.fixture
 def metrics(books: Books) -> MetricList:
-    return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0)
+    others = [
+        (telemetry.KEY_RUNNING, 1.0, {"key": "k"}),
+        (telemetry.KEY_REFUSED, 2.0, {"key": "k", "limit": "rpm"}),
+    ]
+    return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 
 
 def samples(metrics: MetricList, metric: Metric, **labels: str) -> list[MetricSample]:

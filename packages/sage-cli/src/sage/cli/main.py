@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sage.cli.commands import config, doctor, explain, flows, models, policy, stack
+from sage.cli.commands import config, doctor, explain, flows, keys, models, policy, stack, usage
 from sage.cli.output import Talk, report
 from sage.cli.plugins import PluginGroup
 from sage.common.errors import SageError
@@ -52,6 +52,8 @@ app.command()(models.embed)
 app.command()(flows.run)
 app.command()(explain.explain)
 app.add_typer(policy.app, name="policy")
+app.add_typer(keys.app, name="key")
+app.command()(usage.usage)
 app.add_typer(config.app, name="config")
 app.command()(doctor.doctor)
 app.command()(stack.down)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    field_serializer,
+    model_validator,
+)
 
 __all__ = [
     "CandidateStatus",
@@ -14,15 +22,26 @@ __all__ = [
     "EngineList",
     "EngineState",
     "EngineStatus",
+    "KeyChange",
+    "KeyInfo",
+    "KeyList",
+    "KeyRotation",
+    "KeySettings",
+    "KeySpec",
     "MetricList",
     "MetricSample",
     "MetricStatus",
+    "NewKey",
     "PolicyStatus",
     "Quantiles",
     "QueueStatus",
     "RunInfo",
+    "SCOPES",
+    "Scope",
     "SloStatus",
     "StackStatus",
+    "UsageReport",
+    "UsageRow",
 ]
 
 EngineState = Literal["starting", "ready", "degraded", "draining", "stopped", "failed"]
@@ -220,3 +239,110 @@ class DecisionList(_Wire):
     """The newest decisions, newest first."""
 
     decisions: list[Decision]
+
+
+# ---- keys and usage ----------------------------------------------------------------------------------------
+
+Scope = Literal["chat", "completions", "embeddings", "models", "admin"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+_DATA: Final[frozenset[Scope]] = frozenset(SCOPES) - {"admin"}
+KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class KeySettings(_Wire):
+    """What a key may. None = no such limit. Rates are for a minute, days begin at midnight UTC."""
+
+    scopes: frozenset[Scope] = Field(_DATA, min_length=1, description="the routes that it opens")
+    models: frozenset[ModelName] = Field(frozenset(), max_length=256, description="empty = all")
+    tenant: TenantName = Field("", description="whose share it takes; empty = one of its own")
+    ceiling: Literal["interactive", "batch"] = Field(
+        "interactive", description="batch = all it asks for runs in the low classes, batch and embed_bulk"
+    )
+    rpm: Count | None = Field(None, description="requests in a minute")
+    tpm: Count | None = Field(None, description="tokens in a minute")
+    max_concurrent: Count | None = Field(32, description="requests under way at once")
+    day_tokens: Count | None = Field(None, description="tokens in a day")
+    total_tokens: Count | None = Field(None, description="tokens ever")
+    expires_at: AwareDatetime | None = Field(None, description="None = never")
+
+    @field_serializer("scopes", "models")
+    def _in_order(self, value: frozenset[str]) -> list[str]:
+        return sorted(value)
+
+
+class KeySpec(KeySettings):
+    """The key to make. No two keys that are not revoked have the same name."""
+
+    name: KeyName
+
+
+class KeyChange(KeySettings):
+    """What is to be different about a key; what is not given stays."""
+
+    name: KeyName = Field("", description="another name")
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            valid = ", ".join(type(self).model_fields)
+            raise ValueError(f"nothing is to be changed; valid is any of {valid}")
+        return self
+
+
+class KeyRotation(_Wire):
+    """How to give a key another secret."""
+
+    grace_s: float = Field(
+        0.0, ge=0, le=30 * 86_400, allow_inf_nan=False, description="the former secret opens the door so long"
+    )
+
+
+class KeyInfo(KeySettings):
+    """A key, without its secret. Times are UTC."""
+
+    id: str
+    name: str
+    state: Literal["active", "expired", "revoked"]
+    created_at: AwareDatetime
+    last_used_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+    former_until: AwareDatetime | None = Field(None, description="so long the secret before also opens")
+
+
+class NewKey(_Wire):
+    """A key that was made or rotated. Its secret is told this once."""
+
+    key: KeyInfo
+    secret: str
+
+
+class KeyList(_Wire):
+    """All keys, oldest first, revoked ones too."""
+
+    keys: list[KeyInfo]
+
+
+class UsageRow(_Wire):
+    """What one key has used of one model in one class on one day (UTC)."""
+
+    day: str = Field(description="YYYY-MM-DD")
+    key: str = Field(description="id of the key; admin for the admin token")
+    name: str = Field(description="of the key")
+    model: str = Field(description="empty = one that there is not")
+    request_class: str
+    requests: NonNegativeInt = Field(description="all of them, the next two included")
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+    errors: NonNegativeInt = Field(description="failed, or wrong as they were asked")
+    refusals: NonNegativeInt = Field(description="refused by a limit of the key, a model or a queue")
+
+
+class UsageReport(_Wire):
+    """Sums of the days from `first` to `last`, both included."""
+
+    first: str
+    last: str
+    rows: list[UsageRow]

@@ -48,6 +48,16 @@ class SagePaths:
         return self.state / "admin.token"
 
     @property
+    def pepper_file(self) -> Path:
+        """What the stored digests of keys are made with, mode 0600."""
+        return self.state / "keys.pepper"
+
+    @property
+    def gateway_database(self) -> Path:
+        """Keys, as digests, and their usage."""
+        return self.state / "gateway.db"
+
+    @property
     def logs(self) -> Path:
         """Logs of the serving process and of each engine."""
         return self.state / "logs"

@@ -30,6 +30,8 @@ __all__ = [
     "HEADER_SLO_TTFT",
     "HEADER_TENANT",
     "HEDGES",
+    "KEY_REFUSED",
+    "KEY_RUNNING",
     "METRICS",
     "POLICY_INFO",
     "PREDICTIONS",
@@ -225,6 +227,12 @@ ENGINE_RESTARTS: Final = Metric(
     "restarts",
     "times that its process was started again",
     ("engine",),
+)
+KEY_RUNNING: Final = Metric(
+    "sage_key_running_requests", "gauge", "requests", "requests of a key under way", ("key",)
+)
+KEY_REFUSED: Final = Metric(
+    "sage_key_refusals_total", "counter", "requests", "requests over a limit of their key", ("key", "limit")
 )
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -22,6 +22,7 @@ from sage.common.api import (
 from sage.common.config import SageConfig
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
+from sage.gateway.access import Access
 from sage.gateway.app import Handlers, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.middleware.control_plane.driver import ControlPlane
@@ -48,14 +49,16 @@ def admin_app(
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
+    access: Access,
 ) -> FastAPI:
     """The application behind the admin listener. `origin` says where each configured value came from."""
     handlers = {
         **_state(control_plane, engines_of, uptime),
-        **_metrics(control_plane, engines_of, uptime),
+        **_metrics(control_plane, engines_of, uptime, access),
         **_policy(control_plane),
         **_decisions(control_plane),
         **_machine(config, origin),
+        **access.admin,
     }
     return make_app("SAGE admin", "admin", handlers)
 
@@ -83,7 +86,10 @@ def _state(
 
 
 def _metrics(
-    control_plane: ControlPlane, engines_of: Callable[[], list[EngineStatus]], uptime: Callable[[], float]
+    control_plane: ControlPlane,
+    engines_of: Callable[[], list[EngineStatus]],
+    uptime: Callable[[], float],
+    access: Access,
 ) -> Handlers:
     async def metrics() -> MetricList:
         return collect(
@@ -92,6 +98,7 @@ def _metrics(
             control_plane.queues(),
             policy=control_plane.policy,
             uptime=uptime(),
+            others=access.accounts.samples(),
         )
 
     async def metrics_text() -> Response:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from sage.common.errors import (
 )
 from sage.common.version import VERSION
 from sage.gateway.edge import MethodError
+from sage.gateway.keys import Principal
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 
@@ -34,12 +35,33 @@ def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
     """An application with exactly the entries of one listener; `handlers` are by entry name."""
     app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
     for entry in on_listener(listener):
-        app.add_api_route(entry.path, handlers[entry.name], methods=[entry.method], name=entry.name)
+        app.add_api_route(
+            entry.path,
+            handlers[entry.name],
+            methods=[entry.method],
+            name=entry.name,
+            dependencies=[Depends(_needs(entry.scope))],
+        )
     app.add_exception_handler(SageError, _answer_sage)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, _answer_fault)
     return app
+
+
+def _needs(scope: str) -> Callable[[Request], Awaitable[None]]:
+    """What refuses a key without this scope; who asks was found out by the protocol."""
+
+    async def check(request: Request) -> None:
+        _principal(request).check_scope(scope)
+
+    return check
+
+
+def _principal(request: Request) -> Principal:
+    found = request.state.principal
+    assert isinstance(found, Principal)
+    return found
 
 
 def data_app(
@@ -57,14 +79,17 @@ def data_app(
             "routes": [_line(e) for e in ROUTES if e.listener == "data"],
         }
 
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": list(models())}
+    async def list_models(request: Request) -> dict[str, Any]:
+        may_use = _principal(request).may_use
+        return {"object": "list", "data": [entry for entry in models() if may_use(entry["id"])]}
 
-    async def get_model(model: str) -> dict[str, Any]:
+    async def get_model(model: str, request: Request) -> dict[str, Any]:
+        principal = _principal(request)
+        principal.check_model(model)
         ready = {entry["id"]: entry for entry in models()}
         if model in ready:
             return ready[model]
-        every = sorted({*ready, *known()})
+        every = sorted(filter(principal.may_use, {*ready, *known()}))
         if model in every:  # as a request for it is answered
             raise UnavailableError(
                 f"No engine of the model {model!r} is ready.", param="model", retry_after=1.0

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
+from sage.gateway.accounts import Accounts, Visit, lowered
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import EMBEDDINGS, Call, Sink
+from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
 
 __all__ = ["DataPlane", "Submitter"]
 
@@ -26,8 +28,16 @@ _MAX_REASON: Final = 512
 class Submitter(Protocol):
     """What the data plane asks of the control plane."""
 
-    async def submit(self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None) -> object:
-        """Serve one request into `sink`."""
+    async def submit(
+        self,
+        job: Job,
+        call: Call,
+        sink: Sink,
+        *,
+        deadline: float | None = None,
+        used: Callable[[Usage], None] | None = None,
+    ) -> Literal["done", "failed"]:
+        """Serve one request into `sink`; `used` is told what engines have counted for it."""
         ...
 
     def decision(self, ident: str) -> Decision | None:
@@ -44,34 +54,68 @@ class DataPlane:
         limits: ParseLimits,
         decoder: TokenDecoder,
         prefixes: Callable[[], bool],
+        accounts: Accounts,
     ) -> None:
         self._control_plane = control_plane
         self._limits = limits
+        self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
         self._decoder = decoder
         self._prefixes = prefixes
+        self._accounts = accounts
 
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
         route = request.admission.route
         assert route is not None
         try:
-            if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
-                await asyncio.to_thread(self._decoder.load)
-            parsed = parse(
-                route,
-                request.body,
-                limits=self._limits,
-                tenant=request.admission.principal.id,
-                headers=self._headers(request),
-                decode_tokens=self._decoder,
-                blocks=self._prefixes(),
-            )
-            reply.configure(stream=parsed.call.stream)
-            if request.admission.principal.admin:
-                reply.explain(lambda: self._explain(request.id))
-            await self._control_plane.submit(parsed.job, parsed.call, reply, deadline=parsed.deadline)
+            visit = self._accounts.open(request.admission.principal, route, request.task)
         except SageError as error:
             reply.fail(error)
+            return
+        try:
+            if visit.account.limiter is not None:
+                reply.always(visit.headers)
+            await self._serve(request, route, reply, visit)
+        except SageError as error:
+            visit.fail(error)
+            reply.fail(request.admission.principal.told(error))
+        except asyncio.CancelledError:
+            if visit.why is None or request.task is None or request.task.uncancel() > 0:
+                raise  # the client has gone
+            reply.fail(visit.why)
+        except Exception:  # a fault of ours, which the protocol answers and logs
+            visit.fail("failed")
+            raise
+        finally:
+            visit.close(reply.chunks)
+
+    async def _serve(self, request: HotRequest, route: Route, reply: Reply, visit: Visit) -> None:
+        """Parse, charge, submit. Raises the SageError that answers it."""
+        principal = request.admission.principal
+        if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
+            await asyncio.to_thread(self._decoder.load)
+        headers = self._headers(request)
+        if principal.lowered:
+            lowered(headers, route)
+        parsed = parse(
+            route,
+            request.body,
+            limits=self._bound if principal.tenant else self._limits,
+            tenant=principal.tenant or principal.id,
+            headers=headers,
+            decode_tokens=self._decoder,
+            blocks=self._prefixes(),
+        )
+        principal.check_model(parsed.job.model)
+        visit.admit(parsed.job)
+        reply.configure(stream=parsed.call.stream)
+        if principal.admin:
+            reply.explain(lambda: self._explain(request.id))
+        ended = await self._control_plane.submit(
+            parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use
+        )
+        if ended == "failed":
+            visit.fail(ended)
 
     @staticmethod
     def _headers(request: HotRequest) -> dict[str, str]:

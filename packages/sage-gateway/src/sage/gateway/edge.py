@@ -16,7 +16,7 @@ from sage.common.errors import (
 )
 from sage.common.ids import new_id
 from sage.gateway.keys import KeyRing, Principal, presented
-from sage.gateway.routes import HOT
+from sage.gateway.routes import HOT, SCOPES
 from sage.middleware.engines.port import Route
 
 __all__ = [
@@ -166,6 +166,11 @@ class Edge:
         self._bodies = dict(bodies)
         self._admin_only = admin_only
 
+    @property
+    def version(self) -> int:
+        """That of the keys: an admission of another one is void."""
+        return self._keys.version
+
     def admit(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Admission:
         """Let a head pass, or raise the SageError that answers it."""
         self._check_host(headers.get(b"host"))
@@ -179,6 +184,7 @@ class Edge:
         path = target.partition(b"?")[0]
         route = self._hot.get(path)
         if route is not None:
+            principal.check_scope(SCOPES[route])
             _check_hot(method, path, headers)
         limit = COLD_BODY_BYTES if route is None else self._bodies[route]
         check_length(headers.get(b"content-length"), limit)
@@ -199,12 +205,11 @@ class Edge:
         if not key:
             raise UnauthorizedError("No API key.", hint="Send `Authorization: Bearer <key>`.")
         principal = self._keys.verify(key)
-        if principal is None:
-            raise UnauthorizedError(
-                "This API key is not known here.", hint="`sage up` prints the one to use."
-            )
         if self._admin_only and not principal.admin:
-            raise ForbiddenError("This key may not manage the stack.", hint="Use the admin token.")
+            raise ForbiddenError(
+                "This key may not manage the stack.",
+                hint="Use the admin token, or a key with the scope admin.",
+            )
         return principal
 
     @staticmethod

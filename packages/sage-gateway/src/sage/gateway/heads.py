@@ -20,7 +20,7 @@ class SeenHead(msgspec.Struct, frozen=True):
 
     `before` and `after` are its bytes on both sides of the digits of its Content-Length: keep-alive clients
     send the same head again and again, but for that number. `own_id`: the client named the request, by the
-    same id each time.
+    same id each time. `version`: that of the keys; with another one it has to be judged anew.
     """
 
     before: bytes
@@ -28,10 +28,17 @@ class SeenHead(msgspec.Struct, frozen=True):
     headers: dict[bytes, bytes]
     admission: Admission
     own_id: str
+    version: int
 
     @classmethod
     def of(
-        cls, data: bytes, size: int, headers: dict[bytes, bytes], admission: Admission, own_id: str
+        cls,
+        data: bytes,
+        size: int,
+        headers: dict[bytes, bytes],
+        admission: Admission,
+        own_id: str,
+        version: int,
     ) -> SeenHead | None:
         """That of `data`, which began a request whose body has `size` bytes; None unless it is the whole."""
         end = data.find(b"\r\n\r\n") + 4
@@ -39,7 +46,7 @@ class SeenHead(msgspec.Struct, frozen=True):
         if length is None or len(data) != end + size:
             return None
         before, after = data[: length.start(1)], data[length.start(2) : end]
-        return cls(before, after, headers, admission, own_id)
+        return cls(before, after, headers, admission, own_id, version)
 
     def body(self, data: bytes) -> bytes | None:
         """The body of `data` if that is one whole request with this head, and not larger than allowed."""

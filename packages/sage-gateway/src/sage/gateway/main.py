@@ -26,12 +26,12 @@ from sage.common.errors import ConfigError, NotFoundError, SageError
 from sage.common.paths import SagePaths
 from sage.common.settings import Loaded, load
 from sage.common.version import VERSION
+from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Edge
 from sage.gateway.health import Health, Snapshot
-from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.requests import Settings
 from sage.gateway.serve import Listener, bind
 from sage.gateway.tokens import TokenDecoder
@@ -41,6 +41,7 @@ from sage.middleware.engines.port import Route
 from sage.middleware.members import make_core
 from sage.middleware.pool import EnginePool
 from sage.platform.state import StateDirectory
+from sage.platform.storage.sqlite import Database
 
 __all__ = ["main"]
 
@@ -86,7 +87,15 @@ class Sockets:
 class Gateway:
     """One serving process. `run` returns when it was told to stop and everything is down."""
 
-    def __init__(self, loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        paths: SagePaths,
+        state: StateDirectory,
+        sockets: Sockets,
+        control_plane: ControlPlane,
+        access: Access,
+    ) -> None:
         config = loaded.config
         self._config = config
         self._paths = paths
@@ -96,17 +105,14 @@ class Gateway:
         self._started = self._clock.wall()
         self._stopping = False
         self._signal = asyncio.Event()
-        self._control_plane = ControlPlane(config.control_plane, self._clock, core=make_core(config))
+        self._control_plane = control_plane
+        self._access = access
         self._pool = EnginePool(config, paths.logs, self._control_plane)
         self._health = Health(sockets.health)
-        keys = KeyRing(
-            keys=(state.secret(paths.default_key_file, new_default_key),),
-            admin_token=state.secret(paths.admin_token_file, new_admin_token),
-        )
-        self._data = self._data_listener(keys)
-        self._admin = self._admin_listener(keys, loaded)
+        self._data = self._data_listener()
+        self._admin = self._admin_listener(loaded)
 
-    def _data_listener(self, keys: KeyRing) -> Listener:
+    def _data_listener(self) -> Listener:
         gateway = self._config.gateway
         bodies = {
             Route.CHAT: gateway.max_body_bytes,
@@ -115,18 +121,28 @@ class Gateway:
         }
         limits = ParseLimits.of(gateway, self._config.control_plane)
         core = self._control_plane.core
-        handler = DataPlane(self._control_plane, limits, TokenDecoder(), lambda: core.policy.traits.prefixes)
-        settings = Settings(Edge(keys, hosts=gateway.allowed_hosts, bodies=bodies), handler)
+        handler = DataPlane(
+            self._control_plane,
+            limits,
+            TokenDecoder(),
+            lambda: core.policy.traits.prefixes,
+            self._access.accounts,
+        )
+        edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
+        settings = Settings(edge, handler, standing=self._access.standing)
         return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
 
-    def _admin_listener(self, keys: KeyRing, loaded: Loaded) -> Listener:
-        edge = Edge(keys, hosts=self._config.gateway.allowed_hosts, bodies={}, admin_only=True, hot={})
+    def _admin_listener(self, loaded: Loaded) -> Listener:
+        edge = Edge(
+            self._access.ring, hosts=self._config.gateway.allowed_hosts, bodies={}, admin_only=True, hot={}
+        )
         app = admin_app(
             loaded.config,
             dict(loaded.origin),
             self._control_plane,
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
+            self._access,
         )
         return Listener(app, Settings(edge))
 
@@ -142,6 +158,7 @@ class Gateway:
         return {engine.model for engine in self._control_plane.engines()}
 
     def _beat(self) -> None:
+        self._access.beat()
         self._health.publish(Snapshot(time.monotonic(), self._missing()))
 
     def _missing(self) -> tuple[str, ...]:
@@ -157,16 +174,21 @@ class Gateway:
         for number in _STOP:
             loop.add_signal_handler(number, self._on_signal, number)
         self._health.start()
+        gc.collect()
+        gc.freeze()  # what is here stays: no later collection need walk through it
         servers = [
             asyncio.create_task(self._data.serve([self._sockets.data])),
             asyncio.create_task(self._admin.serve([self._sockets.admin])),
         ]
         engines = asyncio.create_task(self._pool.start())
+        keeper = asyncio.create_task(self._access.keep())
         try:
             self._announce()
             await self._wait(engines, servers)
         finally:
             await self._stop(engines, servers)
+            await self._access.close()
+            await keeper
 
     async def _wait(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
         """Until a signal; a fault of a server or of the start of the engines is raised."""
@@ -210,6 +232,8 @@ class Gateway:
         log.info("stopped")
 
     def _announce(self) -> None:
+        """Tell where we listen; whoever reads that may ask at once."""
+        self._beat()
         host = self._config.gateway.host
         base = f"http://{_reachable(host)}:{_port(self._sockets.data)}"
         info = RunInfo(
@@ -222,8 +246,6 @@ class Gateway:
         )
         self._state.write_atomic(self._paths.run_file, info.model_dump_json(indent=2).encode())
         log.info("serving %s, admin %s, health %s", info.base_url, info.admin_url, info.health_url)
-        gc.collect()
-        gc.freeze()  # what is here stays: no later collection need walk through it
 
 
 def not_ready(engines: Iterable[EngineStatus]) -> tuple[str, ...]:
@@ -272,7 +294,18 @@ def serve(loaded: Loaded, paths: SagePaths) -> None:
 
 
 async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
-    await Gateway(loaded, paths, state, sockets).run()
+    config, clock = loaded.config, SystemClock()
+    control_plane = ControlPlane(config.control_plane, clock, core=make_core(config))
+
+    def known(model: str) -> bool:
+        return any(load.spec.model == model for load in control_plane.core.engines)
+
+    database = Database(paths.gateway_database)
+    try:
+        access = await Access.open(database, state, paths, clock, known=known)
+        await Gateway(loaded, paths, state, sockets, control_plane, access).run()
+    finally:
+        await database.close()
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

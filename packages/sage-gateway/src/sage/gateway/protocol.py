@@ -12,18 +12,17 @@ import hmac
 import logging
 import secrets
 import socket
-import urllib.parse
 from collections import deque
 from typing import Any, Final
 
 import httptools
-from uvicorn._types import HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from sage.common.errors import BadRequestError, SageError, UnavailableError
 from sage.common.ids import new_id
+from sage.gateway.cold import new_cycle
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
@@ -70,7 +69,7 @@ class Gate(HttpToolsProtocol):
         self._hot_id = ""
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
-        self._passed: tuple[tuple[bytes | None, ...], bytes, Admission] | None = None
+        self._passed: tuple[tuple[bytes | int | None, ...], bytes, Admission] | None = None
         self._seen: SeenHead | None = None
         self._standing: tuple[object, bytes] = (None, b"")  # the server's own headers, and their bytes
         self._last = False  # close once the line is empty
@@ -134,11 +133,12 @@ class Gate(HttpToolsProtocol):
         if admission is None or admission.route is None or item.close or b"expect" in item.headers:
             return
         own_id = item.id if b"x-request-id" in item.headers else ""
-        self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id)
+        version = self._settings.edge.version
+        self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id, version)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
-        body = seen.body(data)
+        body = seen.body(data) if seen.version == self._settings.edge.version else None
         if body is None:
             return False
         ident = seen.own_id or new_id("req")
@@ -226,18 +226,15 @@ class Gate(HttpToolsProtocol):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _admit(self, item: Pending) -> Admission:
-        """Ask the edge, but for a head that is the last one again in all that the edge looks at.
-
-        Keys never change while the process runs, so what was verified once on this connection stays so.
-        """
-        headers = item.headers
+        """Ask the edge, but for a head that is the last one again in all that the edge looks at."""
+        headers, edge = item.headers, self._settings.edge
         key = presented(headers)
-        decisive = (item.method, item.target, *[headers.get(name) for name in DECISIVE])
+        decisive = (edge.version, item.method, item.target, *[headers.get(name) for name in DECISIVE])
         passed = self._passed
         if passed is not None and decisive == passed[0] and hmac.compare_digest(key, passed[1]):
             check_length(headers.get(b"content-length"), passed[2].max_body)
             return passed[2]
-        admission = self._settings.edge.admit(item.method, item.target, headers)
+        admission = edge.admit(item.method, item.target, headers)
         self._passed = (decisive, key, admission)
         return admission
 
@@ -331,7 +328,7 @@ class Gate(HttpToolsProtocol):
         request = HotRequest(item.id, admission, item.headers, body)
         self._reply = self._new_reply(item)
         self._busy = True
-        self._task = self.loop.create_task(self._settings.handler(request, self._reply))
+        self._task = request.task = self.loop.create_task(self._settings.handler(request, self._reply))
         self._task.add_done_callback(self._hot_done)
 
     def _hot_done(self, task: asyncio.Task[None]) -> None:
@@ -380,44 +377,10 @@ class Gate(HttpToolsProtocol):
                 Pending(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
             )
             return
-        self.cycle = self._new_cycle(item, url)
+        assert item.admission is not None
+        standing = self._settings.standing(item.admission.principal.id)
+        self.cycle = new_cycle(self, item, item.admission, url, standing)
         self._start_asgi_task(self.cycle, self.app)
-
-    def _new_cycle(self, item: Pending, url: Any) -> RequestResponseCycle:
-        """uvicorn's own cycle of one request, with all of the body in it."""
-        raw_path: bytes = url.path or b"/"
-        scope: HTTPScope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": item.version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": "http",
-            "method": item.method.decode("latin-1"),
-            "root_path": "",
-            "path": urllib.parse.unquote(raw_path.decode("latin-1")),
-            "raw_path": raw_path,
-            "query_string": url.query or b"",
-            "headers": item.raw_headers,
-            "state": {},
-        }
-        cycle = RequestResponseCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=[*self.server_state.default_headers, (b"x-request-id", item.id.encode())],
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=not item.close,
-            on_response=self.on_response_complete,
-        )
-        cycle.body += b"".join(item.parts)
-        cycle.more_body = False
-        cycle.message_event.set()
-        return cycle
 
     def on_response_complete(self) -> None:
         """The ASGI application has answered."""

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 import msgspec
 
 from sage.common.errors import SageError
+from sage.gateway.limits import LimitError
 
 __all__ = ["Flow", "Reply", "error_body", "error_headers"]
 
@@ -43,6 +44,8 @@ def error_headers(error: SageError) -> list[tuple[str, str]]:
     headers: list[tuple[str, str]] = []
     if error.retry_after is not None:
         headers.append(("retry-after", str(max(1, round(error.retry_after)))))
+    elif isinstance(error, LimitError):
+        headers.append(("x-should-retry", "false"))  # OpenAI's clients would try again by themselves
     if error.status == 401:
         headers.append(("www-authenticate", "Bearer"))
     if error.status == 405:
@@ -63,6 +66,7 @@ class Reply:
     """
 
     __slots__ = (
+        "_always",
         "_close",
         "_common",
         "_extra",
@@ -72,6 +76,7 @@ class Reply:
         "_parts",
         "_stream",
         "_transport",
+        "chunks",
         "done",
         "started",
     )
@@ -86,8 +91,10 @@ class Reply:
         self._http10 = http10
         self._stream = False
         self._extra: ExtraHeaders = no_headers
+        self._always: ExtraHeaders | None = None
         self._head = b""
         self._parts: list[bytes] = []
+        self.chunks = 0  # of a stream, passed on
         self.started = False
         self.done = False
 
@@ -98,6 +105,10 @@ class Reply:
     def explain(self, extra: ExtraHeaders) -> None:
         """Ask `extra` for more headers when the head is made."""
         self._extra = extra
+
+    def always(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for headers of every head, that of an error too."""
+        self._always = extra
 
     def close_after(self) -> None:
         """Do not keep the connection for another request."""
@@ -121,6 +132,7 @@ class Reply:
         if not self._stream:
             self._parts.append(chunk)
             return
+        self.chunks += 1
         framed = chunk if self._http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk)
         if self.started:
             self._transport.write(framed)
@@ -173,6 +185,8 @@ class Reply:
             + content_type.encode()
             + b"\r\n"
         )
+        if self._always is not None:
+            extra = (*extra, *self._always())
         if extra:
             head += "".join(f"{name}: {value}\r\n" for name, value in extra).encode("latin-1", "replace")
         return head + b"connection: close\r\n" if self._close else head

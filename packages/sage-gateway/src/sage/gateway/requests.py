@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +17,13 @@ __all__ = ["Handler", "HotRequest", "Pending", "Settings"]
 
 
 class HotRequest(msgspec.Struct):
-    """A complete request on a hot route."""
+    """A complete request on a hot route. `task` serves it."""
 
     id: str
     admission: Admission
     headers: dict[bytes, bytes]
     body: bytes
+    task: asyncio.Task[None] | None = None
 
 
 Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]
@@ -37,6 +39,7 @@ class Settings:
     deadlines: Deadlines = field(default_factory=Deadlines)
     max_connections: int = 8192
     active: set[str] = field(default_factory=set)  # ids of hot requests under way
+    standing: Callable[[str], Sequence[tuple[bytes, bytes]]] = lambda _: ()  # what tells a key its limits
 
 
 class Pending(msgspec.Struct):

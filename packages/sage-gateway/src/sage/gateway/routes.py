@@ -5,43 +5,70 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from sage.common.api import Scope
 from sage.middleware.engines.port import Route
 
-__all__ = ["HOT", "ROUTES", "Entry", "on_listener"]
+__all__ = ["HOT", "ROUTES", "SCOPES", "Entry", "on_listener"]
 
 Listener = Literal["data", "admin"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One method on one path. `hot` routes are served in the protocol, the others by FastAPI."""
+    """One method on one path. `hot` routes are served in the protocol, the others by FastAPI.
+
+    `scope`: what a key needs for it; only that of the index is empty, which any key may call.
+    """
 
     listener: Listener
     method: str
     path: str
     name: str
+    scope: Scope | Literal[""]
     hot: Route | None = None
 
 
+def _admin(method: str, path: str, name: str) -> Entry:
+    return Entry("admin", method, path, name, "admin")
+
+
+_SCOPE_OF: Final[dict[Route, Scope]] = {
+    Route.CHAT: "chat",
+    Route.COMPLETIONS: "completions",
+    Route.EMBEDDINGS: "embeddings",
+}
+
+
 ROUTES: Final[tuple[Entry, ...]] = (
-    *(Entry("data", "POST", f"/v1/{route.value}", route.name.lower(), route) for route in Route),
-    Entry("data", "GET", "/", "index"),
-    Entry("data", "GET", "/v1/models", "list_models"),
-    Entry("data", "GET", "/v1/models/{model:path}", "get_model"),
-    Entry("admin", "GET", "/admin/v1/status", "status"),
-    Entry("admin", "GET", "/admin/v1/engines", "engines"),
-    Entry("admin", "GET", "/admin/v1/policy", "policy"),
-    Entry("admin", "PUT", "/admin/v1/policy", "set_policy"),
-    Entry("admin", "GET", "/admin/v1/queues", "queues"),
-    Entry("admin", "GET", "/admin/v1/metrics", "metrics"),
-    Entry("admin", "GET", "/metrics", "exposition"),
-    Entry("admin", "GET", "/admin/v1/decisions", "decisions"),
-    Entry("admin", "GET", "/admin/v1/decisions/{request_id}", "decision"),
-    Entry("admin", "GET", "/admin/v1/config", "config"),
-    Entry("admin", "GET", "/admin/v1/nodes", "nodes"),
+    *(
+        Entry("data", "POST", f"/v1/{route.value}", route.name.lower(), _SCOPE_OF[route], route)
+        for route in Route
+    ),
+    Entry("data", "GET", "/", "index", ""),
+    Entry("data", "GET", "/v1/models", "list_models", "models"),
+    Entry("data", "GET", "/v1/models/{model:path}", "get_model", "models"),
+    _admin("GET", "/admin/v1/status", "status"),
+    _admin("GET", "/admin/v1/engines", "engines"),
+    _admin("GET", "/admin/v1/policy", "policy"),
+    _admin("PUT", "/admin/v1/policy", "set_policy"),
+    _admin("GET", "/admin/v1/queues", "queues"),
+    _admin("GET", "/admin/v1/metrics", "metrics"),
+    _admin("GET", "/metrics", "exposition"),
+    _admin("GET", "/admin/v1/decisions", "decisions"),
+    _admin("GET", "/admin/v1/decisions/{request_id}", "decision"),
+    _admin("GET", "/admin/v1/keys", "list_keys"),
+    _admin("POST", "/admin/v1/keys", "create_key"),
+    _admin("GET", "/admin/v1/keys/{key_id}", "get_key"),
+    _admin("PATCH", "/admin/v1/keys/{key_id}", "change_key"),
+    _admin("DELETE", "/admin/v1/keys/{key_id}", "revoke_key"),
+    _admin("POST", "/admin/v1/keys/{key_id}/rotate", "rotate_key"),
+    _admin("GET", "/admin/v1/usage", "usage"),
+    _admin("GET", "/admin/v1/config", "config"),
+    _admin("GET", "/admin/v1/nodes", "nodes"),
 )
 
 HOT: Final[dict[str, Route]] = {entry.path: entry.hot for entry in ROUTES if entry.hot is not None}
+SCOPES: Final[dict[Route, str]] = {entry.hot: entry.scope for entry in ROUTES if entry.hot is not None}
 
 
 def on_listener(listener: Listener) -> tuple[Entry, ...]:

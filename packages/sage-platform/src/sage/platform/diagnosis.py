@@ -115,7 +115,8 @@ def _private(paths: SagePaths) -> Iterator[Finding]:
     if not paths.state.exists():
         yield Finding("state", "ok", f"{paths.state} will be made at first start")
         return
-    for path in (paths.state, paths.default_key_file, paths.admin_token_file):
+    secrets = (paths.default_key_file, paths.admin_token_file, paths.pepper_file, paths.gateway_database)
+    for path in (paths.state, *secrets):
         if not path.exists():
             continue
         status = path.stat()

@@ -41,7 +41,7 @@ from sage.middleware.control_plane.types import (
     Tick,
 )
 from sage.middleware.control_plane.upstream import Upstreams, refusal
-from sage.middleware.engines.port import Call, Engine, EngineSpec, Sink
+from sage.middleware.engines.port import Call, Engine, EngineSpec, Sink, Usage
 
 __all__ = ["ControlPlane", "EngineAction"]
 
@@ -117,12 +117,18 @@ class ControlPlane:
     # ---- requests ------------------------------------------------------------------------------------
 
     async def submit(
-        self, job: Job, call: Call, sink: Sink, *, deadline: float | None = None
+        self,
+        job: Job,
+        call: Call,
+        sink: Sink,
+        *,
+        deadline: float | None = None,
+        used: Callable[[Usage], None] | None = None,
     ) -> Literal["done", "failed"]:
         """Serve one request into `sink`; `decision` tells more about it.
 
         `deadline`: seconds from now by which the answer must be complete, if that of `job.parent` is not
-        nearer. Cancelling the awaiting task means
+        nearer. `used` is told at the end what engines have counted for it. Cancelling the awaiting task means
         that the client has gone: what only it wanted is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
@@ -135,9 +141,10 @@ class ControlPlane:
         self._core.check(job)
         ticket = self._tickets[job.id] = Ticket.of(job, call, sink, asyncio.current_task())
         now = self._clock.now()
-        alarm = None
+        alarm = record = None
         try:
             self._handle(Arrived(now, job, None if deadline is None else now + deadline))
+            record = self._core.record(job.id)  # now: later ones may push it out of the history
             if deadline is not None or job.parent:
                 alarm = self._set_alarm(ticket)
             return await self._serve(ticket)
@@ -147,6 +154,8 @@ class ControlPlane:
             if self._core.is_live(job.id):  # the client went away, or something unforeseen was raised
                 self._handle(Cancelled(self._clock.now(), job.id))
             ticket.closed = True
+            if used is not None and record is not None and record.usage is not None:
+                used(record.usage)
             del self._tickets[job.id]
             if not self._tickets:
                 self._idle.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, get_args
 
 from sage.common import telemetry
@@ -11,9 +11,10 @@ from sage.common.telemetry import Metric
 from sage.middleware.control_plane.accounting import Books, Tally
 from sage.middleware.control_plane.histogram import LogHistogram
 
-__all__ = ["collect"]
+__all__ = ["Sample", "collect"]
 
 Labels = dict[str, str]
+Sample = tuple[Metric, float, Labels]
 
 _COUNTS: Final[tuple[tuple[Metric, Callable[[Tally], int]], ...]] = (
     (telemetry.REQUESTS_MET, lambda tally: tally.met),
@@ -73,8 +74,9 @@ def collect(
     *,
     policy: str,
     uptime: float,
+    others: Iterable[Sample] = (),
 ) -> MetricList:
-    """All metrics as of now. `uptime` in seconds."""
+    """All metrics as of now. `uptime` in seconds. `others` are counted elsewhere in this process."""
     out = _Collector()
     out.value(telemetry.POLICY_INFO, 1.0, {"policy": policy})
     out.value(telemetry.UPTIME, uptime, {})
@@ -89,6 +91,8 @@ def collect(
     _calls(out, books)
     for engine in engines:
         _engine(out, engine)
+    for metric, value, labels in others:
+        out.value(metric, value, labels)
     return out.result()
 
 
