@@ -7,8 +7,6 @@ from typing import Any
 
 from sage.gateway.testing import key_record
 
-CHAT = "/v1/chat/completions"
-
 
 async def test_each_head_of_a_connection_is_judged(front: Any) -> None:
     """A head that passed is remembered; one that differs in anything that counts is judged anew."""
