@@ -140,6 +140,7 @@ def ours(up: int, folder: Path, **control_plane: object) -> Iterator[Server]:
         "ports": {"gateway": 0, "admin": 0, "health": 0},
         "engines": [{**engine, "max_running": 4096}, {**vectors, "max_running": 256}],
         "control_plane": control_plane,
+        "gateway": {"max_connections_per_address": 8192},
     }
     file = folder / "sage.json"
     file.write_text(json.dumps(config))

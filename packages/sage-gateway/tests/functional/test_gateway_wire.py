@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sage.gateway.connections import Connections
 from sage.gateway.edge import Deadlines, HeadLimits
 
 CHAT = "/v1/chat/completions"
@@ -148,11 +149,29 @@ async def test_a_trailer_cannot_grow_without_end(front: Any) -> None:
 
 
 async def test_too_many_connections(make_front: Any) -> None:
-    front = await make_front(max_connections=2)
+    front = await make_front(connections=Connections(most=2))
     first, _second, third = [await front.connect() for _ in range(3)]
     assert (await third.answer()).status == 503
     await first.send(front.post(b'{"n": 1}'))
     assert (await first.answer()).status == 200
+
+
+async def test_too_many_connections_from_one_address(make_front: Any) -> None:
+    front = await make_front(connections=Connections(per_address=2))
+    first, second, third = [await front.connect() for _ in range(3)]
+    refused = await third.answer()
+    assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+    assert "2 connections from this address" in refused.error["message"]
+    await first.send(front.post(b'{"n": 1}'))
+    assert (await first.answer()).status == 200
+    for wire in (second, third):
+        wire.writer.close()
+        await wire.writer.wait_closed()
+    await first.send(front.post(b'{"n": 1}'))  # by its answer the others are known to have gone
+    assert (await first.answer()).status == 200
+    fourth = await front.connect()
+    await fourth.send(front.post(b'{"n": 2}'))
+    assert (await fourth.answer()).status == 200
 
 
 @pytest.mark.parametrize(

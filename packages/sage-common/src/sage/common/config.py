@@ -67,6 +67,8 @@ class GatewayConfig(_Section):
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_embedding_body_bytes: PositiveInt = 16 * 1024 * 1024
     max_inputs: PositiveInt = 2048
+    max_connections: PositiveInt = 8192
+    max_connections_per_address: PositiveInt = 256
     drain_s: NonNegativeFloat = 30.0
 
 

@@ -29,6 +29,7 @@ from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
+from sage.gateway.connections import Connections
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Edge
 from sage.gateway.health import Health, Snapshot
@@ -129,7 +130,12 @@ class Gateway:
             self._access.accounts,
         )
         edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
-        settings = Settings(edge, handler, standing=self._access.standing)
+        settings = Settings(
+            edge,
+            handler,
+            connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
+            standing=self._access.standing,
+        )
         return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
 
     def _admin_listener(self, loaded: Loaded) -> Listener:

@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from sage.common.errors import BadRequestError, SageError, UnavailableError
+from sage.common.errors import BadRequestError, SageError
 from sage.common.ids import new_id
 from sage.gateway.cold import new_cycle
 from sage.gateway.edge import (
@@ -67,6 +67,7 @@ class Gate(HttpToolsProtocol):
         self._busy = False
         self._reply: Reply | None = None
         self._hot_id = ""
+        self._address = ""
         self._task: asyncio.Task[None] | None = None
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
         self._passed: tuple[tuple[bytes | int | None, ...], bytes, Admission] | None = None
@@ -88,12 +89,14 @@ class Gate(HttpToolsProtocol):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._deadline = self.loop.time() + self._settings.deadlines.head
-        if len(self.connections) > self._settings.max_connections:
-            self._refuse(UnavailableError("Too many connections.", retry_after=1.0))
+        self._address = self.client[0] if self.client else ""
+        if refusal := self._settings.connections.enter(self._address):
+            self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whatever is under way for it ends now."""
         super().connection_lost(exc)
+        self._settings.connections.leave(self._address)
         self._state = _DISCARD
         self._line.clear()
         if self._task is not None:

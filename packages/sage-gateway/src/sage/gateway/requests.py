@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sage.common.errors import SageError
+from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Reply
 
@@ -37,7 +38,7 @@ class Settings:
     handler: Handler | None = None
     head: HeadLimits = field(default_factory=HeadLimits)
     deadlines: Deadlines = field(default_factory=Deadlines)
-    max_connections: int = 8192
+    connections: Connections = field(default_factory=Connections)
     active: set[str] = field(default_factory=set)  # ids of hot requests under way
     standing: Callable[[str], Sequence[tuple[bytes, bytes]]] = lambda _: ()  # what tells a key its limits
 
