@@ -133,21 +133,19 @@ class Gate(HttpToolsProtocol):
         """Keep the head of a hot request that came whole in `data`, for the next one."""
         item = self._item
         admission = item.admission
-        if admission is None or admission.route is None or item.close or b"expect" in item.headers:
-            return
-        own_id = item.id if b"x-request-id" in item.headers else ""
-        version = self._settings.edge.version
-        self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id, version)
+        if admission is not None and admission.route and not item.close and b"expect" not in item.headers:
+            own_id = item.id if b"x-request-id" in item.headers else ""
+            version = self._settings.edge.version
+            self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id, version)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
         body = seen.body(data) if seen.version == self._settings.edge.version else None
         if body is None:
             return False
-        ident = seen.own_id or new_id("req")
-        self._item = item = Pending(
-            id=ident, headers=seen.headers, admission=seen.admission, parts=[body], size=len(body)
-        )
+        item = Pending(seen.own_id or new_id("req"), headers=seen.headers, admission=seen.admission)
+        item.parts, item.size = [body], len(body)
+        self._item = item
         self._start_hot(item, seen.admission)
         return True
 
