@@ -49,7 +49,9 @@ class EngineStatus(_Wire):
     name: str
     kind: str
     model: str = Field(description="the id that clients ask for")
-    task: Literal["generate", "embed"] = Field(description="what it is asked for: text, or vectors")
+    task: Literal["generate", "embed", "rerank"] = Field(
+        description="what it is asked for: text, vectors, or scores"
+    )
     state: EngineState
     url: str
     pid: int | None = None

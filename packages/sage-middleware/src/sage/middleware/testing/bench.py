@@ -17,7 +17,7 @@ from sage.middleware.engines.port import Route
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import LoopClock
 
-__all__ = ["Bench", "Submitted", "chat", "embedding"]
+__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score"]
 
 Submitted = asyncio.Task[Literal["done", "failed"]]
 
@@ -34,6 +34,16 @@ def embedding(ident: str, *texts: str, key: str = "k", hedgeable: bool = False, 
     return msgspec.structs.replace(
         parsed, job=msgspec.structs.replace(parsed.job, batch_key=key, hedgeable=hedgeable)
     )
+
+
+def rerank(ident: str, query: str, *documents: str, **fields: Any) -> Parsed:
+    """A rerank request."""
+    return _parse(Route.RERANK, ident, {"model": "memory", "query": query, "documents": documents, **fields})
+
+
+def score(ident: str, left: str | list[str], right: str | list[str]) -> Parsed:
+    """A score request."""
+    return _parse(Route.SCORE, ident, {"model": "memory", "text_1": left, "text_2": right})
 
 
 def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:

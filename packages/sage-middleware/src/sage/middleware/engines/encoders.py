@@ -1,0 +1,127 @@
+"""The models of the embedding server: texts to vectors, or pairs of texts to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+
+from sage.common.errors import ConfigError, NotFoundError
+from sage.middleware.engines.batching import Text
+from sage.middleware.engines.threads import Cores, ThreadTeam
+
+__all__ = ["Model", "Task", "load_model"]
+
+Task = Literal["embed", "rerank"]
+
+_GRAIN: Final = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
+
+
+class Model(Protocol):
+    """What computes: texts or pairs in, one float32 row or score and one token count each out."""
+
+    @property
+    def dimensions(self) -> int:
+        """The length of a vector; 0 where it gives scores."""
+        ...
+
+    def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        """Vectors (n by dimensions) or scores (n), and tokens (n), computed with so many threads.
+
+        From one thread only.
+        """
+        ...
+
+
+class _Torch:
+    """A model of sentence-transformers on a device and on cores."""
+
+    def __init__(self, model: Any, cores: Cores) -> None:
+        import torch
+
+        def fork(count: int) -> None:
+            torch.zeros(count * _GRAIN + 1).add_(1)
+
+        self._torch = torch
+        self._team = ThreadTeam(cores, torch.set_num_threads, fork)
+        self._model = model
+        self._model.eval()
+
+    def _forward(self, texts: Sequence[Text], threads: int) -> tuple[dict[str, Any], list[int]]:
+        self._team.use(threads)
+        features = self._model.preprocess(list(texts))
+        device = self._model.device
+        features = {k: v.to(device) if hasattr(v, "to") else v for k, v in features.items()}
+        tokens = features["attention_mask"].sum(dim=1).tolist()
+        with self._torch.inference_mode():
+            return self._model.forward(features), tokens
+
+
+class _Embedder(_Torch):
+    """A bi-encoder; nothing is fetched when it is a folder."""
+
+    def __init__(self, path: str, cores: Cores) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        super().__init__(SentenceTransformer(path, device=_device()), cores)
+        self.dimensions: int = int(self._model.get_embedding_dimension() or 0)
+
+    def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        found, tokens = self._forward(texts, threads)
+        return found["sentence_embedding"].float().cpu().numpy(), tokens
+
+
+class _Reranker(_Torch):
+    """A cross-encoder that gives one score for a pair."""
+
+    dimensions = 0
+
+    def __init__(self, path: str, cores: Cores) -> None:
+        from sentence_transformers import CrossEncoder
+
+        _check(path)
+        super().__init__(CrossEncoder(path, device=_device()), cores)
+
+    def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        found, tokens = self._forward(texts, threads)
+        with self._torch.inference_mode():
+            scores = self._model.activation_fn(found["scores"].float())
+        return scores.reshape(len(texts)).cpu().numpy(), tokens
+
+
+def load_model(path: str, cores: Cores, task: Task = "embed") -> Model:
+    """Load a model of sentence-transformers. Raises NotFoundError when it cannot be loaded.
+
+    Raises ConfigError for `rerank` with a model that is none: its scores would be noise.
+    """
+    try:
+        return _Reranker(path, cores) if task == "rerank" else _Embedder(path, cores)
+    except (OSError, ValueError, KeyError) as error:
+        what = "reranker" if task == "rerank" else "embedding model"
+        raise NotFoundError(f"The {what} {path} cannot be loaded: {error}") from error
+
+
+def _device() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "cpu"
+
+
+def _check(path: str) -> None:
+    """Refuse what the library would load with a scoring head of random weights, or with several labels."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    found = (config.architectures or ["no architecture"])[0]
+    if not found.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"The model {path} is no cross-encoder: its config.json names {found}, which has no head that "
+            "scores a pair.",
+            hint="Name a reranker, such as BAAI/bge-reranker-v2-m3, or use task embed.",
+        )
+    if config.num_labels != 1:
+        raise ConfigError(
+            f"The model {path} gives {config.num_labels} numbers for a pair; a reranker gives one.",
+            hint="Name a reranker, such as BAAI/bge-reranker-v2-m3.",
+        )
