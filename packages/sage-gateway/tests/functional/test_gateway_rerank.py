@@ -123,6 +123,24 @@ async def test_what_is_wrong_is_named(stack: Stack) -> None:
         assert (answer.status, answer.error["param"]) == (400, param)
 
 
+async def test_tokens_are_told_and_turned_back(stack: Stack) -> None:
+    answer = await stack.post("tokenize", model="ranker", prompt="The engine serves")
+    assert answer.status == 200
+    assert answer.json["count"] == len(answer.json["tokens"]) > 3
+    assert answer.json["max_model_len"] == 512
+    back = await stack.post("detokenize", model="ranker", tokens=answer.json["tokens"])
+    assert "The engine serves" in back.json["prompt"]
+    beyond = await stack.post("detokenize", model="ranker", tokens=[1, 99999])
+    assert beyond.status == 400
+    for body in ({"model": "embedder", "prompt": "a"}, {"model": "embedder", "messages": [{"role": "user"}]}):
+        refused = await stack.post("tokenize", **body)
+        assert (refused.status, refused.error["param"]) == (400, "model")
+    assert (
+        "Engines that can: rerank-0"
+        in (await stack.post("tokenize", model="embedder", prompt="a")).error["message"]
+    )
+
+
 async def test_its_class_and_its_weights_are_told(stack: Stack) -> None:
     await stack.rerank("fruit", DOCUMENTS)
     status = (await stack.gateway.admin("GET", "/status")).json

@@ -12,7 +12,6 @@ import pytest
 
 from sage.common.config import EngineConfig
 from sage.common.errors import BadRequestError, ConfigError, EngineError, NotFoundError
-from sage.common.paths import SagePaths
 from sage.middleware.engines.adapter import HttpEngine, splice
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import option, require
@@ -20,8 +19,8 @@ from sage.middleware.engines.port import Call, Capability, Engine, Route
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.transformers import TransformersDialect
-from sage.middleware.models import MINILM, RANDOM, RANDOM_RERANKER, minilm_folder
-from sage.middleware.random_models import random_model, random_reranker
+from sage.middleware.models import MINILM, RANDOM
+from sage.middleware.random_models import random_model
 from sage.middleware.testing.engines import RecordingSink, Script, ScriptedEngine, call_for
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -124,15 +123,6 @@ class TestPassThrough:
         with pytest.raises(EngineError, match=f"scripted answered {status}") as caught:
             await engine.send(call_for(engine, Route.CHAT, **CHAT, stream=True), RecordingSink())
         assert "scripted 5" not in str(caught.value)  # upstream's text stays in the log
-
-    @pytest.mark.parametrize("status", [404, 405, 501])
-    @pytest.mark.parametrize("route", [Route.RERANK, Route.SCORE])
-    async def test_a_route_that_a_server_lacks_is_no_fault_of_it(
-        self, server: ScriptedEngine, engine: Engine, route: Route, status: int
-    ) -> None:
-        server.script = Script(status=status)
-        with pytest.raises(BadRequestError, match=rf"scripted answered {status}: it has no /v1/{route}\."):
-            await engine.send(call_for(engine, route, query="q"), RecordingSink())
 
     async def test_a_whole_answer_that_is_cut_reaches_nobody(
         self, server: ScriptedEngine, engine: Engine
@@ -298,37 +288,6 @@ class TestKinds:
         assert engine_kind("embedding").spec(ours).task == "embed"
         assert engine_kind("embedding").spec(ours.model_copy(update={"task": "rerank"})).task == "rerank"
 
-    def test_who_reranks_does_nothing_else(self) -> None:
-        base = EngineConfig(name="a", kind="x", model="o/m", url="http://127.0.0.1:1", task="rerank")
-        specs = {kind: engine_kind(kind).spec(base) for kind in ("vllm", "openai", "embedding")}
-        assert {spec.capabilities for spec in specs.values()} == {frozenset({Capability.RERANK})}
-        assert {kind: spec.coalesces for kind, spec in specs.items()} == {
-            "vllm": True,
-            "openai": False,  # it may know /v1/rerank alone, which takes one query
-            "embedding": True,
-        }
-        for kind in ("vllm", "openai"):
-            writes = engine_kind(kind).spec(base.model_copy(update={"task": "generate"}))
-            assert not writes.capabilities & {Capability.RERANK, Capability.EMBEDDINGS}
-
-    @pytest.mark.parametrize("kind", ["embedding", "vllm"])
-    def test_vectors_are_not_taken_for_a_reranker(self, kind: str, sage_home: Path) -> None:
-        config = EngineConfig(name="r", kind=kind, model=str(minilm_folder()), task="rerank")
-        with pytest.raises(ConfigError, match=r"r: task rerank needs a cross-encoder; .* holds a BertModel"):
-            engine_kind(kind).spec(config)
-        folder = random_reranker(SagePaths.default().cache)
-        assert engine_kind(kind).spec(config.model_copy(update={"model": str(folder)})).task == "rerank"
-
-    def test_a_converted_model_is_vllm_s_to_judge(self) -> None:
-        config = EngineConfig(
-            name="r",
-            kind="vllm",
-            model=str(minilm_folder()),
-            task="rerank",
-            args=("--hf-overrides", '{"architectures": ["BertForSequenceClassification"]}'),
-        )
-        assert engine_kind("vllm").spec(config).task == "rerank"
-
     def test_transformers_is_honest(self) -> None:
         spec = engine_kind("transformers").spec(EngineConfig(name="a", kind="transformers", model=RANDOM))
         assert spec.capabilities == {Capability.CHAT, Capability.COMPLETIONS}
@@ -360,14 +319,6 @@ class TestKinds:
         assert spec.argv[spec.argv.index("--served-as") + 1] == MINILM
         with pytest.raises(ConfigError, match="takes no `python`"):
             engine_kind("embedding").spec(config.model_copy(update={"python": "/usr/bin/python3"}))
-
-    def test_rerank_command(self, sage_home: Path) -> None:
-        config = EngineConfig(name="r", kind="embedding", model=RANDOM_RERANKER, task="rerank")
-        spec = engine_kind("embedding").service(config, 8090, (1,))
-        assert spec is not None
-        assert spec.argv[spec.argv.index("--task") + 1] == "rerank"
-        assert spec.argv[spec.argv.index("--served-as") + 1] == "sage-random-reranker"
-        assert engine_kind("embedding").spec(config).random_weights
 
     def test_vllm_command(self, tmp_path: Path) -> None:
         python = tmp_path / "bin" / "python"

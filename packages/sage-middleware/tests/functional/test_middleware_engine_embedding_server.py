@@ -4,131 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from sage.common.errors import ConfigError, EngineError, NotFoundError
-from sage.middleware.engines.batching import Text, Work
-from sage.middleware.engines.embedding_server import EmbeddingApp, main
-from sage.middleware.engines.encoders import Task, load_model
-from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.server import ServerProtocol
-from sage.middleware.engines.threads import THREADS_HEADER, Cores
-from sage.middleware.random_models import random_reranker
-from sage.middleware.testing.engines import RecordingSink
-
-
-class Held:
-    """A model whose batches wait for the test; a text's vector depends on the text alone."""
-
-    dimensions = 4
-
-    def __init__(self) -> None:
-        self.batches: list[Sequence[Text]] = []
-        self.threads: list[int] = []
-        self.free = threading.Event()
-        self.free.set()
-        self.entered = threading.Event()
-
-    def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
-        self.batches.append(texts)
-        self.threads.append(threads)
-        self.entered.set()
-        assert self.free.wait(10)
-        if "poison" in texts:
-            raise RuntimeError("poisoned")
-        if "short" in texts:
-            return np.zeros((1, 4), dtype=np.float32), [1]
-        rows = [self.row(text) for text in texts]
-        words = [text if isinstance(text, str) else " ".join(text) for text in texts]
-        return np.asarray(rows, dtype=np.float32), [len(text.split()) for text in words]
-
-    def row(self, text: Text) -> Any:
-        assert isinstance(text, str)
-        return [len(text), ord(text[0]), 3.0, 4.0]
-
-
-class HeldPairs(Held):
-    """The same for pairs: a score is how many letters they share."""
-
-    dimensions = 0
-
-    def row(self, text: Text) -> Any:
-        assert isinstance(text, tuple)
-        return len(set(text[0]) & set(text[1]))
-
-
-class Server:
-    def __init__(self, model: Held, app: EmbeddingApp, pool: HttpPool) -> None:
-        self.model, self.app, self.pool = model, app, pool
-
-    async def post(
-        self, body: bytes | None = None, path: str = "/v1/embeddings", **fields: Any
-    ) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        raw = msgspec.json.encode({"model": "m", **fields}) if body is None else body
-        await self.pool.request("POST", path, sink, body=raw)
-        return sink.status, sink.json()
-
-    async def rerank(self, query: str, *documents: str) -> tuple[int, dict[str, Any]]:
-        return await self.post(path="/v1/rerank", query=query, documents=documents)
-
-    async def score(self, left: Any, right: Any) -> tuple[int, dict[str, Any]]:
-        return await self.post(path="/v1/score", text_1=left, text_2=right)
-
-    async def embed(self, threads: str) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        raw = msgspec.json.encode({"model": "m", "input": "text"})
-        headers = {THREADS_HEADER: threads}
-        await self.pool.request("POST", "/v1/embeddings", sink, body=raw, headers=headers)
-        return sink.status, sink.json()
-
-    async def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        await self.pool.request("GET", path, sink)
-        return sink.status, sink.json()
-
-    async def entered(self) -> None:
-        assert await asyncio.to_thread(self.model.entered.wait, 60)
-
-    async def waiting(self, count: int) -> None:
-        async with asyncio.timeout(60):
-            while self.app._batcher.waiting != count:  # noqa: ASYNC110 - set by the worker thread
-                await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def serving(model: Held, task: Task) -> AsyncIterator[Server]:
-    loop = asyncio.get_running_loop()
-    app = EmbeddingApp(model, "m", Cores(threads=2, most=4), task=task)
-    listener = await loop.create_server(
-        lambda: ServerProtocol(app.handle, lambda _protocol, _opened: None), "127.0.0.1", 0
-    )
-    pool = HttpPool(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
-    yield Server(model, app, pool)
-    model.free.set()
-    pool.close()
-    listener.close()
-    await asyncio.to_thread(app.close)
+from sage.common.errors import EngineError, NotFoundError
+from sage.middleware.engines.asks import Task
+from sage.middleware.engines.batching import Work
+from sage.middleware.engines.embedding_server import main
+from sage.middleware.engines.encoders import load_model
+from sage.middleware.engines.threads import Cores
+from sage.middleware.testing.served import Held, Server, serving
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     async with serving(Held(), "embed") as one:
-        yield one
-
-
-@pytest.fixture
-async def reranker() -> AsyncIterator[Server]:
-    async with serving(HeldPairs(), "rerank") as one:
         yield one
 
 
@@ -308,110 +202,6 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     )
     writer.close()
     await writer.wait_closed()
-
-
-# ---- scores of pairs ----
-
-
-async def test_documents_come_back_by_their_scores(reranker: Server) -> None:
-    status, answer = await reranker.rerank("abc", "xyz", "a", "cab", "a b", "b")
-    assert (status, answer["model"]) == (200, "m")
-    ranked = [(one["index"], one["relevance_score"]) for one in answer["results"]]
-    assert ranked == [(2, 3.0), (3, 2.0), (1, 1.0), (4, 1.0), (0, 0.0)]
-    assert answer["usage"] == {"prompt_tokens": 11, "total_tokens": 11}
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "scores"),
-    [("ab", "abc", [2.0]), ("ab", ["a", "ab"], [1.0, 2.0]), (["x", "ab"], ["x", "a"], [1.0, 1.0])],
-)
-async def test_pairs_are_scored_in_their_order(
-    reranker: Server, left: Any, right: Any, scores: list[float]
-) -> None:
-    status, answer = await reranker.score(left, right)
-    assert status == 200
-    assert [one["score"] for one in answer["data"]] == scores
-    assert [one["index"] for one in answer["data"]] == list(range(len(scores)))
-    assert {one["object"] for one in answer["data"]} == {"score"}
-
-
-async def test_pairs_of_many_connections_share_a_batch(reranker: Server) -> None:
-    reranker.model.free.clear()
-    first = asyncio.create_task(reranker.rerank("first", "one"))
-    await reranker.entered()
-    rest = [asyncio.create_task(reranker.rerank(f"query {i}", "a", "b")) for i in range(8)]
-    rest += [asyncio.create_task(reranker.score("left", "right"))]
-    await reranker.waiting(9)
-    reranker.model.free.set()
-    answers = await asyncio.gather(first, *rest)
-    assert {status for status, _ in answers} == {200}
-    assert [len(batch) for batch in reranker.model.batches] == [1, 17]
-
-
-@pytest.mark.parametrize(
-    ("path", "fields", "param", "says"),
-    [
-        ("/v1/rerank", {"query": "", "documents": ["a"]}, "query", "is empty"),
-        ("/v1/rerank", {"query": "q", "documents": []}, "documents", "0 texts"),
-        ("/v1/rerank", {"query": "q", "documents": ["a", ""]}, "documents", "documents[1] is empty"),
-        ("/v1/rerank", {"query": "q", "documents": ["a"] * 2049}, "documents", "2049 texts"),
-        ("/v1/rerank", {"query": "q", "documents": ["a"], "top_n": 1}, None, "top_n"),
-        ("/v1/rerank", {"query": "q"}, None, "documents"),
-        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a"]}, "text_1", "2 texts"),
-        ("/v1/score", {"text_1": "a", "text_2": []}, "text_2", "0 texts"),
-        ("/v1/score", {"text_1": "a", "text_2": [1]}, None, "not a score request"),
-    ],
-    ids=str,
-)
-async def test_bad_requests_for_scores(
-    reranker: Server, path: str, fields: dict[str, Any], param: str | None, says: str
-) -> None:
-    status, answer = await reranker.post(path=path, **fields)
-    assert (status, answer["error"]["param"]) == (400, param)
-    assert says in answer["error"]["message"]
-
-
-async def test_a_server_has_the_routes_of_its_task_alone(server: Server, reranker: Server) -> None:
-    status, answer = await reranker.post(input="x")
-    assert (status, "POST /v1/rerank and POST /v1/score" in answer["error"]["message"]) == (404, True)
-    assert (await server.rerank("q", "d"))[0] == 404
-    assert (await reranker.score("a", "b"))[0] == 200
-    status, answer = await reranker.post(path="/v1/score", model="other", text_1="a", text_2="b")
-    assert (status, answer["error"]["code"]) == (404, "model_not_found")
-
-
-async def test_a_reranker_warms_up_on_a_pair(reranker: Server) -> None:
-    await reranker.app.warm_up()
-    assert reranker.model.batches == [[("warm-up", "warm-up")]]
-
-
-def test_the_random_reranker_scores_a_pair_alike_in_any_batch(tmp_path: Path) -> None:
-    model = load_model(str(random_reranker(tmp_path)), Cores(), "rerank")
-    pairs = [("what is served?", "The engine serves the next token."), ("a", "word " * 900), ("b", "c")]
-    together, tokens = model.encode(pairs, 1)
-    singly = [float(model.encode([pair], 1)[0][0]) for pair in pairs]
-    assert together.tolist() == pytest.approx(singly, abs=1e-5)
-    assert len({*singly}) == 3
-    assert all(0 < score < 1 for score in singly)
-    assert tokens[1] == 512  # cut to the model's window
-    assert float(model.encode([pairs[0][::-1]], 1)[0][0]) != pytest.approx(singly[0], abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"architectures": ["BertModel"]}, "is no cross-encoder: its config.json names BertModel"),
-        ({"architectures": None}, "names no architecture"),
-        ({"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}, "gives 2 numbers"),
-    ],
-)
-def test_a_model_that_would_give_noise_for_scores_is_refused(
-    tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
-    config = random_reranker(tmp_path) / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
-    with pytest.raises(ConfigError, match=says):
-        load_model(str(config.parent), Cores(), "rerank")
 
 
 @pytest.mark.parametrize("task", ["embed", "rerank"])

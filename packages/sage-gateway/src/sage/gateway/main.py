@@ -114,6 +114,8 @@ class Gateway:
             Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
             Route.RERANK: gateway.max_embedding_body_bytes,
             Route.SCORE: gateway.max_embedding_body_bytes,
+            Route.TOKENIZE: gateway.max_body_bytes,
+            Route.DETOKENIZE: gateway.max_body_bytes,
         }
         limits = ParseLimits.of(gateway, self._config.control_plane)
         core = self._control_plane.core

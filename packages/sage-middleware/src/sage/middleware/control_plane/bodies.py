@@ -19,11 +19,20 @@ from sage.middleware.control_plane.facts import (
     within_tokens,
 )
 from sage.middleware.control_plane.pair_bodies import read_rerank, read_score
-from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, Capability, Route
+from sage.middleware.control_plane.token_bodies import MAX_MESSAGES, read_detokenize, read_tokenize
+from sage.middleware.engines.port import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RERANK,
+    SCORE,
+    TOKENIZE,
+    Capability,
+    Route,
+)
 
 __all__ = ["prompt_text", "read_body"]
 
-MAX_MESSAGES: Final = 2048
 MAX_TOOLS: Final = 128
 MAX_N: Final = 8
 MAX_TOP_LOGPROBS: Final = 20
@@ -86,7 +95,11 @@ def read_body(
         return _embedding(fields, body, limits, decode_tokens)
     if route is RERANK:
         return read_rerank(fields, body, limits)
-    return read_score(fields, body, limits)
+    if route is SCORE:
+        return read_score(fields, body, limits)
+    if route is TOKENIZE:
+        return read_tokenize(fields, body)
+    return read_detokenize(fields, body, limits)
 
 
 def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:

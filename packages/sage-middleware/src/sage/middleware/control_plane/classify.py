@@ -81,7 +81,7 @@ def _request_class(route: Route, facts: Facts, limits: ParseLimits, wishes: Wish
         natural = RequestClass.CHAT if route is CHAT else RequestClass.COMPLETION
         return RequestClass.BATCH if wishes.lowered else natural
     if route is not EMBEDDINGS:
-        return RequestClass.RERANK
+        return RequestClass.RERANK  # the core never sees the class of an aside
     large = facts.texts > limits.bulk_texts or facts.prompt_tokens > limits.bulk_tokens
     if wishes.lowered or (large and wishes.deadline is None):
         return RequestClass.EMBED_BULK

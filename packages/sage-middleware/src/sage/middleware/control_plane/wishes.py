@@ -26,6 +26,7 @@ from sage.common.telemetry import (
     HEADER_TENANT,
     RequestClass,
 )
+from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.types import Slo
 from sage.middleware.engines.port import CHAT, COMPLETIONS, Route
 
@@ -50,6 +51,7 @@ _CLASSES: Final[Mapping[Route, tuple[RequestClass, ...]]] = {  # the usual one, 
     Route.RERANK: (RequestClass.RERANK,),
     Route.SCORE: (RequestClass.RERANK,),
 }
+_SCHEDULING: Final = tuple(name for name in WISHES if name not in (HEADER_DEADLINE, HEADER_TENANT))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PRIORITY: Final = re.compile(r"[+-]?[0-9]")
 
@@ -75,6 +77,11 @@ def read_wishes(route: Route, headers: Mapping[str, str], *, tenant: str, tenant
     if _WISHES.isdisjoint(headers):
         return Wishes(tenant)
     deadline = _seconds(headers, HEADER_DEADLINE)
+    if route in ASIDES:
+        for name in _SCHEDULING:
+            if name in headers:
+                raise _refused(name, headers[name], f"/v1/{route} waits in no queue and takes none")
+        return Wishes(_tenant(headers, tenant, tenants), deadline=deadline)
     return Wishes(
         tenant=_tenant(headers, tenant, tenants),
         lowered=_lowered(route, headers),

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
 from sage.common.errors import BadRequestError, ModelNotFoundError
 from sage.middleware.engines.batching import Text
-from sage.middleware.engines.encoders import Task
 
-__all__ = ["FACES", "Ask", "Face"]
+__all__ = ["FACES", "Ask", "Face", "Read", "Task", "check_model", "decode"]
+
+Task = Literal["embed", "rerank"]
 
 MAX_INPUTS: Final = 2048
 
@@ -69,8 +70,8 @@ _SCORE: Final = msgspec.json.Decoder(_Score)
 
 
 def _read_embedding(raw: bytes, served_as: str, dimensions: int) -> Ask:
-    body = _decode(_BODY, raw, "an embeddings request")
-    _check_model(body.model, served_as)
+    body = decode(_BODY, raw, "an embeddings request")
+    check_model(body.model, served_as)
     if body.encoding_format not in ("float", "base64"):
         raise BadRequestError(
             f"encoding_format {body.encoding_format!r} is not one of float, base64.", param="encoding_format"
@@ -86,8 +87,8 @@ def _read_embedding(raw: bytes, served_as: str, dimensions: int) -> Ask:
 
 def _read_rerank(raw: bytes, served_as: str, _dimensions: int) -> Ask:
     """All documents, the best first; which of them a client gets is the gateway's to say."""
-    body = _decode(_RERANK, raw, "a rerank request")
-    _check_model(body.model, served_as)
+    body = decode(_RERANK, raw, "a rerank request")
+    check_model(body.model, served_as)
     _check_texts("query", [body.query])
     _check_texts("documents", body.documents)
 
@@ -101,8 +102,8 @@ def _read_rerank(raw: bytes, served_as: str, _dimensions: int) -> Ask:
 
 def _read_score(raw: bytes, served_as: str, _dimensions: int) -> Ask:
     """One text with one or many, or as many of each."""
-    body = _decode(_SCORE, raw, "a score request")
-    _check_model(body.model, served_as)
+    body = decode(_SCORE, raw, "a score request")
+    check_model(body.model, served_as)
     left = [body.text_1] if isinstance(body.text_1, str) else body.text_1
     right = [body.text_2] if isinstance(body.text_2, str) else body.text_2
     _check_texts("text_1", left)
@@ -128,14 +129,16 @@ FACES: Final[Mapping[Task, Face]] = {
 }
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], raw: bytes, what: str) -> _T:
+def decode(decoder: msgspec.json.Decoder[_T], raw: bytes, what: str) -> _T:
+    """Read a body. Raises BadRequestError for one that is not `what`."""
     try:
         return decoder.decode(raw)
     except msgspec.DecodeError as error:
         raise BadRequestError(f"The body is not {what}: {error}.") from error
 
 
-def _check_model(model: str, served_as: str) -> None:
+def check_model(model: str, served_as: str) -> None:
+    """Raise ModelNotFoundError for another model than the one that is here."""
     if model != served_as:
         raise ModelNotFoundError(f"There is no model {model!r}; there is {served_as!r}.", param="model")
 

@@ -30,7 +30,7 @@ class EmbeddingKind:
     """Started as `python -m sage.middleware.engines.embedding_server`."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Embeddings, or scores with `task: rerank`.
+        """Embeddings, or scores with `task: rerank`, and the model's tokens.
 
         Raises ConfigError for `python`, as it runs in this environment, and for a reranker that is none.
         """
@@ -42,7 +42,7 @@ class EmbeddingKind:
         reranks = config.task == "rerank"
         if reranks:
             check_reranker(config)
-        can = frozenset({Capability.RERANK if reranks else Capability.EMBEDDINGS})
+        can = frozenset({Capability.RERANK if reranks else Capability.EMBEDDINGS, Capability.TOKENIZE})
         gpu = uses_gpu("")
         return describe(config, can, on_gpu=gpu, elastic=not gpu)
 

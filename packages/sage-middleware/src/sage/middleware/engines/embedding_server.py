@@ -2,7 +2,7 @@
 
 `python -m sage.middleware.engines.embedding_server --model PATH --served-as ID --port N --threads K`.
 With `--task rerank` the model is a cross-encoder and gives scores of pairs by `/v1/rerank` and `/v1/score`,
-else it embeds texts by `/v1/embeddings`.
+else it embeds texts by `/v1/embeddings`. The model's tokens are told by `/v1/tokenize` and `/v1/detokenize`.
 Sockets and JSON are handled on the main thread, the model on one worker thread. A text longer than the
 model's window is cut there, as sentence-transformers does; `usage` counts the tokens that were computed.
 
@@ -16,15 +16,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import get_args
 
 import msgspec
 
 from sage.common.errors import EngineError, NotFoundError, SageError
-from sage.middleware.engines.asks import FACES, Read
+from sage.middleware.engines.asks import FACES, Read, Task
 from sage.middleware.engines.batcher import Batcher
 from sage.middleware.engines.batching import Work
-from sage.middleware.engines.encoders import Model, Task, load_model
+from sage.middleware.engines.encoders import Model, load_model
 from sage.middleware.engines.server import Exchange, ServerProtocol
 from sage.middleware.engines.threads import THREADS_HEADER, Cores, pin, usable
 
@@ -43,6 +44,10 @@ class EmbeddingApp:
         self._model = model
         self._served_as = served_as
         self._batcher = Batcher(model)
+        self._aside = {
+            ("POST", "/v1/tokenize"): model.tokens.tokenize,
+            ("POST", "/v1/detokenize"): model.tokens.detokenize,
+        }
         self._running = 0
 
     def handle(self, exchange: Exchange) -> None:
@@ -52,6 +57,8 @@ class EmbeddingApp:
         try:
             if read is not None:
                 self._compute(exchange, read)
+            elif path in self._aside:
+                self._loop.run_in_executor(None, self._tokens, exchange, self._aside[path])
             elif path == ("GET", "/health"):
                 alive = self._batcher.alive
                 report = {"status": "ok" if alive else "the worker has ended", "running": self._running}
@@ -99,6 +106,16 @@ class EmbeddingApp:
         exchange.on_close = lambda: self._cancel(work)
         self._batcher.submit(work)
 
+    def _tokens(self, exchange: Exchange, answer: Callable[[bytes, str], bytes]) -> None:
+        """On a thread beside the sockets and the model: a long text takes a while."""
+        try:
+            found: bytes | SageError = answer(exchange.request.body, self._served_as)
+        except SageError as error:
+            found = error
+        except Exception as error:  # the tokenizer's own errors are of any type
+            found = EngineError(f"The tokenizer failed: {error}")
+        self._loop.call_soon_threadsafe(_tell, exchange, found)
+
     def _cancel(self, work: Work) -> None:
         work.cancelled = True
         self._running -= 1
@@ -107,10 +124,14 @@ class EmbeddingApp:
         if exchange.closed:
             return
         self._running -= 1
-        if isinstance(answer, SageError):
-            _refuse(exchange, answer)
-        else:
-            exchange.respond(200, answer)
+        _tell(exchange, answer)
+
+
+def _tell(exchange: Exchange, answer: bytes | SageError) -> None:
+    if isinstance(answer, SageError):
+        _refuse(exchange, answer)
+    else:
+        exchange.respond(200, answer)
 
 
 def _refuse(exchange: Exchange, error: SageError) -> None:

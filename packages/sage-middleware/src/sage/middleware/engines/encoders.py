@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from sage.common.errors import ConfigError, NotFoundError
+from sage.middleware.engines.asks import Task
 from sage.middleware.engines.batching import Text
 from sage.middleware.engines.threads import Cores, ThreadTeam
+from sage.middleware.engines.tokens import Tokens
 
-__all__ = ["Model", "Task", "load_model"]
-
-Task = Literal["embed", "rerank"]
+__all__ = ["Model", "load_model"]
 
 _GRAIN: Final = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
 
@@ -24,6 +24,11 @@ class Model(Protocol):
     @property
     def dimensions(self) -> int:
         """The length of a vector; 0 where it gives scores."""
+        ...
+
+    @property
+    def tokens(self) -> Tokens:
+        """Its tokenizer."""
         ...
 
     def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -37,7 +42,7 @@ class Model(Protocol):
 class _Torch:
     """A model of sentence-transformers on a device and on cores."""
 
-    def __init__(self, model: Any, cores: Cores) -> None:
+    def __init__(self, model: Any, window: int, cores: Cores) -> None:
         import torch
 
         def fork(count: int) -> None:
@@ -47,6 +52,7 @@ class _Torch:
         self._team = ThreadTeam(cores, torch.set_num_threads, fork)
         self._model = model
         self._model.eval()
+        self.tokens = Tokens.of(model, window)
 
     def _forward(self, texts: Sequence[Text], threads: int) -> tuple[dict[str, Any], list[int]]:
         self._team.use(threads)
@@ -64,7 +70,8 @@ class _Embedder(_Torch):
     def __init__(self, path: str, cores: Cores) -> None:
         from sentence_transformers import SentenceTransformer
 
-        super().__init__(SentenceTransformer(path, device=_device()), cores)
+        model = SentenceTransformer(path, device=_device())
+        super().__init__(model, int(model.max_seq_length or 0), cores)
         self.dimensions: int = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -81,7 +88,8 @@ class _Reranker(_Torch):
         from sentence_transformers import CrossEncoder
 
         _check(path)
-        super().__init__(CrossEncoder(path, device=_device()), cores)
+        model = CrossEncoder(path, device=_device())
+        super().__init__(model, int(model.max_seq_length or 0), cores)
 
     def encode(self, texts: Sequence[Text], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
         found, tokens = self._forward(texts, threads)

@@ -14,9 +14,10 @@ from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "OpenAIKind"]
 
+# vLLM's own: OpenAI itself refuses `priority` and has no route for tokens
+_OTHERS = frozenset({Capability.PRIORITY, Capability.TOKENIZE})
 _TASKS = {
-    # not `priority`: a field of vLLM's; OpenAI itself refuses it
-    "generate": frozenset(Capability) - {Capability.PRIORITY, Capability.EMBEDDINGS, Capability.RERANK},
+    "generate": frozenset(Capability) - _OTHERS - {Capability.EMBEDDINGS, Capability.RERANK},
     "embed": frozenset({Capability.EMBEDDINGS}),
     "rerank": frozenset({Capability.RERANK}),
 }

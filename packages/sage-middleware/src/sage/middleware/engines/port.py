@@ -17,9 +17,11 @@ from sage.platform.service import ServiceSpec
 __all__ = [
     "CHAT",
     "COMPLETIONS",
+    "DETOKENIZE",
     "EMBEDDINGS",
     "RERANK",
     "SCORE",
+    "TOKENIZE",
     "Call",
     "Capability",
     "Engine",
@@ -39,6 +41,8 @@ class Route(StrEnum):
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
     SCORE = "score"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
 
 
 # A member looked up on its class costs 0.2 us before Python 3.12: what runs for each request takes these.
@@ -47,6 +51,8 @@ COMPLETIONS: Final = Route.COMPLETIONS
 EMBEDDINGS: Final = Route.EMBEDDINGS
 RERANK: Final = Route.RERANK
 SCORE: Final = Route.SCORE
+TOKENIZE: Final = Route.TOKENIZE
+DETOKENIZE: Final = Route.DETOKENIZE
 
 
 class Capability(StrEnum):
@@ -56,6 +62,7 @@ class Capability(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"  # scores a query and a document together; vectors that are compared do not count
+    TOKENIZE = "tokenize"  # and back
     RESPONSE_FORMAT = "response_format"
     TOOLS = "tools"
     TOOL_CHOICE = "tool_choice"

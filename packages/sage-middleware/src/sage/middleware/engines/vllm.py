@@ -19,12 +19,16 @@ from sage.middleware.engines.launch import (
     require,
     source_of,
 )
-from sage.middleware.engines.port import Capability, Engine, EngineSpec
+from sage.middleware.engines.port import Capability, Engine, EngineSpec, Route
 from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "VllmKind"]
 
-_POOLS = {"embed": frozenset({Capability.EMBEDDINGS}), "rerank": frozenset({Capability.RERANK})}
+_POOLS = {
+    "embed": frozenset({Capability.EMBEDDINGS, Capability.TOKENIZE}),
+    "rerank": frozenset({Capability.RERANK, Capability.TOKENIZE}),
+}
+_PATHS = {Route.TOKENIZE: "/tokenize", Route.DETOKENIZE: "/detokenize"}
 _GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS, Capability.RERANK}
 _BATCHED_TOKENS = 2048  # its own default as a server on most devices
 _STRUCTURED_OUTPUTS = '{"backend":"xgrammar","disable_any_whitespace":true}'
@@ -83,7 +87,7 @@ class VllmKind:
 
     def connect(self, config: EngineConfig, url: str) -> Engine:
         """A connection to the server at `url`."""
-        return HttpEngine(self.spec(config), PassThroughDialect(), HttpPool(url))
+        return HttpEngine(self.spec(config), PassThroughDialect(), HttpPool(url), paths=_PATHS)
 
 
 def _is_cpu_build(python: str) -> bool:

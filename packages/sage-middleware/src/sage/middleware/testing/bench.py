@@ -17,7 +17,7 @@ from sage.middleware.engines.port import Route
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import LoopClock
 
-__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score"]
+__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score", "tokenize"]
 
 Submitted = asyncio.Task[Literal["done", "failed"]]
 
@@ -44,6 +44,11 @@ def rerank(ident: str, query: str, *documents: str, **fields: Any) -> Parsed:
 def score(ident: str, left: str | list[str], right: str | list[str]) -> Parsed:
     """A score request."""
     return _parse(Route.SCORE, ident, {"model": "memory", "text_1": left, "text_2": right})
+
+
+def tokenize(ident: str, prompt: str = "hi", *, model: str = "memory") -> Parsed:
+    """A request for the tokens of a prompt."""
+    return _parse(Route.TOKENIZE, ident, {"model": model, "prompt": prompt})
 
 
 def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
@@ -112,6 +117,7 @@ class Bench:
         assert self.plane._tickets == {}
         assert len(self.plane._upstreams) == 0
         assert len(self.plane._upstreams._texts) == 0
+        assert len(self.plane._asides) == 0
         assert not any(status.running for status in self.plane.engines())
         assert not any(engine.running for engine in self.engines)
         assert not any(queue.waiting for queue in self.plane.queues())

@@ -198,6 +198,11 @@ def _chunks(call: Call, request: dict[str, Any], usage: Usage) -> Iterator[bytes
         )
     elif call.route in (Route.RERANK, Route.SCORE):
         yield msgspec.json.encode({**_scores(call.route, request), "usage": tokens})
+    elif call.route is Route.TOKENIZE:
+        tokens_of = list(request["prompt"].encode())
+        yield msgspec.json.encode({"tokens": tokens_of, "count": len(tokens_of), "max_model_len": 4096})
+    elif call.route is Route.DETOKENIZE:
+        yield msgspec.json.encode({"prompt": bytes(request["tokens"]).decode()})
     elif not call.stream:
         message = {"role": "assistant", "content": "".join(WORDS)}
         choice = {"index": 0, "message": message, "text": "".join(WORDS), "finish_reason": "stop"}
