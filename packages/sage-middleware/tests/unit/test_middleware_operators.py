@@ -229,7 +229,7 @@ async def test_rerank_puts_the_best_first_and_keeps_so_many(client: WordClient) 
 
 def test_the_example_of_rerank_is_true() -> None:
     tests = doctest.DocTestFinder(recurse=False).find(Rerank, globs={"Rerank": Rerank})
-    assert [doctest.DocTestRunner().run(one) for one in tests] == [doctest.TestResults(0, 6)]
+    assert [doctest.DocTestRunner().run(one) for one in tests] == [doctest.TestResults(0, 7)]
 
 
 def retrieval(*texts: str) -> Retrieval:
