@@ -53,15 +53,7 @@ def body_of(call: Call) -> Any:
 
 async def behind(made: Bench, *requests: Any) -> list[asyncio.Task[Any]]:
     """Let requests wait behind one that holds the only engine, then let that one go."""
-    gate = asyncio.Event()
-    made.engines[0].next_behaviours.append(Behaviour(gate=gate))
-    first = made.start(rerank("first", "occupies", "the engine"))
-    await made.engines[0].until_running(1)
-    tasks = [made.start(request) for request in requests]
-    await made.settled()
-    gate.set()
-    await first
-    return tasks
+    return await made.queued(rerank("first", "occupies", "the engine"), requests)
 
 
 @virtual

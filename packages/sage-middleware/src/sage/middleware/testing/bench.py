@@ -83,6 +83,18 @@ class Bench:
         sink = self.sinks[parsed.job.id] = MemorySink()
         return asyncio.create_task(self.plane.submit(parsed.job, parsed.call, sink, deadline=deadline))
 
+    async def queued(self, first: Parsed, requests: Sequence[Parsed]) -> list[Submitted]:
+        """Let requests wait behind `first`, which holds the only engine, then let that one go."""
+        gate = asyncio.Event()
+        self.engines[0].next_behaviours.append(Behaviour(gate=gate))
+        holder = self.start(first)
+        await self.engines[0].until_running(1)
+        tasks = [self.start(request) for request in requests]
+        await self.settled()
+        gate.set()
+        await holder
+        return tasks
+
     def hold(self, after: int = 0) -> None:
         """From now on engines wait for `gate` after so many chunks."""
         for engine in self.engines:
