@@ -200,6 +200,35 @@ def test_embed_gives_one_line_per_text(running: Run, stack: Any) -> None:
     assert "+0.5000 -0.2500 +0.0000 +1.0000" in running("embed", "one", "two").stdout
 
 
+RERANKER = {"name": "rerank-0", "kind": "embedding", "model": "ranker", "task": "rerank"}
+RANKED = {"results": [{"index": 1, "relevance_score": 0.75}, {"index": 0, "relevance_score": 0.5}]}
+
+
+def test_rerank_orders_documents_and_labels_random_weights(running: Run, stack: Any) -> None:
+    engine = {**RERANKER, "state": "ready", "url": "", "max_running": 4, "random_weights": True}
+    stack.answer("GET", "/admin/v1/engines", {"engines": [engine]})
+    stack.answer("POST", "/v1/rerank", RANKED)
+    done = running("rerank", "which?", "one", "two", "--top", "2")
+    assert done.returncode == 0
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["SCORE", "[RANDOM-WEIGHTS]", "INDEX", "DOCUMENT"],
+        ["0.7500", "1", "two"],
+        ["0.5000", "0", "one"],
+    ]
+    assert "RANDOM-WEIGHTS" in done.stderr
+    wanted = {"model": "ranker", "query": "which?", "documents": ["one", "two"], "top_n": 2}
+    assert stack.asked[-1][3] == wanted
+    lines = running("rerank", "which?", "--json", stdin="one\n\ntwo\n").stdout.splitlines()
+    assert json.loads(lines[0]) == {"index": 1, "score": 0.75, "document": "two", "random_weights": True}
+    assert stack.asked[-1][3] == {"model": "ranker", "query": "which?", "documents": ["one", "two"]}
+
+
+def test_rerank_takes_no_other_model_by_itself(running: Run) -> None:
+    done = running("rerank", "which?", "one")
+    assert done.returncode == 5
+    assert "no model to rerank with by default; served are: tiny, minilm." in done.stderr
+
+
 def test_down_ends_the_process_and_forgets_it(running: Any) -> None:
     pid = json.loads((running.state / "run.json").read_text())["pid"]
     done = running("down")

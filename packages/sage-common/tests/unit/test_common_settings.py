@@ -157,7 +157,7 @@ def test_all_problems_come_at_once_with_place_key_and_what_is_valid(place: Place
         ("gateway: {max_inputs: 1.5}\n", "found 1.5, valid is a whole number"),
         (
             ENGINE + "    task: rank\n",
-            "CWD/sage.yaml:5: engines.0.task: found \"rank\", valid is 'generate' or 'embed'",
+            "CWD/sage.yaml:5: engines.0.task: found \"rank\", valid is 'generate', 'embed' or 'rerank'",
         ),
         (ENGINE + "    random_weights: 3\n", "found 3, valid is true or false"),
         (

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     models = pytest.importorskip("sage.middleware.models")
-    llm = models.random_model(tmp_path_factory.mktemp("cache"))
+    llm = pytest.importorskip("sage.middleware.random_models").random_model(tmp_path_factory.mktemp("cache"))
     return [
         {
             "name": "llm-0",

@@ -19,7 +19,8 @@ from sage.middleware.engines.port import Call, Capability, Engine, Route
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.transformers import TransformersDialect
-from sage.middleware.models import MINILM, RANDOM, random_model
+from sage.middleware.models import MINILM, RANDOM
+from sage.middleware.random_models import random_model
 from sage.middleware.testing.engines import RecordingSink, Script, ScriptedEngine, call_for
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -280,10 +281,12 @@ class TestKinds:
         python.touch()
         base = EngineConfig(name="a", kind="x", model="o/m", url="http://127.0.0.1:1", python=str(python))
         for kind in ("vllm", "openai"):
-            for task in ("generate", "embed"):
+            for task in ("generate", "embed", "rerank"):
                 assert engine_kind(kind).spec(base.model_copy(update={"task": task})).task == task
         assert engine_kind("transformers").spec(base).task == "generate"
-        assert engine_kind("embedding").spec(base.model_copy(update={"python": ""})).task == "embed"
+        ours = base.model_copy(update={"python": ""})
+        assert engine_kind("embedding").spec(ours).task == "embed"
+        assert engine_kind("embedding").spec(ours.model_copy(update={"task": "rerank"})).task == "rerank"
 
     def test_transformers_is_honest(self) -> None:
         spec = engine_kind("transformers").spec(EngineConfig(name="a", kind="transformers", model=RANDOM))
@@ -329,10 +332,11 @@ class TestKinds:
         assert spec.argv[spec.argv.index("--served-model-name") + 1] == "tiny"
         assert {"--enforce-eager", "--scheduling-policy"} <= set(spec.argv)
         assert spec.env["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
-        pooling = engine_kind("vllm").service(config.model_copy(update={"task": "embed"}), 8002, ())
-        assert pooling is not None
-        assert pooling.argv[pooling.argv.index("--runner") + 1] == "pooling"
-        assert "--scheduling-policy" not in pooling.argv
+        for task in ("embed", "rerank"):
+            pooling = engine_kind("vllm").service(config.model_copy(update={"task": task}), 8002, ())
+            assert pooling is not None
+            assert pooling.argv[pooling.argv.index("--runner") + 1] == "pooling"
+            assert "--scheduling-policy" not in pooling.argv
         with pytest.raises(ConfigError, match="no Python interpreter at /nowhere"):
             engine_kind("vllm").spec(config.model_copy(update={"python": "/nowhere"}))
 

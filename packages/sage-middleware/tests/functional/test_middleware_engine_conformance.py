@@ -20,7 +20,7 @@ from sage.common.errors import EngineError, SageError
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import Call, Route
 from sage.middleware.engines.registry import engine_kind
-from sage.middleware.models import MINILM, RANDOM
+from sage.middleware.models import MINILM, RANDOM, RANDOM_RERANKER
 from sage.middleware.testing.engines import (
     EngineConformance,
     LiveEngine,
@@ -155,6 +155,15 @@ def embedding_host(sage_home: Path) -> Iterator[_Host]:
     host.close()
 
 
+@pytest.fixture(scope="session")
+def rerank_host(sage_home: Path) -> Iterator[_Host]:
+    config = EngineConfig(name="reranker", kind="embedding", model=RANDOM_RERANKER, task="rerank")
+    host = _Host(config, cores=(0,))
+    host.start()
+    yield host
+    host.close()
+
+
 def _vllm(config: EngineConfig) -> Iterator[_Host]:
     host = _Host(config)
     host.start()
@@ -178,6 +187,15 @@ def vllm_host(sage_home: Path) -> Iterator[_Host]:
 def vllm_embedding_host(sage_home: Path) -> Iterator[_Host]:
     yield from _vllm(
         EngineConfig(name="vllm-embed", kind="vllm", model=MINILM, task="embed", python=_vllm_python())
+    )
+
+
+@pytest.fixture(scope="module")
+def vllm_rerank_host(sage_home: Path) -> Iterator[_Host]:
+    yield from _vllm(
+        EngineConfig(
+            name="vllm-rerank", kind="vllm", model=RANDOM_RERANKER, task="rerank", python=_vllm_python()
+        )
     )
 
 
@@ -262,12 +280,46 @@ class TestTransformers(EngineConformance):
 class TestEmbedding(EngineConformance):
     @pytest.fixture
     async def live(self, embedding_host: _Host) -> AsyncIterator[LiveEngine]:
-        async def idle() -> bool:
-            page = await _get(embedding_host.url, "/health")
-            return bool(msgspec.json.decode(page.body)["running"] == 0)
-
-        async for live in embedding_host.live(idle, colour="red"):
+        async for live in embedding_host.live(lambda: _idle(embedding_host), colour="red"):
             yield live
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+class TestRerank(EngineConformance):
+    """Our own server with a cross-encoder of random weights."""
+
+    @pytest.fixture
+    async def live(self, rerank_host: _Host) -> AsyncIterator[LiveEngine]:
+        async for live in rerank_host.live(lambda: _idle(rerank_host), colour="red"):
+            yield live
+
+
+class TestScriptedRerank:
+    """A server that reranks, by way of the adapter for remote URLs."""
+
+    @pytest.fixture
+    async def live(self) -> AsyncIterator[LiveEngine]:
+        async with ScriptedEngine(model="scripted") as server:
+            engine = engine_kind("openai").connect(server.config(task="rerank"), server.url)
+            yield LiveEngine(engine, _never, _never_idle, engine)
+            await engine.close()
+
+    test_rerank = EngineConformance.test_rerank
+    test_score = EngineConformance.test_score
+
+
+async def _never() -> None:
+    raise AssertionError("it is not restarted here")
+
+
+async def _never_idle() -> bool:
+    raise AssertionError("its work is not looked at here")
+
+
+async def _idle(host: _Host) -> bool:
+    page = await _get(host.url, "/health")
+    return bool(msgspec.json.decode(page.body)["running"] == 0)
 
 
 async def _vllm_idle(host: _Host) -> bool:
@@ -300,13 +352,24 @@ class TestVllmEmbedding(EngineConformance):
         async for live in vllm_embedding_host.live(lambda: _vllm_idle(vllm_embedding_host), dimensions=-1):
             yield live
 
-    async def test_score(self, vllm_embedding_host: _Host) -> None:
-        """A pooling server scores pairs by their vectors; texts of one subject come first."""
+    async def test_it_would_compare_vectors_if_it_were_asked(self, vllm_embedding_host: _Host) -> None:
+        """A pooling server of an embedding model scores pairs by cosine: why it does not declare rerank."""
         question = {"model": MINILM, "text_1": "a red apple", "text_2": ["a green apple", "set theory"]}
         page = await _get(vllm_embedding_host.url, "/score", msgspec.json.encode(question))
         near, far = (each["score"] for each in msgspec.json.decode(page.body)["data"])
         assert page.status == 200
         assert near > far
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(300)
+class TestVllmRerank(EngineConformance):
+    @pytest.fixture
+    async def live(self, vllm_rerank_host: _Host) -> AsyncIterator[LiveEngine]:
+        async for live in vllm_rerank_host.live(
+            lambda: _vllm_idle(vllm_rerank_host), truncate_prompt_tokens="x"
+        ):
+            yield live
 
 
 def _call(live: LiveEngine, route: Route, **body: Any) -> Call:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,85 +12,18 @@ import numpy as np
 import pytest
 
 from sage.common.errors import EngineError, NotFoundError
+from sage.middleware.engines.asks import Task
 from sage.middleware.engines.batching import Work
-from sage.middleware.engines.embedding_server import EmbeddingApp, load_model, main
-from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.server import ServerProtocol
-from sage.middleware.engines.threads import THREADS_HEADER, Cores
-from sage.middleware.testing.engines import RecordingSink
-
-
-class Held:
-    """A model whose batches wait for the test; a text's vector depends on the text alone."""
-
-    dimensions = 4
-    pads = True
-
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.threads: list[int] = []
-        self.free = threading.Event()
-        self.free.set()
-        self.entered = threading.Event()
-
-    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
-        self.batches.append(texts)
-        self.threads.append(threads)
-        self.entered.set()
-        assert self.free.wait(10)
-        if "poison" in texts:
-            raise RuntimeError("poisoned")
-        if "short" in texts:
-            return np.zeros((1, 4), dtype=np.float32), [1]
-        rows = [[len(text), ord(text[0]), 3.0, 4.0] for text in texts]
-        return np.asarray(rows, dtype=np.float32), [len(text.split()) for text in texts]
-
-
-class Server:
-    def __init__(self, model: Held, app: EmbeddingApp, pool: HttpPool) -> None:
-        self.model, self.app, self.pool = model, app, pool
-
-    async def post(self, body: bytes | None = None, **fields: Any) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        raw = msgspec.json.encode({"model": "m", **fields}) if body is None else body
-        await self.pool.request("POST", "/v1/embeddings", sink, body=raw)
-        return sink.status, sink.json()
-
-    async def embed(self, threads: str) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        raw = msgspec.json.encode({"model": "m", "input": "text"})
-        headers = {THREADS_HEADER: threads}
-        await self.pool.request("POST", "/v1/embeddings", sink, body=raw, headers=headers)
-        return sink.status, sink.json()
-
-    async def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        sink = RecordingSink()
-        await self.pool.request("GET", path, sink)
-        return sink.status, sink.json()
-
-    async def entered(self) -> None:
-        assert await asyncio.to_thread(self.model.entered.wait, 60)
-
-    async def waiting(self, count: int) -> None:
-        async with asyncio.timeout(60):
-            while self.app._batcher.waiting != count:  # noqa: ASYNC110 - set by the worker thread
-                await asyncio.sleep(0)
+from sage.middleware.engines.embedding_server import main
+from sage.middleware.engines.encoders import load_model
+from sage.middleware.engines.threads import Cores
+from sage.middleware.testing.served import Held, Server, serving
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    loop = asyncio.get_running_loop()
-    model = Held()
-    app = EmbeddingApp(model, "m", Cores(threads=2, most=4))
-    listener = await loop.create_server(
-        lambda: ServerProtocol(app.handle, lambda _protocol, _opened: None), "127.0.0.1", 0
-    )
-    pool = HttpPool(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
-    yield Server(model, app, pool)
-    model.free.set()
-    pool.close()
-    listener.close()
-    await asyncio.to_thread(app.close)
+    async with serving(Held(), "embed") as one:
+        yield one
 
 
 async def test_input_order_usage_and_forms(server: Server) -> None:
@@ -272,9 +204,10 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     await writer.wait_closed()
 
 
-def test_a_model_that_is_not_one(tmp_path: Any) -> None:
+@pytest.mark.parametrize("task", ["embed", "rerank"])
+def test_a_model_that_is_not_one(tmp_path: Any, task: Task) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NotFoundError, match="cannot be loaded"):
-        load_model(str(tmp_path), Cores())
+        load_model(str(tmp_path), Cores(), task)
     with pytest.raises(SystemExit, match="cannot be loaded"):
         main(["--model", str(tmp_path), "--served-as", "x", "--port", "0"])

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from sage.middleware.engines.embedding_server import Model, load_model
+from sage.middleware.engines.encoders import Model, load_model
 from sage.middleware.engines.packed import PackedTransformer, can_pack, lay_out
 from sage.middleware.engines.threads import Cores
 from sage.middleware.models import minilm_folder

@@ -26,7 +26,7 @@ from sage.common.errors import (
     UnreachableError,
 )
 from sage.common.ports import find_free
-from sage.middleware.answers import ChatReader, error_from, read_embeddings
+from sage.middleware.answers import ChatReader, error_from, read_embeddings, read_ranking
 from sage.middleware.client import HttpClient, ModelClient
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.inprocess import FULL_AT, InProcessClient, _Pipe
@@ -68,6 +68,22 @@ class TestInProcessClient(ClientSuite):
             await bench.client.embed(["a"], model="x")
         with pytest.raises(BadRequestError, match="empty string"):
             await bench.client.embed([""], model="memory")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"results":[{"index":0,"relevance_score":1}]}',
+        b'{"results":[{"index":0,"relevance_score":1},{"index":0,"relevance_score":1}]}',
+        b'{"results":[{"index":0,"relevance_score":null},{"index":1,"relevance_score":1}]}',
+    ],
+)
+def test_a_ranking_that_is_not_whole_is_a_fault(body: bytes) -> None:
+    with pytest.raises(EngineError):
+        read_ranking(body, 2)
 
 
 async def test_an_in_process_stream_that_breaks_raises_the_error_of_its_event() -> None:

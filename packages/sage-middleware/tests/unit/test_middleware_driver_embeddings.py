@@ -60,15 +60,7 @@ async def alone(*texts: str, **fields: Any) -> Sequence[Any]:
 
 async def queued(bench: Bench, *requests: Any) -> list[Submitted]:
     """Let requests wait behind one that holds the only engine, then let that one go."""
-    gate = asyncio.Event()
-    bench.engines[0].next_behaviours.append(Behaviour(gate=gate))
-    first = bench.start(embedding("first", "occupies the engine"))
-    await bench.engines[0].until_running(1)
-    tasks = [bench.start(request) for request in requests]
-    await bench.settled()
-    gate.set()
-    await first
-    return tasks
+    return await bench.queued(embedding("first", "occupies the engine"), requests)
 
 
 @virtual

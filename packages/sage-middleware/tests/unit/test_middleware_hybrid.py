@@ -13,7 +13,8 @@ from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost
 from sage.middleware.control_plane.goals import DEFAULT_SLOS
 from sage.middleware.control_plane.policies.base import load_of
-from sage.middleware.control_plane.policies.hybrid import CHUNK, EFFICIENT, HOLD_S, LARGEST_CHUNK, Hybrid
+from sage.middleware.control_plane.policies.chunks import CHUNK, EFFICIENT, LARGEST_CHUNK
+from sage.middleware.control_plane.policies.hybrid import HOLD_S, Hybrid
 from sage.middleware.control_plane.policy import Choice, PolicyOptions, Shed, Wait
 from sage.middleware.control_plane.records import Record
 from sage.middleware.testing.policies import (

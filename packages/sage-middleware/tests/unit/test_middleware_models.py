@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from sage.common.errors import ConfigError, NotFoundError, UnavailableError
-from sage.middleware.models import MINILM, RANDOM, minilm_folder, random_model, resolve, served_name
+from sage.middleware.models import (
+    MINILM,
+    RANDOM,
+    RANDOM_RERANKER,
+    architecture,
+    minilm_folder,
+    resolve,
+    served_name,
+)
+from sage.middleware.random_models import random_model, random_reranker
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,7 @@ def test_random_model_is_the_same_everywhere(cache: Path, tmp_path: Path) -> Non
 
 def test_two_processes_may_race(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from sage.middleware.models import random_model;"
+        "from pathlib import Path; from sage.middleware.random_models import random_model;"
         f"print(random_model(Path({str(tmp_path)!r})))"
     )
     with ThreadPoolExecutor() as pool:
@@ -53,11 +62,31 @@ def test_two_processes_may_race(tmp_path: Path) -> None:
 
 def test_making_it_loads_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sage.middleware.models import random_model;"
+        "import sys; from pathlib import Path; from sage.middleware.random_models import random_model;"
         f"random_model(Path({str(tmp_path)!r}));"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_random_reranker_is_made_once_the_same_everywhere_and_is_labelled(
+    cache: Path, tmp_path: Path
+) -> None:
+    folder = random_reranker(cache)
+    assert random_reranker(cache) == folder
+    assert digest(folder) == digest(random_reranker(tmp_path))
+    assert architecture(folder) == "BertForSequenceClassification"
+    assert (folder / "model.safetensors").stat().st_size < 2_000_000
+    by_name = resolve(RANDOM_RERANKER, cache)
+    assert (by_name.served_as, by_name.random_weights) == ("sage-random-reranker", True)
+    assert served_name(RANDOM_RERANKER) == by_name.served_as
+    assert resolve(str(folder), cache).random_weights  # a folder is known by its mark
+
+
+def test_a_folder_that_names_no_architecture(tmp_path: Path) -> None:
+    for config in ("{}", '{"architectures": null}', '{"architectures": []}', '{"architectures": "Bert"}'):
+        (tmp_path / "config.json").write_text(config)
+        assert architecture(tmp_path) == ""
 
 
 def test_its_tokenizer_keeps_text(cache: Path) -> None:
@@ -79,7 +108,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from sage.common.errors import SageError
-from sage.middleware.models import random_model
+from sage.middleware.random_models import random_model
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))

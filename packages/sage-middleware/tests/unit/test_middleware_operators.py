@@ -1,4 +1,6 @@
+import doctest
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from sage.middleware.operators.connect import connect
 from sage.middleware.operators.documents import documents, find_documents, split
 from sage.middleware.operators.generation import Generate, prompt
 from sage.middleware.operators.records import Answer, Document, Embedded, Passage, Question, Ranked, Retrieval
-from sage.middleware.operators.retrieval import Embed, Index, Refine, Retrieve
+from sage.middleware.operators.retrieval import Embed, Index, Refine, Rerank, Retrieve
 from sage.middleware.operators.store import PassageStore
-from sage.middleware.vector.port import FloatMatrix
+from sage.middleware.vector.port import FloatMatrix, FloatVector
 
 WORDS = ["port", "layer", "engine", "gateway", "queue", "index"]
 TEXTS = {
@@ -44,6 +46,10 @@ class WordClient:
         self.embedded.append(list(texts))
         rows = [[float(tokenize(t).count(w)) + 0.01 for w in WORDS] for t in texts]
         return np.array(rows, dtype=np.float32)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, model: str) -> FloatVector:
+        self.asked.append({"model": model, "query": query, "documents": list(documents)})
+        return np.array([len(set(query) & set(one)) for one in documents], dtype=np.float32)
 
     async def chat(self, messages: Sequence[Message], *, model: str, **params: Any) -> AsyncIterator[Delta]:
         self.asked.append({"model": model, "messages": list(messages), **params})
@@ -202,6 +208,30 @@ async def test_a_flow_fills_the_store_that_it_was_given(docs: Path, client: Word
     assert len(store) == 4
 
 
+async def test_rerank_puts_the_best_first_and_keeps_so_many(client: WordClient) -> None:
+    found = retrieval("xyz", "ab", "abc", "ba")
+    ask = replace(found, question=Question("abc"))
+    best = await Rerank("ranker", client=client)(ask)
+    assert [(one.passage.text, one.score) for one in best.found] == [
+        ("abc", 3.0),
+        ("ab", 2.0),
+        ("ba", 2.0),
+        ("xyz", 0.0),
+    ]
+    assert best.question.text == "abc"
+    assert client.asked == [{"model": "ranker", "query": "abc", "documents": ["xyz", "ab", "abc", "ba"]}]
+    two = await Rerank("ranker", 2, client=client)(ask)
+    assert [one.passage.text for one in two.found] == ["abc", "ab"]
+    assert (await Rerank("ranker", client=client)(retrieval())).found == ()
+    with pytest.raises(UsageError, match="k is -1"):
+        Rerank("ranker", -1)
+
+
+def test_the_example_of_rerank_is_true() -> None:
+    tests = doctest.DocTestFinder(recurse=False).find(Rerank, globs={"Rerank": Rerank})
+    assert [doctest.DocTestRunner().run(one) for one in tests] == [doctest.TestResults(0, 7)]
+
+
 def retrieval(*texts: str) -> Retrieval:
     found = tuple(Ranked(Passage(f"{i}.md", text, 0, len(text)), 1.0, None) for i, text in enumerate(texts))
     return Retrieval(Question("Why?"), found)
@@ -256,7 +286,7 @@ async def test_connect_uses_the_environment_or_the_running_stack(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["documents", "split", "embed", "index", "retrieve", "prompt", "generate", "refine"]
+    "name", ["documents", "split", "embed", "index", "retrieve", "rerank", "prompt", "generate", "refine"]
 )
 def test_operators_are_found_by_name(name: str) -> None:
     role: Any = {"documents": "source", "index": "sink"}.get(name, "function")

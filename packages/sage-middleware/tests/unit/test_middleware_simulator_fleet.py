@@ -95,7 +95,7 @@ def test_the_core_is_told_what_an_engine_is() -> None:
     assert (spec.name, spec.task, spec.chunk, spec.kv_tokens) == ("x", "generate", 256, 999)
     assert (spec.template, spec.batches, spec.managed) == ("llm", True, True)
     spec = engine_spec("y", embed)
-    assert (spec.task, spec.cores, spec.batches) == ("embed", 2, False)
+    assert (spec.task, spec.cores, spec.batches) == ("rerank", 2, False)
     assert spec.capabilities == {Capability.RERANK}
 
 

@@ -22,7 +22,15 @@ Body = dict[str, Any]
 CHAT: Body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: Body = {"model": "m", "prompt": "hi"}
 EMBED: Body = {"model": "m", "input": "text"}
-BODIES = {Route.CHAT: CHAT, Route.COMPLETIONS: COMPLETION, Route.EMBEDDINGS: EMBED}
+BODIES = {
+    Route.CHAT: CHAT,
+    Route.COMPLETIONS: COMPLETION,
+    Route.EMBEDDINGS: EMBED,
+    Route.RERANK: {"model": "m", "query": "q", "documents": ["d"]},
+    Route.SCORE: {"model": "m", "text_1": "a", "text_2": "b"},
+    Route.TOKENIZE: {"model": "m", "prompt": "hi"},
+    Route.DETOKENIZE: {"model": "m", "tokens": [1]},
+}
 LIMITS = ParseLimits(tenants=frozenset(("search", "nightly")))
 
 

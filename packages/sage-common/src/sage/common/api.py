@@ -15,6 +15,8 @@ from pydantic import (
 )
 
 __all__ = [
+    "DATA_SCOPES",
+    "SCOPES",
     "CandidateStatus",
     "ClassStatus",
     "Decision",
@@ -36,7 +38,6 @@ __all__ = [
     "Quantiles",
     "QueueStatus",
     "RunInfo",
-    "SCOPES",
     "Scope",
     "SloStatus",
     "StackStatus",
@@ -68,7 +69,9 @@ class EngineStatus(_Wire):
     name: str
     kind: str
     model: str = Field(description="the id that clients ask for")
-    task: Literal["generate", "embed"] = Field(description="what it is asked for: text, or vectors")
+    task: Literal["generate", "embed", "rerank"] = Field(
+        description="what it is asked for: text, vectors, or scores"
+    )
     state: EngineState
     url: str
     pid: int | None = None
@@ -243,9 +246,9 @@ class DecisionList(_Wire):
 
 # ---- keys and usage ----------------------------------------------------------------------------------------
 
-Scope = Literal["chat", "completions", "embeddings", "models", "admin"]
+Scope = Literal["chat", "completions", "embeddings", "rerank", "tokens", "models", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
-_DATA: Final[frozenset[Scope]] = frozenset(SCOPES) - {"admin"}
+DATA_SCOPES: Final[frozenset[Scope]] = frozenset(SCOPES) - {"admin"}
 KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -255,7 +258,7 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 class KeySettings(_Wire):
     """What a key may. None = no such limit. Rates are for a minute, days begin at midnight UTC."""
 
-    scopes: frozenset[Scope] = Field(_DATA, min_length=1, description="the routes that it opens")
+    scopes: frozenset[Scope] = Field(DATA_SCOPES, min_length=1, description="the routes that it opens")
     models: frozenset[ModelName] = Field(frozenset(), max_length=256, description="empty = all")
     tenant: TenantName = Field("", description="whose share it takes; empty = one of its own")
     ceiling: Literal["interactive", "batch"] = Field(

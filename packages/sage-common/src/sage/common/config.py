@@ -149,7 +149,7 @@ class EngineConfig(_Section):
     kind: str = Field(description="transformers, embedding, vllm, openai, or one from an entry point")
     model: str
     served_as: str = Field("", description="the id clients ask for; empty = the last part of `model`")
-    task: Literal["generate", "embed"] = "generate"
+    task: Literal["generate", "embed", "rerank"] = "generate"
     url: str = Field("", description="kind openai: base URL of a server that already runs")
     api_key_env: str = Field("", description="kind openai: environment variable that holds its key")
     python: str = Field("", description="interpreter of another environment, where the engine is installed")

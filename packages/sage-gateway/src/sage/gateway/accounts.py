@@ -13,16 +13,20 @@ from sage.common.telemetry import HEADER_CLASS, KEY_REFUSED, KEY_RUNNING, Reques
 from sage.gateway.keys import Principal
 from sage.gateway.limits import DAY_S, Hold, Limiter, LimitError, Limits, Spent
 from sage.gateway.usage import Meter, day_of
+from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import Route, Usage
 
 __all__ = ["Accounts", "Visit", "lowered"]
 
-_USUAL: Final = {
+_USUAL: Final[dict[Route, str]] = {
     Route.CHAT: RequestClass.CHAT,
     Route.COMPLETIONS: RequestClass.COMPLETION,
     Route.EMBEDDINGS: RequestClass.EMBED_INTERACTIVE,
+    Route.RERANK: RequestClass.RERANK,
+    Route.SCORE: RequestClass.RERANK,
+    **dict.fromkeys(ASIDES, "tokens"),
 }
 _LOW: Final = {
     Route.CHAT: RequestClass.BATCH,
@@ -36,13 +40,17 @@ _NOTHING: Final = Usage()
 
 def lowered(headers: dict[str, str], route: Route) -> None:
     """Ask for the low class of the route. Raises ForbiddenError if another one is asked for already."""
-    asked = headers.get(HEADER_CLASS)
-    if asked not in (None, _LOW[route]):
+    if route in ASIDES:  # they have no class
+        return
+    low, asked = _LOW.get(route), headers.get(HEADER_CLASS)
+    if low is None:
+        raise ForbiddenError(f"This key may only use low classes, and /v1/{route} has none.")
+    if asked not in (None, low):
         raise ForbiddenError(
-            f"{HEADER_CLASS} is {asked[:64]!r}; this key may only use {_LOW[route]} on /v1/{route}.",
+            f"{HEADER_CLASS} is {asked[:64]!r}; this key may only use {low} on /v1/{route}.",
             param=HEADER_CLASS,
         )
-    headers[HEADER_CLASS] = _LOW[route]
+    headers[HEADER_CLASS] = low
 
 
 class _Account:
@@ -105,7 +113,8 @@ class Visit:
         limiter = self.account.limiter
         if limiter is not None:
             clock = self.account.home.clock
-            self._hold = limiter.admit(clock.now(), clock.wall(), self.account.estimate(job))
+            tokens = 0 if self._route in ASIDES else self.account.estimate(job)
+            self._hold = limiter.admit(clock.now(), clock.wall(), tokens)
 
     def use(self, usage: Usage) -> None:
         """What the engine has counted; some count nothing."""
@@ -148,6 +157,8 @@ class Visit:
         job = self.job
         if job is None or (self._failed is not None and not chunks and self.why is None):
             return _NOTHING  # it never came to an engine, or the engine's work came to nothing
+        if self._route in ASIDES:  # no model computes them
+            return _NOTHING
         if job.stream or self._hold is None:
             return Usage(job.prompt_tokens, chunks if job.stream else 0)
         return Usage(job.prompt_tokens, self._hold.tokens - job.prompt_tokens)
@@ -215,7 +226,7 @@ class Accounts:
         if at >= self._midnight:
             self._day = day_of(at)
             self._midnight = (self._day + 1) * float(DAY_S)
-        request_class = _USUAL[route] if job is None else job.request_class
+        request_class = _USUAL[route] if job is None or route in ASIDES else job.request_class
         if failed is None and job is not None:
             self._meter.count((key, job.model, request_class, self._day), at, usage, False, False)
             return

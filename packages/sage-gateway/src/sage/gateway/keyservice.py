@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from sage.common.api import DATA_SCOPES
 from sage.common.clock import Clock
 from sage.common.errors import BadRequestError, ConflictError, NotFoundError
 from sage.gateway.accounts import Accounts
@@ -26,7 +27,6 @@ DEFAULT: Final = "default"  # name of the key of the first start
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"sk-sage-[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{20,}")
 _SHOWN: Final = 20
-_DATA: Final = frozenset(("chat", "completions", "embeddings", "models"))
 
 
 class DefaultKey(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ class KeyService:
     async def _adopt(self, wall: float) -> None:
         key = self._default.key
         record = KeyRecord(
-            id=ident_of(key), name=DEFAULT, digest=self._ring.digest(key), scopes=_DATA, created=wall
+            id=ident_of(key), name=DEFAULT, digest=self._ring.digest(key), scopes=DATA_SCOPES, created=wall
         )
         await self._store.add(record)
         self._ring.put(record, wall)

@@ -119,6 +119,10 @@ class Gateway:
             Route.CHAT: gateway.max_body_bytes,
             Route.COMPLETIONS: gateway.max_body_bytes,
             Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
+            Route.RERANK: gateway.max_embedding_body_bytes,
+            Route.SCORE: gateway.max_embedding_body_bytes,
+            Route.TOKENIZE: gateway.max_body_bytes,
+            Route.DETOKENIZE: gateway.max_body_bytes,
         }
         limits = ParseLimits.of(gateway, self._config.control_plane)
         core = self._control_plane.core

@@ -36,6 +36,10 @@ _SCOPE_OF: Final[dict[Route, Scope]] = {
     Route.CHAT: "chat",
     Route.COMPLETIONS: "completions",
     Route.EMBEDDINGS: "embeddings",
+    Route.RERANK: "rerank",
+    Route.SCORE: "rerank",
+    Route.TOKENIZE: "tokens",
+    Route.DETOKENIZE: "tokens",
 }
 
 

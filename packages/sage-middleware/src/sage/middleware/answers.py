@@ -29,7 +29,7 @@ from sage.common.errors import (
 from sage.middleware.engines.port import Usage
 from sage.middleware.engines.sse import Splitter, data_of
 
-__all__ = ["ChatReader", "Patience", "error_from", "read_embeddings"]
+__all__ = ["ChatReader", "Patience", "error_from", "read_embeddings", "read_ranking"]
 
 _KINDS: tuple[type[SageError], ...] = (
     BadRequestError,
@@ -89,6 +89,16 @@ class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
 
 
+class _Result(msgspec.Struct):
+    index: int
+    relevance_score: float
+
+
+class _Ranking(msgspec.Struct):
+    results: list[_Result]
+
+
+_RANKING = msgspec.json.Decoder(_Ranking)
 _CHUNK = msgspec.json.Decoder(_Chunk)
 _ERROR = msgspec.json.Decoder(_ErrorBody)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
@@ -127,6 +137,20 @@ def read_embeddings(body: bytes, count: int) -> npt.NDArray[np.float32]:
     if [item.index for item in data] != list(range(count)) or len({len(row) for row in rows}) > 1:
         raise EngineError(f"Asked for {count} embeddings; got {len(rows)}, or not all of one length.")
     return np.stack(rows)
+
+
+def read_ranking(body: bytes, count: int) -> npt.NDArray[np.float32]:
+    """The scores of a rerank answer, shape (count,), by index.
+
+    Raises EngineError for an answer that does not hold `count` of them.
+    """
+    try:
+        results = sorted(_RANKING.decode(body).results, key=lambda one: one.index)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise EngineError(f"The rerank answer cannot be read: {exc}.") from exc
+    if [one.index for one in results] != list(range(count)):
+        raise EngineError(f"Asked for the scores of {count} documents; got {len(results)}.")
+    return np.asarray([one.relevance_score for one in results], dtype=np.float32)
 
 
 def _vector(value: str | list[float]) -> npt.NDArray[np.float32]:

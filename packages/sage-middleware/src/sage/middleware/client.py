@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sage.common.errors import EngineError, SageError, UnreachableError
 from sage.common.telemetry import HEADER_CLASS, HEADER_REQUEST_ID, RequestClass
-from sage.middleware.answers import ChatReader, Patience, error_from, read_embeddings
+from sage.middleware.answers import ChatReader, Patience, error_from, read_embeddings, read_ranking
 from sage.middleware.engines.port import Usage
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BULK", "Delta", "HttpClient", "Message", "ModelClient"]
 
 FloatMatrix = npt.NDArray[np.float32]
+FloatVector = npt.NDArray[np.float32]
 
 
 class Message(TypedDict):
@@ -47,6 +48,10 @@ class ModelClient(Protocol):
 
         `bulk`: nobody waits for them, however few they are; they go behind what somebody does wait for.
         """
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str], *, model: str) -> FloatVector:
+        """The scores of documents for a query by a cross-encoder: shape (len(documents),), in their order."""
         ...
 
     def chat(self, messages: Sequence[Message], *, model: str, **params: Any) -> AsyncIterator[Delta]:
@@ -101,6 +106,13 @@ class HttpClient:
             answer = await self._whole("POST", "/embeddings", body, headers)
             parts.append(read_embeddings(answer, len(batch)))
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, model: str) -> FloatVector:
+        """Score documents; shape (0,) for none."""
+        if not documents:
+            return np.empty(0, np.float32)
+        body = msgspec.json.encode({"model": model, "query": query, "documents": documents})
+        return read_ranking(await self._whole("POST", "/rerank", body), len(documents))
 
     async def chat(self, messages: Sequence[Message], *, model: str, **params: Any) -> AsyncIterator[Delta]:
         """Stream a chat answer; closing the iterator early ends the work upstream."""

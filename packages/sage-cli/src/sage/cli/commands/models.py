@@ -1,4 +1,7 @@
-"""`sage chat` and `sage embed`: one call to the running stack. Text comes by a pipe too, NDJSON goes out."""
+"""`sage chat`, `sage embed` and `sage rerank`: one call to the running stack.
+
+Text comes by a pipe too, NDJSON goes out.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ if TYPE_CHECKING:
     from sage.common.api import EngineStatus
     from sage.middleware.rest import Rest
 
-__all__ = ["chat", "embed"]
+__all__ = ["chat", "embed", "rerank"]
 
 _TIMEOUT_S = 600.0
 _LABEL = "RANDOM-WEIGHTS"
+_VERBS = {"generate": "chat", "embed": "embed", "rerank": "rerank"}
 
 
 def chat(
@@ -38,7 +42,7 @@ def chat(
     """Ask a model; the answer streams to stdout."""
     talk: Talk = ctx.obj
     text = "\n".join(_texts([prompt] if prompt else []))
-    rest, engine = _find(model, config, embeds=False)
+    rest, engine = _find(model, config, "generate")
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model or engine.model,
@@ -87,7 +91,7 @@ def embed(
 ) -> None:
     """Embed texts; --json prints one line with a vector for each."""
     lines = [line for line in _texts(texts or []) if line.strip()]
-    rest, engine = _find(model, config, embeds=True)
+    rest, engine = _find(model, config, "embed")
     raw = rest.call("POST", "/embeddings", {"model": model or engine.model, "input": lines})
     vectors = [item["embedding"] for item in json.loads(raw)["data"]]
     if as_json:
@@ -99,6 +103,39 @@ def embed(
         for text, vector in zip(lines, vectors, strict=True)
     ]
     print(columns(("TEXT", "DIMENSIONS", "FIRST FOUR"), rows))
+
+
+def rerank(
+    ctx: typer.Context,
+    query: Annotated[str, typer.Argument(help="What the documents are compared with.")],
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(help="Documents; without any, or for `-`, the lines of standard input."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Its id; by default the first reranker.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only this many, the best.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Order documents by what a cross-encoder says of them and a query; --json prints one line for each."""
+    talk: Talk = ctx.obj
+    lines = [line for line in _texts(documents or []) if line.strip()]
+    rest, engine = _find(model, config, "rerank")
+    body: dict[str, Any] = {"model": model or engine.model, "query": query, "documents": lines}
+    if top is not None:
+        body["top_n"] = top
+    results = json.loads(rest.call("POST", "/rerank", body))["results"]
+    if as_json:
+        for one in results:
+            at, score = one["index"], one["relevance_score"]
+            row = {"index": at, "score": score, "document": lines[at]}
+            emit_line({**row, "random_weights": engine.random_weights})
+        return
+    if engine.random_weights:
+        talk.say(f"{_LABEL}: the scores of this model mean nothing")
+    rows = [(f"{one['relevance_score']:.4f}", one["index"], lines[one["index"]]) for one in results]
+    label = f"SCORE [{_LABEL}]" if engine.random_weights else "SCORE"
+    print(columns((label, "INDEX", "DOCUMENT"), rows))
 
 
 def _texts(given: list[str]) -> list[str]:
@@ -120,19 +157,18 @@ def _lines() -> Iterator[str]:
         yield line.rstrip("\n")
 
 
-def _find(model: str | None, config: Path | None, *, embeds: bool) -> tuple[Rest, EngineStatus]:
+def _find(model: str | None, config: Path | None, task: str) -> tuple[Rest, EngineStatus]:
     """The data plane, and the engine that `model` names: the first one of its sort when it is None."""
     from sage.common.errors import NotFoundError
     from sage.middleware.rest import Rest
     from sage.middleware.stack import admin_client, client_key, read_run
 
     where = paths(config)
-    task = "embed" if embeds else "generate"
     run = read_run(where)
     engines = admin_client(where).engines().engines
     for engine in engines:
         if engine.model == model or (model is None and engine.task == task):
             return Rest(run.base_url, client_key(where), timeout=_TIMEOUT_S), engine
     served = ", ".join(engine.model for engine in engines) or "none"
-    wanted = repr(model) if model else f"to {'embed' if embeds else 'chat'} with by default"
+    wanted = repr(model) if model else f"to {_VERBS[task]} with by default"
     raise NotFoundError(f"There is no model {wanted}; served are: {served}.", hint="Name one by --model.")

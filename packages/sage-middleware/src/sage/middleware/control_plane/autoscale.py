@@ -126,7 +126,7 @@ class Autoscaler:
         donors = [one for one in group if one is not pressed and one.may_drain(now, wait)]
         if not donors:
             return []
-        donor = min(donors, key=lambda one: (one.template.task != "embed", one.low_since or 0.0))
+        donor = min(donors, key=lambda one: (one.template.task == "generate", one.low_since or 0.0))
         return [
             DrainEngine(donor.drained(now), f"its cores go to {pressed.template.name}: {pressed.pressed}")
         ]

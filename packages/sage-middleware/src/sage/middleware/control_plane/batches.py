@@ -21,8 +21,12 @@ def whole(record: Record) -> Taken:
     return record, start, record.units, 1
 
 
-def fill(lanes: Lanes, lane: Lane, head: Record, limits: BatchLimits, now: float) -> list[Taken]:
+def fill(
+    lanes: Lanes, lane: Lane, head: Record, limits: BatchLimits, now: float, *, coalesce: bool = True
+) -> list[Taken]:
     """Slices from the head of the lane on, in its order, of one class, within `limits`; at least one text.
+
+    Without `coalesce` they are of the head alone.
 
     What has nothing left to wait leaves the lane. A slice that came back goes alone: whatever broke its call
     must not break others'.
@@ -51,7 +55,7 @@ def fill(lanes: Lanes, lane: Lane, head: Record, limits: BatchLimits, now: float
         if record.waiting_units:
             break
         lanes.remove(lane, record)
-        if texts <= 0 or not lane.records:
+        if texts <= 0 or not lane.records or not coalesce:
             break
         record = lane.discipline.head(now)
     return taken

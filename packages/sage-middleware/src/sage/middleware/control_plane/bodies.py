@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
-from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
-from sage.middleware.engines.port import CHAT, COMPLETIONS, Capability, Route
+from sage.middleware.control_plane.facts import (
+    BYTES_PER_TOKEN,
+    DecodeTokens,
+    Facts,
+    ParseLimits,
+    bounded,
+    convert,
+    estimate,
+    kind_of,
+    within_tokens,
+)
+from sage.middleware.control_plane.pair_bodies import read_rerank, read_score
+from sage.middleware.control_plane.token_bodies import MAX_MESSAGES, read_detokenize, read_tokenize
+from sage.middleware.engines.port import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    RERANK,
+    SCORE,
+    TOKENIZE,
+    Capability,
+    Route,
+)
 
-__all__ = ["DecodeTokens", "Facts", "ParseLimits", "prompt_text", "read_body"]
+__all__ = ["prompt_text", "read_body"]
 
-DecodeTokens = Callable[[list[int]], str]
-
-_T = TypeVar("_T")
-
-MAX_MESSAGES: Final = 2048
 MAX_TOOLS: Final = 128
 MAX_N: Final = 8
 MAX_TOP_LOGPROBS: Final = 20
-BYTES_PER_TOKEN: Final = 4  # rule of thumb for English text; the scheduler only needs the order of magnitude
 
 _CHATS: Final = frozenset((Capability.CHAT,))
 _EMBEDS: Final = frozenset((Capability.EMBEDDINGS,))
 _COMPLETES: Final = frozenset((Capability.COMPLETIONS,))
-_ERROR_PATH = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
-
-
-@dataclass(frozen=True, slots=True)
-class ParseLimits:
-    """Bounds on a request, where bulk begins, and whom a request may be for."""
-
-    max_inputs: int = 2048
-    max_input_tokens: int = 300_000
-    bulk_texts: int = 8
-    bulk_tokens: int = 4000
-    tenants: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, gateway: GatewayConfig, control_plane: ControlPlaneConfig) -> ParseLimits:
-        """The limits that a configuration sets."""
-        return cls(
-            max_inputs=gateway.max_inputs,
-            bulk_texts=control_plane.bulk_texts,
-            bulk_tokens=control_plane.bulk_tokens,
-            tenants=frozenset(tenant.name for tenant in control_plane.tenants),
-        )
 
 
 class _StreamOptions(msgspec.Struct):
@@ -89,24 +79,6 @@ class _Embedding(msgspec.Struct, kw_only=True):
 _BATCHED: Final = frozenset(_Embedding.__struct_fields__)
 
 
-class Facts(msgspec.Struct, frozen=True, gc=False):
-    """What one route's body says; `body` differs from the client's only where tokens were decoded.
-
-    `batch_key`: embedding requests of one key could have been sent as one.
-    """
-
-    model: str
-    body: bytes
-    needs: frozenset[Capability]
-    prompt_tokens: int  # exact where it was made of token ids, else a rule of thumb
-    prompt_bytes: int = 0  # of the text that the engine reads; 0 where token ids were given
-    max_tokens: int | None = None
-    texts: int = 0
-    batch_key: str = ""
-    stream: bool = False
-    include_usage: bool = False
-
-
 def read_body(
     route: Route,
     fields: dict[str, Any],
@@ -119,7 +91,15 @@ def read_body(
         return _chat(fields, body)
     if route is COMPLETIONS:
         return _completion(fields, body, limits)
-    return _embedding(fields, body, limits, decode_tokens)
+    if route is EMBEDDINGS:
+        return _embedding(fields, body, limits, decode_tokens)
+    if route is RERANK:
+        return read_rerank(fields, body, limits)
+    if route is SCORE:
+        return read_score(fields, body, limits)
+    if route is TOKENIZE:
+        return read_tokenize(fields, body)
+    return read_detokenize(fields, body, limits)
 
 
 def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
@@ -136,19 +116,19 @@ def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
 
 
 def _chat(fields: dict[str, Any], body: bytes) -> Facts:
-    chat = _convert(fields, _Chat)
-    _bounded("messages", len(chat.messages), 1, MAX_MESSAGES, "messages")
+    chat = convert(fields, _Chat)
+    bounded("messages", len(chat.messages), 1, MAX_MESSAGES, "messages")
     for index, message in enumerate(chat.messages):
         if not isinstance(message.get("role"), str):
             raise BadRequestError(
                 f"messages[{index}] has no role; give one such as 'system', 'user' or 'assistant'.",
                 param=f"messages[{index}].role",
             )
-    _bounded("tools", len(chat.tools or ()), 0, MAX_TOOLS, "tools")
+    bounded("tools", len(chat.tools or ()), 0, MAX_TOOLS, "tools")
     if chat.top_logprobs is not None:
-        _bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
     if chat.max_completion_tokens is not None:
-        _bounded("max_completion_tokens", chat.max_completion_tokens, 1, None)
+        bounded("max_completion_tokens", chat.max_completion_tokens, 1, None)
     needs = _common_needs(chat)
     if chat.logprobs or chat.top_logprobs:
         needs.append(Capability.LOGPROBS)
@@ -162,7 +142,7 @@ def _chat(fields: dict[str, Any], body: bytes) -> Facts:
         model=chat.model,
         body=body,
         needs=_CHATS.union(needs) if needs else _CHATS,
-        prompt_tokens=_estimate(len(body)),
+        prompt_tokens=estimate(len(body)),
         prompt_bytes=len(body),  # what is not message text in it is small
         max_tokens=chat.max_completion_tokens or chat.max_tokens,
         stream=bool(chat.stream),
@@ -171,7 +151,7 @@ def _chat(fields: dict[str, Any], body: bytes) -> Facts:
 
 
 def _completion(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Facts:
-    completion = _convert(fields, _Completion)
+    completion = convert(fields, _Completion)
     tokens = _prompt_tokens(completion.prompt, limits)
     needs = _common_needs(completion)
     if completion.logprobs is not None:
@@ -180,7 +160,7 @@ def _completion(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Fac
         model=completion.model,
         body=body,
         needs=_COMPLETES.union(needs),
-        prompt_tokens=tokens or _estimate(len(body)),
+        prompt_tokens=tokens or estimate(len(body)),
         prompt_bytes=0 if tokens else len(body),
         max_tokens=completion.max_tokens,
         stream=bool(completion.stream),
@@ -193,36 +173,32 @@ def _prompt_tokens(prompt: str | list[Any], limits: ParseLimits) -> int:
     if isinstance(prompt, str):
         return 0
     if prompt and all(type(item) is int for item in prompt):  # one prompt, given as token ids
-        _bounded("prompt", len(prompt), 1, limits.max_input_tokens, "token ids")
+        bounded("prompt", len(prompt), 1, limits.max_input_tokens, "token ids")
         return len(prompt)
-    _bounded("prompt", len(prompt), 1, limits.max_inputs, "prompts")
+    bounded("prompt", len(prompt), 1, limits.max_inputs, "prompts")
     return sum(len(item) for item in prompt) if all(isinstance(item, list) for item in prompt) else 0
 
 
 def _embedding(
     fields: dict[str, Any], body: bytes, limits: ParseLimits, decode_tokens: DecodeTokens | None
 ) -> Facts:
-    embedding = _convert(fields, _Embedding)
+    embedding = convert(fields, _Embedding)
     if embedding.encoding_format not in (None, "float", "base64"):
         raise BadRequestError(
             f"encoding_format is {embedding.encoding_format!r}; it can be 'float' or 'base64'.",
             param="encoding_format",
         )
     if embedding.dimensions is not None:
-        _bounded("dimensions", embedding.dimensions, 1, None)
+        bounded("dimensions", embedding.dimensions, 1, None)
     texts, token_count = _inputs(embedding.input, limits, decode_tokens)
     size = 0
     if token_count is None:
         size = sum(len(text.encode()) for text in texts)
-        tokens = _estimate(size)
+        tokens = estimate(size)
     else:
         tokens = token_count
         body = msgspec.json.encode({**fields, "input": texts})
-    if tokens > limits.max_input_tokens:
-        raise BadRequestError(
-            f"input has about {tokens} tokens; at most {limits.max_input_tokens} are allowed in one request.",
-            param="input",
-        )
+    within_tokens("input", tokens, limits)
     return Facts(
         model=embedding.model,
         body=body,
@@ -248,7 +224,7 @@ def _inputs(
         return [value], None
     if value and all(type(item) is int for item in value):  # one text, given as token ids
         return [_decode("input", value, decode_tokens)], len(value)
-    _bounded("input", len(value), 1, limits.max_inputs, "inputs")
+    bounded("input", len(value), 1, limits.max_inputs, "inputs")
     texts: list[str] = []
     token_count = 0
     for index, item in enumerate(value):
@@ -261,7 +237,7 @@ def _inputs(
             token_count += len(item)
         else:
             raise BadRequestError(
-                f"{param} is {_kind(item)}; each input is a string or a non-empty array of token ids.",
+                f"{param} is {kind_of(item)}; each input is a string or a non-empty array of token ids.",
                 param=param,
             )
     if token_count:
@@ -289,10 +265,10 @@ def _decode(param: str, tokens: list[int], decode_tokens: DecodeTokens | None) -
 
 def _common_needs(body: _Common) -> list[Capability]:
     if body.max_tokens is not None:
-        _bounded("max_tokens", body.max_tokens, 1, None)
+        bounded("max_tokens", body.max_tokens, 1, None)
     if body.n is None:
         return []
-    _bounded("n", body.n, 1, MAX_N)
+    bounded("n", body.n, 1, MAX_N)
     return [Capability.N] if body.n > 1 else []
 
 
@@ -300,49 +276,6 @@ def _include_usage(body: _Common) -> bool:
     return bool(body.stream and body.stream_options and body.stream_options.include_usage)
 
 
-def _convert(fields: dict[str, Any], to: type[_T]) -> _T:
-    try:
-        return msgspec.convert(fields, to)
-    except msgspec.ValidationError as exc:
-        raise _bad_field(str(exc)) from None
-
-
-def _bad_field(message: str) -> BadRequestError:
-    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$\.?([^`]*)`)?", message)
-    if missing:
-        return BadRequestError(f"The field '{missing[1]}' is missing.", param=missing[1])
-    found = _ERROR_PATH.match(message)
-    if not found or not found["path"]:
-        return BadRequestError(f"The body does not fit: {message}.")
-    return BadRequestError(f"{found['path']}: {found['what'].replace('`', '')}.", param=found["path"])
-
-
-def _bounded(param: str, value: int, low: int, high: int | None, noun: str = "") -> None:
-    if value < low or (high is not None and value > high):
-        if noun and value == 0:
-            raise BadRequestError(f"{param} is empty; give at least {low}.", param=param)
-        span = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise BadRequestError(
-            f"{param}: {value} {noun or 'is out of range'}; allowed is {span}.", param=param
-        )
-
-
 def _text(param: str, value: str) -> None:
     if not value:
         raise BadRequestError(f"{param} is an empty string; there is nothing to embed.", param=param)
-
-
-def _estimate(size: int) -> int:
-    return max(1, size // BYTES_PER_TOKEN)
-
-
-def _kind(value: object) -> str:
-    names = {
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "an array",
-        dict: "an object",
-    }
-    return names.get(type(value), "null")

@@ -20,7 +20,10 @@ _SHARED: Final = ("model", "encoding_format", "dimensions")  # what a batch key 
 
 
 class EmbeddingRequest(NamedTuple):
-    """A client's body, taken apart once: its top-level fields and its texts, both as JSON."""
+    """A client's body, taken apart once: its top-level fields and its texts, both as JSON.
+
+    What `PairRequest` has too is what the driver asks for: `texts`, and `merge`.
+    """
 
     fields: Mapping[str, msgspec.Raw]
     texts: Sequence[bytes]
@@ -33,6 +36,10 @@ class EmbeddingRequest(NamedTuple):
         if bytes(given).startswith(b"["):
             return cls(fields, [bytes(text) for text in _RAWS.decode(given)])
         return cls(fields, [bytes(given)])
+
+    def merge(self, vectors: Sequence[Vector], _ident: str) -> bytes:
+        """The answer to the client: its vectors in the order of its input."""
+        return merge(vectors, self.fields["model"])
 
 
 class Vector(NamedTuple):

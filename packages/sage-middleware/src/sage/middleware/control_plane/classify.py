@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import msgspec
 
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.bodies import DecodeTokens, Facts, ParseLimits, prompt_text, read_body
+from sage.middleware.control_plane.bodies import prompt_text, read_body
+from sage.middleware.control_plane.facts import DecodeTokens, Facts, ParseLimits
 from sage.middleware.control_plane.json_guard import strict_object
 from sage.middleware.control_plane.prefix import prompt_blocks
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
-from sage.middleware.engines.port import CHAT, EMBEDDINGS, Call, Route
+from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Call, Route
 
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
@@ -64,7 +65,7 @@ def parse(
         stream=facts.stream,
         slo=wishes.slo,
         priority=wishes.priority,
-        blocks=prompt_blocks(prompt_text(route, fields)) if blocks and route is not EMBEDDINGS else (),
+        blocks=prompt_blocks(prompt_text(route, fields)) if blocks and not facts.texts else (),
         batch_key=facts.batch_key,
         hedgeable=request_class is RequestClass.EMBED_INTERACTIVE,
         parent=wishes.parent,
@@ -76,9 +77,11 @@ def parse(
 
 def _request_class(route: Route, facts: Facts, limits: ParseLimits, wishes: Wishes) -> RequestClass:
     """The class by route and size. A caller may lower it by a header; a higher one is not granted."""
-    if route is not EMBEDDINGS:
+    if route is CHAT or route is COMPLETIONS:
         natural = RequestClass.CHAT if route is CHAT else RequestClass.COMPLETION
         return RequestClass.BATCH if wishes.lowered else natural
+    if route is not EMBEDDINGS:
+        return RequestClass.RERANK  # the core never sees the class of an aside
     large = facts.texts > limits.bulk_texts or facts.prompt_tokens > limits.bulk_tokens
     if wishes.lowered or (large and wishes.deadline is None):
         return RequestClass.EMBED_BULK

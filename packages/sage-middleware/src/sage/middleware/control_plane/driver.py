@@ -13,6 +13,7 @@ from sage.common.clock import Clock
 from sage.common.config import ControlPlaneConfig
 from sage.common.errors import ConflictError, SageError, TimedOutError, UnavailableError
 from sage.common.telemetry import RequestClass
+from sage.middleware.control_plane.asides import ASIDES, Asides
 from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.jitter import Jitter
 from sage.middleware.control_plane.options import CoreOptions, policy_options
@@ -71,6 +72,7 @@ class ControlPlane:
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[str, Ticket] = {}
         self._upstreams = Upstreams(clock, self._handle, self._core.is_live)
+        self._asides = Asides(self._goodbye)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._pulse: asyncio.TimerHandle | None = None
@@ -125,7 +127,7 @@ class ControlPlane:
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
     ) -> Literal["done", "failed"]:
-        """Serve one request into `sink`; `decision` tells more about it.
+        """Serve one request into `sink`; `decision` tells more about it, unless it is an aside (see there).
 
         `deadline`: seconds from now by which the answer must be complete, if that of `job.parent` is not
         nearer. `used` is told at the end what engines have counted for it. Cancelling the awaiting task means
@@ -139,12 +141,16 @@ class ControlPlane:
         if job.id in self._tickets:
             raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
         self._core.check(job)
+        if call.route in ASIDES:
+            await self._asides.serve(call, sink, self._able(job), deadline)
+            return "done"
         ticket = self._tickets[job.id] = Ticket.of(job, call, sink, asyncio.current_task())
         now = self._clock.now()
         alarm = record = None
         try:
             self._handle(Arrived(now, job, None if deadline is None else now + deadline))
-            record = self._core.record(job.id)  # now: later ones may push it out of the history
+            if used is not None:
+                record = self._core.record(job.id)  # now: later ones may push it out of the history
             if deadline is not None or job.parent:
                 alarm = self._set_alarm(ticket)
             return await self._serve(ticket)
@@ -159,6 +165,11 @@ class ControlPlane:
             del self._tickets[job.id]
             if not self._tickets:
                 self._idle.set()
+
+    def _able(self, job: Job) -> list[Engine]:
+        """The engines that may be sent it, the least busy first."""
+        loads = self._core.engines.candidates(job, self._clock.now())
+        return [self._engines[load.name] for load in sorted(loads, key=lambda load: load.running)]
 
     async def _serve(self, ticket: Ticket) -> Literal["done", "failed"]:
         """Do what is decided about a request until it has ended; the only one that raises to its caller."""
@@ -331,6 +342,7 @@ class ControlPlane:
                 for ticket in list(self._tickets.values()):
                     self._abort(ticket, self._goodbye())
                 await self._idle.wait()
+        self._asides.close()
         await self._upstreams.close()
         for timer in (self._timer, self._pulse):
             if timer is not None:

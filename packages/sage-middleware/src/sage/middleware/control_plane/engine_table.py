@@ -24,6 +24,7 @@ _ROUTES: Final = {
     Capability.COMPLETIONS: "completions",
     Capability.EMBEDDINGS: "embeddings",
     Capability.RERANK: "rerank",
+    Capability.TOKENIZE: "tokenize",
 }
 
 

@@ -49,7 +49,7 @@ class Template(msgspec.Struct, frozen=True):
 
     name: str
     model: str
-    task: Literal["generate", "embed"]
+    task: Literal["generate", "embed", "rerank"]
     min_replicas: int = 1
     max_replicas: int = 1
     group: str = ""

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from sage.common.errors import SageError
-from sage.middleware.answers import ChatReader, Patience, read_embeddings
-from sage.middleware.client import BULK, Delta, FloatMatrix, Message
+from sage.middleware.answers import ChatReader, Patience, read_embeddings, read_ranking
+from sage.middleware.client import BULK, Delta, FloatMatrix, FloatVector, Message
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.engines.port import Route
@@ -56,6 +56,14 @@ class InProcessClient:
             answer = [chunk async for chunk in self._chunks(self._parse(Route.EMBEDDINGS, body, headers))]
             parts.append(read_embeddings(b"".join(answer), len(batch)))
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, model: str) -> FloatVector:
+        """Score documents; shape (0,) for none."""
+        if not documents:
+            return np.empty(0, np.float32)
+        body = msgspec.json.encode({"model": model, "query": query, "documents": documents})
+        answer = [chunk async for chunk in self._chunks(self._parse(Route.RERANK, body))]
+        return read_ranking(b"".join(answer), len(documents))
 
     async def chat(self, messages: Sequence[Message], *, model: str, **params: Any) -> AsyncIterator[Delta]:
         """Stream a chat answer; closing the iterator early ends the engine's work."""

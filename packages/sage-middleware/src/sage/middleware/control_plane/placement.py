@@ -114,7 +114,7 @@ class Placement:
             if lane.held:
                 self._wake_at(limits.hold_until)
                 return False
-            taken = fill(self._lanes, lane, record, limits, now)
+            taken = fill(self._lanes, lane, record, limits, now, coalesce=load.spec.coalesces)
         else:
             taken = [whole(record)]
             if record.job.id in lane.records:  # it waited

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from sage.common.errors import SageError
-from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, merge
+from sage.middleware.control_plane.calls import EmbeddingRequest, Vector
+from sage.middleware.control_plane.pairs import PairRequest
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import EMBEDDINGS, Call, Engine, Sink
@@ -41,12 +42,12 @@ class Ticket(msgspec.Struct, eq=False):
     closed: bool = False
     waiter: asyncio.Future[None] | None = None
     vectors: list[Vector | None] = []
-    _request: EmbeddingRequest | None = None
+    _request: EmbeddingRequest | PairRequest | None = None
 
     @classmethod
     def of(cls, job: Job, call: Call, sink: Sink, task: asyncio.Task[Any] | None) -> Ticket:
         """A new one."""
-        units = (job.texts or 1) if call.route is EMBEDDINGS else 1
+        units = job.texts or 1
         return cls(job, call, sink, task, units, units)
 
     @property
@@ -55,10 +56,12 @@ class Ticket(msgspec.Struct, eq=False):
         return self.closed or self.outcome is not None or self.answer is not None or self.error is not None
 
     @property
-    def request(self) -> EmbeddingRequest:
-        """The body of an embedding request, taken apart at the first use."""
+    def request(self) -> EmbeddingRequest | PairRequest:
+        """The body of a request for vectors or scores, taken apart at the first use."""
         if self._request is None:
-            self._request = EmbeddingRequest.decode(self.call.body)
+            route, body = self.call.route, self.call.body
+            embeds = route is EMBEDDINGS
+            self._request = EmbeddingRequest.decode(body) if embeds else PairRequest.decode(route, body)
         return self._request
 
     def wake(self) -> None:
@@ -67,16 +70,14 @@ class Ticket(msgspec.Struct, eq=False):
             self.waiter.set_result(None)
 
     def accept(self, start: int, vectors: Sequence[Vector]) -> None:
-        """Take the vectors of its texts from `start` on; the last ones complete the answer."""
+        """Take the vectors or scores of its texts from `start` on; the last ones complete the answer."""
         if not self.vectors:
             self.vectors = [None] * self.units
         for at, vector in enumerate(vectors, start):
             self.missing -= self.vectors[at] is None
             self.vectors[at] = vector
         if not self.missing:
-            self.answer = merge(
-                [one for one in self.vectors if one is not None], self.request.fields["model"]
-            )
+            self.answer = self.request.merge([one for one in self.vectors if one is not None], self.job.id)
 
 
 class Part(msgspec.Struct, eq=False):
@@ -93,7 +94,7 @@ class Part(msgspec.Struct, eq=False):
 
     @property
     def texts(self) -> Sequence[bytes]:
-        """The texts, as JSON."""
+        """The texts or pairs, as JSON."""
         return self.ticket.request.texts[self.start : self.stop]
 
 

@@ -12,12 +12,14 @@ from msgspec import structs
 
 from sage.common.clock import Clock
 from sage.common.errors import EngineError, OverloadedError, SageError, UnavailableError, UnreachableError
-from sage.middleware.control_plane.calls import Vector, assemble, read_answer
+from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, assemble, read_answer
+from sage.middleware.control_plane.pairs import PairRequest, read_scores
+from sage.middleware.control_plane.pairs import assemble as assemble_pairs
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
-from sage.middleware.engines.port import EMBEDDINGS, Call, Engine, Usage
+from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Call, Engine, Route, Usage
 
 __all__ = ["Upstreams", "refusal"]
 
@@ -81,10 +83,10 @@ class Upstreams:
         ticket = up.parts[0].ticket
         up.begun = True
         try:
-            if ticket.call.route is EMBEDDINGS:
-                await self._embed(up)
-            else:
+            if ticket.call.route is CHAT or ticket.call.route is COMPLETIONS:
                 await self._generate(up, ticket)
+            else:
+                await self._embed(up)
         except asyncio.CancelledError:
             self._forget(up)
             task = asyncio.current_task()
@@ -122,7 +124,7 @@ class Upstreams:
             reason = "another attempt answered first"
             self._handle(Failed(self._clock.now(), up.number, reason, retryable=True, fault=False))
 
-    # ---- embeddings ----------------------------------------------------------------------------------
+    # ---- vectors and scores ---------------------------------------------------------------------------
 
     async def _embed(self, up: Upstream) -> None:
         """Compute the texts of all parts; one request's bad text is told to that request alone."""
@@ -156,16 +158,19 @@ class Upstreams:
             part.ticket.wake()
 
     async def _compute(self, up: Upstream, parts: Sequence[Part]) -> _Landed:
-        """The vectors of these parts; what other calls compute already is waited for."""
+        """The vectors or scores of these parts; what other calls compute already is waited for."""
         landed = _Landed(parts)
         ticket = parts[0].ticket
         wanted = list(dict.fromkeys(text for part in parts for text in part.texts))
-        units = ticket.units if len(parts) == 1 and parts[0].whole else 0
+        as_it_is = len(parts) == 1 and parts[0].whole and ticket.call.route is EMBEDDINGS
+        units = ticket.units if as_it_is else 0
 
         async def compute(texts: list[bytes]) -> list[Vector]:
             whole = len(texts) == units
-            answer = await self._ask(up, ticket, ticket.call.body if whole else _body(parts, texts))
-            vectors, usage = read_answer(answer, texts)
+            route, body = (EMBEDDINGS, ticket.call.body) if whole else _body(parts, texts)
+            answer = await self._ask(up, ticket, route, body)
+            read = read_answer if route is EMBEDDINGS else partial(read_scores, route)
+            vectors, usage = read(answer, texts)
             landed.tokens += usage.prompt_tokens
             landed.untouched = answer if whole else None
             return vectors
@@ -180,9 +185,9 @@ class Upstreams:
         )
         return landed
 
-    async def _ask(self, up: Upstream, ticket: Ticket, body: bytes) -> bytes:
+    async def _ask(self, up: Upstream, ticket: Ticket, route: Route, body: bytes) -> bytes:
         collector = up.sink = Collector()
-        call = Call(ticket.job.id, EMBEDDINGS, body, stream=False, include_usage=False, threads=up.threads)
+        call = Call(ticket.job.id, route, body, stream=False, include_usage=False, threads=up.threads)
         await up.engine.send(call, collector)
         if not collector.ended:
             raise _unended(up.engine)
@@ -257,9 +262,13 @@ def refusal(action: Reject, fault: SageError | None) -> SageError:
     return fault or EngineError(f"Failed: {action.reason}.")
 
 
-def _body(parts: Sequence[Part], texts: list[bytes]) -> bytes:
-    requests = {part.ticket.job.id: part.ticket.request for part in parts}
-    return assemble(list(requests.values()), texts)
+def _body(parts: Sequence[Part], texts: list[bytes]) -> tuple[Route, bytes]:
+    """What to ask for, and by which route; all parts are of one kind, as they share a batch key."""
+    requests = {part.ticket.job.id: part.ticket.request for part in parts}.values()
+    pairs = [one for one in requests if isinstance(one, PairRequest)]
+    if pairs:
+        return assemble_pairs(pairs[0].route, pairs[0].model, texts)
+    return EMBEDDINGS, assemble([one for one in requests if isinstance(one, EmbeddingRequest)], texts)
 
 
 def _is_fault(error: SageError) -> bool:

@@ -26,8 +26,9 @@ from sage.common.telemetry import (
     HEADER_TENANT,
     RequestClass,
 )
+from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.types import Slo
-from sage.middleware.engines.port import EMBEDDINGS, Route
+from sage.middleware.engines.port import CHAT, COMPLETIONS, Route
 
 __all__ = ["WISHES", "Wishes", "read_wishes", "request_id"]
 
@@ -43,11 +44,14 @@ WISHES: Final = (
 )
 
 _WISHES: Final = frozenset(WISHES)
-_CLASSES: Final = {
+_CLASSES: Final[Mapping[Route, tuple[RequestClass, ...]]] = {  # the usual one, and the lower one if any
     Route.CHAT: (RequestClass.CHAT, RequestClass.BATCH),
     Route.COMPLETIONS: (RequestClass.COMPLETION, RequestClass.BATCH),
     Route.EMBEDDINGS: (RequestClass.EMBED_INTERACTIVE, RequestClass.EMBED_BULK),
+    Route.RERANK: (RequestClass.RERANK,),
+    Route.SCORE: (RequestClass.RERANK,),
 }
+_SCHEDULING: Final = tuple(name for name in WISHES if name not in (HEADER_DEADLINE, HEADER_TENANT))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PRIORITY: Final = re.compile(r"[+-]?[0-9]")
 
@@ -73,6 +77,11 @@ def read_wishes(route: Route, headers: Mapping[str, str], *, tenant: str, tenant
     if _WISHES.isdisjoint(headers):
         return Wishes(tenant)
     deadline = _seconds(headers, HEADER_DEADLINE)
+    if route in ASIDES:
+        for name in _SCHEDULING:
+            if name in headers:
+                raise _refused(name, headers[name], f"/v1/{route} waits in no queue and takes none")
+        return Wishes(_tenant(headers, tenant, tenants), deadline=deadline)
     return Wishes(
         tenant=_tenant(headers, tenant, tenants),
         lowered=_lowered(route, headers),
@@ -102,16 +111,16 @@ def _lowered(route: Route, headers: Mapping[str, str]) -> bool:
     asked = headers.get(HEADER_CLASS)
     if asked is None:
         return False
-    usual, lower = _CLASSES[route]
-    if asked not in (usual, lower):
-        raise _refused(HEADER_CLASS, asked, f"on /v1/{route} it can be {usual} or {lower}")
-    return asked == lower
+    classes = _CLASSES[route]
+    if asked not in classes:
+        raise _refused(HEADER_CLASS, asked, f"on /v1/{route} it can be {' or '.join(classes)}")
+    return asked != classes[0]
 
 
 def _slo(route: Route, headers: Mapping[str, str], deadline: float | None) -> Slo | None:
-    """An answer of vectors has no first token: its goal is the whole."""
+    """An answer of vectors or scores has no first token: its goal is the whole."""
     ttft, tpot = _seconds(headers, HEADER_SLO_TTFT), _seconds(headers, HEADER_SLO_TPOT)
-    if route is not EMBEDDINGS:
+    if route is CHAT or route is COMPLETIONS:
         asked = Slo(ttft, tpot, deadline)
     elif tpot is not None:
         raise _refused(HEADER_SLO_TPOT, headers[HEADER_SLO_TPOT], f"/v1/{route} has no tokens to wait for")

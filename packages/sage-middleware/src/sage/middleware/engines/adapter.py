@@ -14,13 +14,28 @@ from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.port import EMBEDDINGS, Call, EngineSpec, Sink, Usage
+from sage.middleware.engines.port import (
+    DETOKENIZE,
+    EMBEDDINGS,
+    RERANK,
+    SCORE,
+    TOKENIZE,
+    Call,
+    EngineSpec,
+    Route,
+    Sink,
+    Usage,
+)
 from sage.middleware.engines.sse import Splitter, data_of, usage_of
 
 __all__ = ["Dialect", "HttpEngine", "PassThrough", "PassThroughDialect", "Translator", "splice"]
 
 _log = logging.getLogger("sage.engines")
 _MAX_ERROR_BYTES = 64 * 1024
+_NO_PATHS: Mapping[Route, str] = {}
+# a server of one of these may lack another, and is none the worse
+_OPTIONAL = frozenset({RERANK, SCORE, TOKENIZE, DETOKENIZE})
+_MISSING = frozenset({404, 405, 501})
 _REFUSALS = frozenset({400, 413, 415, 422})  # the request's own fault; anything else is the engine's
 
 
@@ -55,7 +70,10 @@ class Dialect(Protocol):
 
 
 class HttpEngine:
-    """An engine behind HTTP. `headers` go with every call (a remote engine's key)."""
+    """An engine behind HTTP. `headers` go with every call (a remote engine's key).
+
+    `paths`: where it has a route elsewhere than below `/v1/`.
+    """
 
     def __init__(
         self,
@@ -65,12 +83,14 @@ class HttpEngine:
         *,
         headers: Mapping[str, str] | None = None,
         ready_path: str = "/health",
+        paths: Mapping[Route, str] = _NO_PATHS,
     ) -> None:
         self._spec = spec
         self._dialect = dialect
         self._pool = pool
         self._headers = dict(headers or {})
         self._ready_path = ready_path
+        self._paths = paths
 
     @property
     def spec(self) -> EngineSpec:
@@ -89,9 +109,10 @@ class HttpEngine:
             receiver = _Whole(sink)
         try:
             headers = self.headers(call)
-            await self._pool.request("POST", f"/v1/{call.route}", receiver, body=body, headers=headers)
+            path = self._paths.get(call.route) or f"/v1/{call.route}"
+            await self._pool.request("POST", path, receiver, body=body, headers=headers)
             if receiver.status // 100 != 2:
-                raise _refusal(self._spec.name, receiver.status, receiver.joined())
+                raise _refusal(self._spec.name, call.route, receiver.status, receiver.joined())
             return receiver.finish()
         except UpstreamError as error:
             _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
@@ -221,12 +242,14 @@ class _Stream(_Answer):
         return self._translator.usage
 
 
-def _refusal(engine: str, status: int, body: bytes) -> SageError:
+def _refusal(engine: str, route: Route, status: int, body: bytes) -> SageError:
     """An engine's error in our words; its own go to the log alone."""
     complaint = complaint_of(body)
     _log.warning("engine %s answered %d: %s", engine, status, complaint.words)
     if status in _REFUSALS:
         return refused(engine, status, complaint)
+    if status in _MISSING and route in _OPTIONAL:
+        return BadRequestError(f"The engine {engine} answered {status}: it has no /v1/{route}.")
     return EngineError(f"The engine {engine} answered {status}.")
 
 

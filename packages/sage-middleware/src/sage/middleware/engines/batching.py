@@ -1,12 +1,14 @@
-"""Which texts to compute together: pure decisions of the embedding server."""
+"""Which texts, or pairs of texts, to compute together: pure decisions of the embedding server."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Work", "cut", "patience", "plan", "take"]
+__all__ = ["Text", "Work", "cut", "patience", "plan", "take"]
+
+Text = str | tuple[str, str]  # what a model reads at once: a text to embed, or two to compare
 
 MAX_TEXTS = 64
 MAX_CHARS = 8192  # of one round: what a text that comes now has to wait for
@@ -23,8 +25,8 @@ class Work:
     `threads`: how many it may be computed with.
     """
 
-    texts: list[str]
-    done: Callable[[list[object], int], object]  # vectors in input order, tokens
+    texts: Sequence[Text]
+    done: Callable[[list[object], int], object]  # vectors or scores in input order, tokens
     failed: Callable[[Exception], object]
     threads: int = 1
     cancelled: bool = False
@@ -34,12 +36,17 @@ class Work:
     missing: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.order = deque(sorted(range(len(self.texts)), key=lambda i: -len(self.texts[i])))
+        self.order = deque(sorted(range(len(self.texts)), key=lambda i: -length(self.texts[i])))
         self.vectors = [None] * len(self.texts)
         self.missing = len(self.texts)
 
 
 Item = tuple[Work, int]
+
+
+def length(text: Text) -> int:
+    """Characters that the model reads."""
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
 def take(queue: deque[Work], texts: int = MAX_TEXTS, chars: int = MAX_CHARS) -> list[Item]:
@@ -54,7 +61,7 @@ def take(queue: deque[Work], texts: int = MAX_TEXTS, chars: int = MAX_CHARS) -> 
         if work.cancelled or not work.order:
             continue
         items.append((work, work.order.popleft()))
-        chars -= len(work.texts[items[-1][1]])
+        chars -= length(work.texts[items[-1][1]])
         queue.append(work)
     for work in [work for work in queue if not work.order or work.cancelled]:
         queue.remove(work)
@@ -75,17 +82,17 @@ def plan(items: Iterable[Item], padding: int = PADDING) -> list[list[Item]]:
 
     A batch is padded to its longest text; a new one begins where the padding saved outweighs its fixed cost.
     """
-    rest = sorted(items, key=lambda item: -len(item[0].texts[item[1]]))
-    lengths = [len(work.texts[index]) for work, index in rest]
+    rest = sorted(items, key=lambda item: -length(item[0].texts[item[1]]))
+    lengths = [length(work.texts[index]) for work, index in rest]
     batches: list[list[Item]] = []
     start = 0
     tail = sum(lengths)  # characters of what follows
-    for at, length in enumerate(lengths):
-        saved = (lengths[start] - length) * (len(lengths) - at)
+    for at, size in enumerate(lengths):
+        saved = (lengths[start] - size) * (len(lengths) - at)
         if at > start and saved > padding and tail:
             batches.append(rest[start:at])
             start = at
-        tail -= length
+        tail -= size
     if rest[start:]:
         batches.append(rest[start:])
     return batches[::-1]
@@ -96,13 +103,13 @@ def cut(items: Iterable[Item], chars: int = PIECE) -> list[list[Item]]:
 
     The shortest texts come first: none waits for longer ones than it must.
     """
-    rest = sorted(items, key=lambda item: len(item[0].texts[item[1]]))
-    lengths = [len(work.texts[index]) for work, index in rest]
+    rest = sorted(items, key=lambda item: length(item[0].texts[item[1]]))
+    lengths = [length(work.texts[index]) for work, index in rest]
     whole = sum(lengths)
     count = max(1, round(whole / chars))
     batches: list[list[Item]] = [[] for _ in range(count)]
     passed = 0
-    for item, length in zip(rest, lengths, strict=True):
-        batches[min(count - 1, (passed + length // 2) * count // max(1, whole))].append(item)
-        passed += length
+    for item, size in zip(rest, lengths, strict=True):
+        batches[min(count - 1, (passed + size // 2) * count // max(1, whole))].append(item)
+        passed += size
     return [batch for batch in batches if batch]

@@ -9,7 +9,15 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, require, source_of, uses_gpu
+from sage.middleware.engines.launch import (
+    check_reranker,
+    describe,
+    environment,
+    log_file,
+    require,
+    source_of,
+    uses_gpu,
+)
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec
 from sage.middleware.engines.threads import THREADS_HEADER
 from sage.platform.nodes import inventory
@@ -22,14 +30,21 @@ class EmbeddingKind:
     """Started as `python -m sage.middleware.engines.embedding_server`."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Embeddings only. Raises ConfigError for `python`: it runs in this environment."""
+        """Embeddings, or scores with `task: rerank`, and the model's tokens.
+
+        Raises ConfigError for `python`, as it runs in this environment, and for a reranker that is none.
+        """
         if config.python:
             raise ConfigError(
                 f"Engine {config.name}: kind embedding runs in SAGE's own environment and takes no `python`.",
-                hint="Remove `python`, or use kind vllm with task embed.",
+                hint="Remove `python`, or use kind vllm with task embed or rerank.",
             )
+        reranks = config.task == "rerank"
+        if reranks:
+            check_reranker(config)
+        can = frozenset({Capability.RERANK if reranks else Capability.EMBEDDINGS, Capability.TOKENIZE})
         gpu = uses_gpu("")
-        return describe(config, frozenset({Capability.EMBEDDINGS}), on_gpu=gpu, elastic=not gpu)
+        return describe(config, can, on_gpu=gpu, elastic=not gpu)
 
     def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec:
         """One process with as many threads as it has cores, and all the machine's when it is asked to.
@@ -47,6 +62,8 @@ class EmbeddingKind:
             source.path_or_id,
         ]
         spec = self.spec(config)
+        if spec.task == "rerank":
+            argv += ["--task", "rerank"]
         argv += ["--served-as", spec.model, "--port", str(port), "--threads", str(len(cores) or 1)]
         lends = spec.elastic and bool(cores)
         if lends:

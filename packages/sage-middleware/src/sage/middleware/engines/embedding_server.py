@@ -1,6 +1,8 @@
-"""An OpenAI-compatible embedding server: texts of all connections are computed in common batches.
+"""A server around one model of sentence-transformers: requests of all connections share batches.
 
 `python -m sage.middleware.engines.embedding_server --model PATH --served-as ID --port N --threads K`.
+With `--task rerank` the model is a cross-encoder and gives scores of pairs by `/v1/rerank` and `/v1/score`,
+else it embeds texts by `/v1/embeddings`. The model's tokens are told by `/v1/tokenize` and `/v1/detokenize`.
 Sockets and JSON are handled on the main thread, the model on one worker thread. A text longer than the
 model's window is cut there, as sentence-transformers does; `usage` counts the tokens that were computed.
 On a CPU, texts of models that allow it are computed without padding (`packed.PACKABLE`).
@@ -14,217 +16,50 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import logging
 import signal
-import threading
-import time
-from collections import deque
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import get_args
 
 import msgspec
-import numpy as np
 
-from sage.common.errors import BadRequestError, EngineError, ModelNotFoundError, NotFoundError, SageError
-from sage.middleware.engines.batching import Item, Work, cut, patience, plan, take
-from sage.middleware.engines.packed import PackedTransformer, can_pack, lay_out
+from sage.common.errors import EngineError, NotFoundError, SageError
+from sage.middleware.engines.asks import FACES, Read, Task
+from sage.middleware.engines.batcher import Batcher
+from sage.middleware.engines.batching import Work
+from sage.middleware.engines.encoders import Model, load_model
 from sage.middleware.engines.server import Exchange, ServerProtocol
-from sage.middleware.engines.threads import THREADS_HEADER, Cores, ThreadTeam, pin, usable
+from sage.middleware.engines.threads import THREADS_HEADER, Cores, pin, usable
 
-__all__ = ["Batcher", "EmbeddingApp", "Model", "load_model", "main"]
-
-_log = logging.getLogger("sage.engines.embedding")
-MAX_INPUTS = 2048
-_GRAIN = 32768  # elements below which torch uses one thread (at::internal::GRAIN_SIZE)
-
-
-class Model(Protocol):
-    """What computes: texts in, one float32 row and one token count each out."""
-
-    @property
-    def dimensions(self) -> int:
-        """The length of a vector."""
-        ...
-
-    @property
-    def pads(self) -> bool:
-        """Whether a text costs as much as the longest in its batch."""
-        ...
-
-    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
-        """Vectors (n by dimensions) and tokens (n), computed with so many threads. From one thread only."""
-        ...
-
-
-class _SentenceTransformers:
-    """A sentence-transformers model; nothing is fetched when it is a folder."""
-
-    def __init__(self, path: str, cores: Cores) -> None:
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        def fork(count: int) -> None:
-            torch.zeros(count * _GRAIN + 1).add_(1)
-
-        self._torch = torch
-        self._team = ThreadTeam(cores, torch.set_num_threads, fork)
-        self._model = SentenceTransformer(path, device=None if torch.cuda.is_available() else "cpu")
-        self._model.eval()
-        if self._model.device.type == "cpu":
-            lay_out(self._model)
-        self._packed = PackedTransformer(self._model) if can_pack(self._model) else None
-        self.pads = self._packed is None
-        self.dimensions: int = int(self._model.get_embedding_dimension() or 0)
-
-    def encode(self, texts: list[str], threads: int) -> tuple[np.ndarray[Any, Any], list[int]]:
-        self._team.use(threads)
-        features = self._model.preprocess(texts)
-        device = self._model.device
-        features = {k: v.to(device) if hasattr(v, "to") else v for k, v in features.items()}
-        tokens = features["attention_mask"].sum(dim=1).tolist()
-        with self._torch.inference_mode():
-            if self._packed is None:
-                vectors = self._model.forward(features)["sentence_embedding"]
-            else:
-                vectors = self._packed.forward(features)
-        return vectors.float().cpu().numpy(), tokens
-
-
-def load_model(path: str, cores: Cores) -> Model:
-    """Load a sentence-transformers model. Raises NotFoundError when it cannot be loaded."""
-    try:
-        return _SentenceTransformers(path, cores)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotFoundError(f"The embedding model {path} cannot be loaded: {error}") from error
-
-
-class Batcher:
-    """The worker thread. `submit` may be called anywhere; callbacks of the work come on the worker thread."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._queue: deque[Work] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._last = (0, 0.0)  # requests and seconds of the last round
-        self._thread = threading.Thread(target=self._run, name="embedding", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Work) -> None:
-        """Queue the texts of one request."""
-        with self._wake:
-            self._queue.append(work)
-            self._wake.notify()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the worker runs: without it nothing is ever answered."""
-        return self._thread.is_alive()
-
-    @property
-    def waiting(self) -> int:
-        """Requests with texts that are not being computed yet."""
-        return sum(not work.cancelled for work in tuple(self._queue))
-
-    def close(self) -> None:
-        """Stop after the batch that is being computed."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while items := self._next():
-            begun = time.perf_counter()
-            for batch in plan(items) if self._model.pads else cut(items):
-                self._compute([item for item in batch if not item[0].cancelled])
-            self._last = (len({id(work) for work, _ in items}), time.perf_counter() - begun)
-
-    def _next(self) -> list[Item]:
-        """Wait for texts; empty when closed."""
-        with self._wake:
-            while True:
-                self._wake.wait_for(lambda: self._queue or self._closed)
-                if self._closed:
-                    return []
-                self._gather()
-                if items := take(self._queue):
-                    return items
-
-    def _gather(self) -> None:
-        """Clients that wait for their answers ask again at once: let them into one batch instead of two."""
-        begun = time.monotonic()
-        while not self._closed:
-            left = patience(len(self._queue), *self._last) - (time.monotonic() - begun)
-            if left <= 0:
-                break
-            self._wake.wait(left)
-
-    def _compute(self, batch: list[Item]) -> None:
-        if not batch:
-            return
-        try:
-            texts = [work.texts[index] for work, index in batch]
-            vectors, tokens = self._model.encode(texts, max(work.threads for work, _ in batch))
-            rows = list(zip(batch, vectors, tokens, strict=True))
-        except Exception as error:  # the model's own errors are of any type; the server goes on
-            for work in {work for work, _ in batch}:
-                _give_up(work, error)
-            return
-        for (work, index), vector, count in rows:
-            work.vectors[index] = vector
-            work.tokens += count
-            work.missing -= 1
-            if not work.missing:
-                _hand_over(work)
-
-
-def _hand_over(work: Work) -> None:
-    """Give a request its vectors. One that cannot take them must not end the only worker."""
-    try:
-        work.done(work.vectors, work.tokens)
-    except Exception as error:
-        _give_up(work, error)
-
-
-def _give_up(work: Work, error: Exception) -> None:
-    work.cancelled = True
-    try:
-        work.failed(error)
-    except Exception:
-        _log.exception("a failed request could not be told so")
-
-
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    """The request, as OpenAI has it."""
-
-    model: str
-    input: str | list[Any]
-    encoding_format: str = "float"
-    dimensions: int | None = None
-    user: str | None = None
-
-
-_BODY = msgspec.json.Decoder(_Body)
+__all__ = ["EmbeddingApp", "main"]
 
 
 class EmbeddingApp:
-    """The routes: POST /v1/embeddings, GET /v1/models, GET /health. Built within a running loop."""
+    """The routes: those of the task, GET /v1/models, GET /health. Built within a running loop."""
 
-    def __init__(self, model: Model, served_as: str, cores: Cores | None = None) -> None:
+    def __init__(
+        self, model: Model, served_as: str, cores: Cores | None = None, *, task: Task = "embed"
+    ) -> None:
+        self._face = FACES[task]
         self._cores = cores or Cores()
         self._loop = asyncio.get_running_loop()
         self._model = model
         self._served_as = served_as
         self._batcher = Batcher(model)
+        self._aside = {
+            ("POST", "/v1/tokenize"): model.tokens.tokenize,
+            ("POST", "/v1/detokenize"): model.tokens.detokenize,
+        }
         self._running = 0
 
     def handle(self, exchange: Exchange) -> None:
-        """Answer one request, now or when its vectors are there."""
+        """Answer one request, now or when what it asks for is computed."""
         path = (exchange.request.method, exchange.request.path)
+        read = self._face.reads.get(path[1]) if path[0] == "POST" else None
         try:
-            if path == ("POST", "/v1/embeddings"):
-                self._embed(exchange)
+            if read is not None:
+                self._compute(exchange, read)
+            elif path in self._aside:
+                self._loop.run_in_executor(None, self._tokens, exchange, self._aside[path])
             elif path == ("GET", "/health"):
                 alive = self._batcher.alive
                 report = {"status": "ok" if alive else "the worker has ended", "running": self._running}
@@ -233,7 +68,8 @@ class EmbeddingApp:
                 entry = {"id": self._served_as, "object": "model", "created": 0, "owned_by": "sage"}
                 exchange.respond(200, msgspec.json.encode({"object": "list", "data": [entry]}))
             else:
-                raise NotFoundError(f"There is no {path[0]} {path[1]}; there is POST /v1/embeddings.")
+                known = " and ".join(f"POST {one}" for one in self._face.reads)
+                raise NotFoundError(f"There is no {path[0]} {path[1]}; there is {known}.")
         except SageError as error:
             _refuse(exchange, error)
 
@@ -245,7 +81,7 @@ class EmbeddingApp:
             self._loop.call_soon_threadsafe(over.set_result, fault)
 
         self._batcher.submit(
-            Work(["warm-up"], lambda _vectors, _tokens: tell(None), tell, threads=self._cores.threads)
+            Work([self._face.sample], lambda _vectors, _tokens: tell(None), tell, threads=self._cores.threads)
         )
         if fault := await over:
             raise EngineError(f"The model {self._served_as} failed on its first text: {fault}") from fault
@@ -254,12 +90,11 @@ class EmbeddingApp:
         """Stop computing."""
         self._batcher.close()
 
-    def _embed(self, exchange: Exchange) -> None:
-        body = self._parse(exchange.request.body)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+    def _compute(self, exchange: Exchange, read: Read) -> None:
+        ask = read(exchange.request.body, self._served_as, self._model.dimensions)
 
-        def done(vectors: list[object], tokens: int) -> None:
-            answer = _answer(vectors, tokens, body, self._served_as)
+        def done(computed: list[object], tokens: int) -> None:
+            answer = ask.answer(computed, tokens)
             self._loop.call_soon_threadsafe(self._over, exchange, answer)
 
         def failed(error: Exception) -> None:
@@ -267,10 +102,20 @@ class EmbeddingApp:
             self._loop.call_soon_threadsafe(self._over, exchange, fault)
 
         asked = exchange.request.headers.get(THREADS_HEADER, "")
-        work = Work(texts, done, failed, threads=self._cores.asked(asked))
+        work = Work(ask.texts, done, failed, threads=self._cores.asked(asked))
         self._running += 1
         exchange.on_close = lambda: self._cancel(work)
         self._batcher.submit(work)
+
+    def _tokens(self, exchange: Exchange, answer: Callable[[bytes, str], bytes]) -> None:
+        """On a thread beside the sockets and the model: a long text takes a while."""
+        try:
+            found: bytes | SageError = answer(exchange.request.body, self._served_as)
+        except SageError as error:
+            found = error
+        except Exception as error:  # the tokenizer's own errors are of any type
+            found = EngineError(f"The tokenizer failed: {error}")
+        self._loop.call_soon_threadsafe(_tell, exchange, found)
 
     def _cancel(self, work: Work) -> None:
         work.cancelled = True
@@ -280,64 +125,18 @@ class EmbeddingApp:
         if exchange.closed:
             return
         self._running -= 1
-        if isinstance(answer, SageError):
-            _refuse(exchange, answer)
-        else:
-            exchange.respond(200, answer)
-
-    def _parse(self, raw: bytes) -> _Body:
-        try:
-            body = _BODY.decode(raw)
-        except msgspec.DecodeError as error:
-            raise BadRequestError(f"The body is not an embeddings request: {error}.") from error
-        if body.model != self._served_as:
-            raise ModelNotFoundError(
-                f"There is no model {body.model!r}; there is {self._served_as!r}.", param="model"
-            )
-        if body.encoding_format not in ("float", "base64"):
-            raise BadRequestError(
-                f"encoding_format {body.encoding_format!r} is not one of float, base64.",
-                param="encoding_format",
-            )
-        if body.dimensions is not None and not 1 <= body.dimensions <= self._model.dimensions:
-            raise BadRequestError(
-                f"dimensions is {body.dimensions}; this model gives 1 to {self._model.dimensions}.",
-                param="dimensions",
-            )
-        _check_texts(body.input)
-        return body
+        _tell(exchange, answer)
 
 
-def _check_texts(given: str | list[Any]) -> None:
-    texts = [given] if isinstance(given, str) else given
-    if not 1 <= len(texts) <= MAX_INPUTS:
-        raise BadRequestError(f"input has {len(texts)} texts; give 1 to {MAX_INPUTS}.", param="input")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise BadRequestError(
-                f"input[{index}] is not a string; token ids are decoded by the gateway.", param="input"
-            )
-        if not text:
-            raise BadRequestError(f"input[{index}] is empty.", param="input")
+def _tell(exchange: Exchange, answer: bytes | SageError) -> None:
+    if isinstance(answer, SageError):
+        _refuse(exchange, answer)
+    else:
+        exchange.respond(200, answer)
 
 
 def _refuse(exchange: Exchange, error: SageError) -> None:
     exchange.respond(error.status, msgspec.json.encode(error.to_openai()))
-
-
-def _answer(vectors: list[object], tokens: int, body: _Body, model: str) -> bytes:
-    rows = np.asarray(vectors, dtype="<f4")
-    if body.dimensions is not None and body.dimensions < rows.shape[1]:
-        rows = rows[:, : body.dimensions]
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    coded: list[Any]
-    if body.encoding_format == "base64":
-        coded = [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
-    else:
-        coded = rows.tolist()
-    data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(coded)]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
 
 
 def _cores(text: str) -> tuple[int, ...]:
@@ -351,14 +150,14 @@ async def _serve(args: argparse.Namespace) -> None:
         loop.add_signal_handler(number, stop.set)
     cores = Cores.of(args.cores, args.threads, args.max_threads, usable())
     pin(cores.own)  # every thread from here on, but for those that the worker makes on lent cores
-    app = EmbeddingApp(load_model(args.model, cores), args.served_as, cores)
+    app = EmbeddingApp(load_model(args.model, cores, args.task), args.served_as, cores, task=args.task)
     await app.warm_up()
     server = await loop.create_server(
         lambda: ServerProtocol(app.handle, lambda _protocol, _opened: None), args.host, args.port
     )
     print(
-        f"embedding server: {args.served_as} on {args.host}:{args.port}, {cores.threads} thread(s), "
-        f"up to {cores.most} when asked",
+        f"embedding server: {args.served_as} ({args.task}) on {args.host}:{args.port}, "
+        f"{cores.threads} thread(s), up to {cores.most} when asked",
         flush=True,
     )
     await stop.wait()
@@ -371,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="embedding_server", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="folder or hub name")
     parser.add_argument("--served-as", required=True, help="the id that clients ask for")
+    parser.add_argument("--task", choices=get_args(Task), default="embed", help="vectors, or scores of pairs")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0, help="its own; 0 = one for each of its cores")

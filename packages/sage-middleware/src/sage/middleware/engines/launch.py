@@ -13,10 +13,19 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.common.paths import SagePaths
 from sage.middleware.engines.port import Capability, EngineSpec
-from sage.middleware.models import RANDOM, ModelSource, resolve, served_name
+from sage.middleware.models import RANDOM, RANDOM_RERANKER, ModelSource, architecture, resolve, served_name
 from sage.platform.nodes import find_gpus
 
-__all__ = ["describe", "environment", "log_file", "option", "require", "source_of", "uses_gpu"]
+__all__ = [
+    "check_reranker",
+    "describe",
+    "environment",
+    "log_file",
+    "option",
+    "require",
+    "source_of",
+    "uses_gpu",
+]
 
 
 def describe(
@@ -33,10 +42,27 @@ def describe(
         model=config.served_as or served_name(config.model),
         capabilities=capabilities,
         max_running=config.max_running,
-        random_weights=config.random_weights or config.model == RANDOM,
+        random_weights=config.random_weights or config.model in (RANDOM, RANDOM_RERANKER),
         group=config.group or shared,
         **{"kv_tokens": config.kv_tokens, **known},
     )
+
+
+def check_reranker(config: EngineConfig) -> None:
+    """Raise ConfigError for a model folder that holds no cross-encoder.
+
+    Vectors of an embedding model can be compared too, and some engines would do that without a word.
+    """
+    folder = Path(config.model).expanduser()
+    if not (folder / "config.json").is_file():
+        return
+    found = architecture(folder)
+    if not found.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"Engine {config.name}: task rerank needs a cross-encoder; {folder} holds a "
+            f"{found or 'model without an architecture'}.",
+            hint="Name a reranker, such as BAAI/bge-reranker-v2-m3, or use task embed.",
+        )
 
 
 def uses_gpu(python: str) -> bool:

@@ -14,14 +14,23 @@ from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "OpenAIKind"]
 
-_REMOTE = frozenset(Capability) - {Capability.PRIORITY}  # a field of vLLM's; OpenAI itself refuses it
+# vLLM's own: OpenAI itself refuses `priority` and has no route for tokens
+_OTHERS = frozenset({Capability.PRIORITY, Capability.TOKENIZE})
+_TASKS = {
+    "generate": frozenset(Capability) - _OTHERS - {Capability.EMBEDDINGS, Capability.RERANK},
+    "embed": frozenset({Capability.EMBEDDINGS}),
+    "rerank": frozenset({Capability.RERANK}),
+}
 
 
 class OpenAIKind:
     """Nothing is started; the key comes from the environment variable that `api_key_env` names."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Taken to do all of OpenAI's API. Raises ConfigError without a URL or when the key is not set."""
+        """Taken to do all of OpenAI's API that belongs to its task.
+
+        Raises ConfigError without a URL or when the key is not set.
+        """
         if not config.url:
             raise ConfigError(
                 f"Engine {config.name}: kind openai needs `url`, the base URL of the server.",
@@ -32,8 +41,8 @@ class OpenAIKind:
                 f"Engine {config.name}: the environment variable {config.api_key_env} holds no key.",
                 hint=f"Set {config.api_key_env}, or leave api_key_env out for a server without keys.",
             )
-        embeds = frozenset({Capability.EMBEDDINGS})
-        return describe(config, embeds if config.task == "embed" else _REMOTE - embeds)
+        # many servers rerank by one query at a time only, so that requests are not put together for them
+        return describe(config, _TASKS[config.task], coalesces=config.task != "rerank")
 
     def service(self, _config: EngineConfig, _port: int, _cores: tuple[int, ...]) -> ServiceSpec | None:
         """It runs elsewhere."""

@@ -17,7 +17,11 @@ from sage.platform.service import ServiceSpec
 __all__ = [
     "CHAT",
     "COMPLETIONS",
+    "DETOKENIZE",
     "EMBEDDINGS",
+    "RERANK",
+    "SCORE",
+    "TOKENIZE",
     "Call",
     "Capability",
     "Engine",
@@ -30,17 +34,25 @@ __all__ = [
 
 
 class Route(StrEnum):
-    """The OpenAI routes that engines serve; the value is the path below `/v1/`."""
+    """The routes that engines serve: OpenAI's, and those of rerankers; the value is the path below `/v1/`."""
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
 
 
 # A member looked up on its class costs 0.2 us before Python 3.12: what runs for each request takes these.
 CHAT: Final = Route.CHAT
 COMPLETIONS: Final = Route.COMPLETIONS
 EMBEDDINGS: Final = Route.EMBEDDINGS
+RERANK: Final = Route.RERANK
+SCORE: Final = Route.SCORE
+TOKENIZE: Final = Route.TOKENIZE
+DETOKENIZE: Final = Route.DETOKENIZE
 
 
 class Capability(StrEnum):
@@ -49,7 +61,8 @@ class Capability(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
-    RERANK = "rerank"
+    RERANK = "rerank"  # scores a query and a document together; vectors that are compared do not count
+    TOKENIZE = "tokenize"  # and back
     RESPONSE_FORMAT = "response_format"
     TOOLS = "tools"
     TOOL_CHOICE = "tool_choice"
@@ -71,17 +84,21 @@ class EngineSpec(msgspec.Struct, frozen=True):
     cores: int = 0  # CPU cores that it computes on; 0 = not ours to know
     elastic: bool = False  # takes a thread count per call, up to the cores of its device
     batches: bool = True  # puts calls that are there at the same time into one batch by itself
+    coalesces: bool = True  # one call may carry what several requests ask for
     kv_tokens: int = 65536  # prompt tokens that it can keep cached
     chunk: int = 2048  # prefill tokens of one iteration
     managed: bool = False  # its process is ours: it can be restarted
     template: str = ""  # the configured engine that it is one more of; empty = it is configured itself
 
     @property
-    def task(self) -> Literal["generate", "embed"]:
-        """What it is asked for: `embed` when it computes vectors or scores and writes no text."""
-        writes = self.capabilities & {Capability.CHAT, Capability.COMPLETIONS}
-        reads = self.capabilities & {Capability.EMBEDDINGS, Capability.RERANK}
-        return "embed" if reads and not writes else "generate"
+    def task(self) -> Literal["generate", "embed", "rerank"]:
+        """What it is asked for: `embed` for vectors, `rerank` for scores alone, else text."""
+        can = self.capabilities
+        if Capability.CHAT in can or Capability.COMPLETIONS in can:
+            return "generate"
+        if Capability.EMBEDDINGS in can:
+            return "embed"
+        return "rerank" if Capability.RERANK in can else "generate"
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):

@@ -10,29 +10,46 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
-from sage.middleware.engines.launch import describe, environment, log_file, option, require, source_of
-from sage.middleware.engines.port import Capability, Engine, EngineSpec
+from sage.middleware.engines.launch import (
+    check_reranker,
+    describe,
+    environment,
+    log_file,
+    option,
+    require,
+    source_of,
+)
+from sage.middleware.engines.port import Capability, Engine, EngineSpec, Route
 from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "VllmKind"]
 
-_GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS}
-_EMBEDS = frozenset({Capability.EMBEDDINGS})
+_POOLS = {
+    "embed": frozenset({Capability.EMBEDDINGS, Capability.TOKENIZE}),
+    "rerank": frozenset({Capability.RERANK, Capability.TOKENIZE}),
+}
+_PATHS = {Route.TOKENIZE: "/tokenize", Route.DETOKENIZE: "/detokenize"}
+_GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS, Capability.RERANK}
 _BATCHED_TOKENS = 2048  # its own default as a server on most devices
 _STRUCTURED_OUTPUTS = '{"backend":"xgrammar","disable_any_whitespace":true}'
 
 
 class VllmKind:
-    """`task: embed` starts it as a pooling server (embeddings), else it generates."""
+    """`task: embed` and `task: rerank` start it as a pooling server (vectors, scores), else it generates."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Everything OpenAI's API has; raises ConfigError when the interpreter is not there."""
+        """Everything OpenAI's API has, or vectors, or scores.
+
+        Raises ConfigError when the interpreter is not there, and for a reranker that is none.
+        """
         if config.python and not Path(config.python).is_file():
             raise ConfigError(
                 f"Engine {config.name}: there is no Python interpreter at {config.python}.",
                 hint="Name the interpreter of an environment with vLLM; ./manage.sh test-vllm makes one.",
             )
-        can = _EMBEDS if config.task == "embed" else _GENERATES
+        if config.task == "rerank" and not any(arg.startswith("--hf-overrides") for arg in config.args):
+            check_reranker(config)
+        can = _POOLS.get(config.task, _GENERATES)
         chunk = option(config.args, "--max-num-batched-tokens", _BATCHED_TOKENS)
         gpu = not _is_cpu_build(config.python or sys.executable)
         return describe(config, can, on_gpu=gpu, chunk=chunk)
@@ -46,7 +63,7 @@ class VllmKind:
         argv = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", source.path_or_id]
         argv += ["--served-model-name", self.spec(config).model, "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--max-num-seqs", str(config.max_running)]
-        if config.task == "embed":
+        if config.task in _POOLS:
             argv += ["--runner", "pooling"]
         else:
             argv += ["--scheduling-policy", "priority", "--structured-outputs-config", _STRUCTURED_OUTPUTS]
@@ -70,7 +87,7 @@ class VllmKind:
 
     def connect(self, config: EngineConfig, url: str) -> Engine:
         """A connection to the server at `url`."""
-        return HttpEngine(self.spec(config), PassThroughDialect(), HttpPool(url))
+        return HttpEngine(self.spec(config), PassThroughDialect(), HttpPool(url), paths=_PATHS)
 
 
 def _is_cpu_build(python: str) -> bool:

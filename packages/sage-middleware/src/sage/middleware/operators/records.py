@@ -52,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A passage found for a question; `score` is the fused one and `cosine` None if only words matched."""
+    """A passage found for a question; `score`: fused, or a reranker's; no `cosine` if only words matched."""
 
     passage: Passage
     score: float

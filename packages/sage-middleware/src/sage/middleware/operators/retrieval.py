@@ -1,4 +1,4 @@
-"""Embed passages, keep them, find them again, and pick the sentence that answers."""
+"""Embed passages, keep them, find them again, rerank them, and pick the sentence that answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sage.middleware.operators.connect import Connected
 from sage.middleware.operators.records import Answer, Embedded, Passage, Question, Retrieval
 from sage.middleware.operators.store import PassageStore
 
-__all__ = ["Embed", "Index", "Refine", "Retrieve"]
+__all__ = ["Embed", "Index", "Refine", "Rerank", "Retrieve"]
 
 
 class Embed(Connected):
@@ -84,6 +84,40 @@ class Retrieve(Connected):
         asked = Question(question) if isinstance(question, str) else question
         vectors = await self.client.embed([asked.text], model=self._model)
         return Retrieval(asked, tuple(self._store.search(asked.text, vectors[0], self._k)))
+
+
+class Rerank(Connected):
+    """For `map`: put what was found in the order of a cross-encoder's scores, and keep the best `k`.
+
+    Each `score` becomes that of the cross-encoder; `cosine` stays. `k` = 0 keeps all.
+
+    >>> import asyncio
+    >>> from sage.middleware.operators.records import Passage, Question, Ranked, Retrieval
+    >>> class Client:
+    ...     async def rerank(self, query, documents, *, model):
+    ...         return [len(document) for document in documents]
+    >>> found = [Ranked(Passage("a.md", text, 0, len(text)), 1.0, None) for text in ("one", "three")]
+    >>> rerank = Rerank("my-reranker", k=1, client=Client())
+    >>> better = asyncio.run(rerank(Retrieval(Question("how many?"), tuple(found))))
+    >>> [(one.passage.text, one.score) for one in better.found]
+    [('three', 5.0)]
+    """
+
+    def __init__(self, model: str, k: int = 0, *, client: ModelClient | None = None) -> None:
+        super().__init__(client)
+        if k < 0:
+            raise UsageError(f"k is {k}; it has to be at least 1, or 0 for all.")
+        self._model, self._k = model, k
+
+    async def __call__(self, retrieval: Retrieval) -> Retrieval:
+        """Score what was found. Equal scores keep their order."""
+        texts = [ranked.passage.text for ranked in retrieval.found]
+        scores = await self.client.rerank(retrieval.question.text, texts, model=self._model)
+        scored = [
+            replace(one, score=float(score)) for one, score in zip(retrieval.found, scores, strict=True)
+        ]
+        best = sorted(scored, key=lambda one: -one.score)
+        return replace(retrieval, found=tuple(best[: self._k or None]))
 
 
 class Refine(Connected):

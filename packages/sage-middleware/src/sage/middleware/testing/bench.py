@@ -17,7 +17,7 @@ from sage.middleware.engines.port import Route
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import LoopClock
 
-__all__ = ["Bench", "Submitted", "chat", "embedding"]
+__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score", "tokenize"]
 
 Submitted = asyncio.Task[Literal["done", "failed"]]
 
@@ -34,6 +34,21 @@ def embedding(ident: str, *texts: str, key: str = "k", hedgeable: bool = False, 
     return msgspec.structs.replace(
         parsed, job=msgspec.structs.replace(parsed.job, batch_key=key, hedgeable=hedgeable)
     )
+
+
+def rerank(ident: str, query: str, *documents: str, **fields: Any) -> Parsed:
+    """A rerank request."""
+    return _parse(Route.RERANK, ident, {"model": "memory", "query": query, "documents": documents, **fields})
+
+
+def score(ident: str, left: str | list[str], right: str | list[str]) -> Parsed:
+    """A score request."""
+    return _parse(Route.SCORE, ident, {"model": "memory", "text_1": left, "text_2": right})
+
+
+def tokenize(ident: str, prompt: str = "hi", *, model: str = "memory") -> Parsed:
+    """A request for the tokens of a prompt."""
+    return _parse(Route.TOKENIZE, ident, {"model": model, "prompt": prompt})
 
 
 def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
@@ -67,6 +82,18 @@ class Bench:
         """Submit it in a task of its own; its answer goes to `sinks`."""
         sink = self.sinks[parsed.job.id] = MemorySink()
         return asyncio.create_task(self.plane.submit(parsed.job, parsed.call, sink, deadline=deadline))
+
+    async def queued(self, first: Parsed, requests: Sequence[Parsed]) -> list[Submitted]:
+        """Let requests wait behind `first`, which holds the only engine, then let that one go."""
+        gate = asyncio.Event()
+        self.engines[0].next_behaviours.append(Behaviour(gate=gate))
+        holder = self.start(first)
+        await self.engines[0].until_running(1)
+        tasks = [self.start(request) for request in requests]
+        await self.settled()
+        gate.set()
+        await holder
+        return tasks
 
     def hold(self, after: int = 0) -> None:
         """From now on engines wait for `gate` after so many chunks."""
@@ -102,6 +129,7 @@ class Bench:
         assert self.plane._tickets == {}
         assert len(self.plane._upstreams) == 0
         assert len(self.plane._upstreams._texts) == 0
+        assert len(self.plane._asides) == 0
         assert not any(status.running for status in self.plane.engines())
         assert not any(engine.running for engine in self.engines)
         assert not any(queue.waiting for queue in self.plane.queues())

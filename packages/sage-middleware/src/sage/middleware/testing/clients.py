@@ -45,6 +45,16 @@ class ClientSuite:
         """Without a request."""
         assert (await bench.client.embed([], model=bench.model)).shape[0] == 0
 
+    async def test_scores_come_in_the_order_of_the_documents(self, bench: Bench) -> None:
+        """Whatever the order in which the engine answers; each depends on its own document."""
+        documents = [f"text {number}" for number in range(6)]
+        together = await bench.client.rerank("which?", documents, model=bench.model)
+        singly = [await bench.client.rerank("which?", [one], model=bench.model) for one in documents]
+        assert together.dtype == np.float32
+        assert together.shape == (6,)
+        np.testing.assert_array_equal(together, np.concatenate(singly))
+        assert (await bench.client.rerank("which?", [], model=bench.model)).shape == (0,)
+
     async def test_a_chat_streams_its_text_and_ends_with_usage(self, bench: Bench) -> None:
         """The last delta has usage and no text."""
         deltas: list[Delta] = [

@@ -137,7 +137,17 @@ def _example(live: LiveEngine) -> tuple[Route, dict[str, Any]]:
     """A route that this engine has, with a small body."""
     if Capability.CHAT in live.engine.spec.capabilities:
         return Route.CHAT, _CHAT
-    return Route.EMBEDDINGS, {"input": "hello"}
+    if Capability.EMBEDDINGS in live.engine.spec.capabilities:
+        return Route.EMBEDDINGS, {"input": "hello"}
+    return Route.RERANK, {"query": "hello", "documents": ["world"]}
+
+
+def _long(route: Route, body: dict[str, Any]) -> dict[str, Any]:
+    """The same with more to do than a test waits for."""
+    texts = ["long text " * 60] * 64
+    if route is Route.RERANK:
+        return {**body, "documents": texts * 8}
+    return {**body, "max_tokens": 3500} if "max_tokens" in body else {"input": texts}
 
 
 class EngineConformance:
@@ -215,6 +225,40 @@ class EngineConformance:
         assert single.json()["data"][0]["embedding"] == pytest.approx(vectors[0], abs=1e-3)
         assert vectors[0] == pytest.approx(vectors[2], abs=1e-3)
 
+    async def test_rerank(self, live: LiveEngine) -> None:
+        """Every document has its score, by its index, the same alone and among others."""
+        _needs(live, Capability.RERANK)
+        documents = ["a red apple", "the theory of sets, at some length", "a red apple"]
+        sink, usage = await _ask(live.engine, Route.RERANK, query="fruit", documents=documents)
+        answer = sink.json()
+        scores = {each["index"]: each["relevance_score"] for each in answer["results"]}
+        assert sorted(scores) == [0, 1, 2]
+        ranked = [each["relevance_score"] for each in answer["results"]]
+        assert ranked == sorted(ranked, reverse=True)
+        assert usage.prompt_tokens == answer["usage"]["prompt_tokens"] > 0
+        assert scores[0] == pytest.approx(scores[2], abs=1e-3)
+        single, _ = await _ask(live.engine, Route.RERANK, query="fruit", documents=documents[1:2])
+        assert single.json()["results"][0]["relevance_score"] == pytest.approx(scores[1], abs=1e-3)
+
+    async def test_score(self, live: LiveEngine) -> None:
+        """One text with many, or pairs one by one: the scores are those of a rerank, in input order."""
+        _needs(live, Capability.RERANK)
+        texts = ["a red apple", "the theory of sets"]
+        ranked, _ = await _ask(live.engine, Route.RERANK, query="fruit", documents=texts)
+        wanted = {each["index"]: each["relevance_score"] for each in ranked.json()["results"]}
+        for left in ("fruit", ["fruit", "fruit"]):
+            sink, usage = await _ask(live.engine, Route.SCORE, text_1=left, text_2=texts)
+            data = sink.json()["data"]
+            assert [each["index"] for each in data] == [0, 1]
+            assert [each["score"] for each in data] == pytest.approx([wanted[0], wanted[1]], abs=1e-3)
+            assert usage.prompt_tokens > 0
+
+    async def test_nothing_scores_that_does_not_declare_it(self, live: LiveEngine) -> None:
+        """An engine of vectors compares none in place of a cross-encoder."""
+        if Capability.EMBEDDINGS not in live.engine.spec.capabilities:
+            pytest.skip("computes no vectors")
+        assert Capability.RERANK not in live.engine.spec.capabilities
+
     async def test_bad_request(self, live: LiveEngine) -> None:
         """The engine's own 4xx is a BadRequestError, and nothing has reached the sink."""
         route, body = _example(live)
@@ -236,7 +280,7 @@ class EngineConformance:
     async def test_cancel_frees_the_engine(self, live: LiveEngine, stream: bool) -> None:
         """After a cancel the engine goes idle long before it would have finished, and serves the next."""
         route, body = _example(live)
-        work = {**body, "max_tokens": 3500} if "max_tokens" in body else {"input": ["long text " * 60] * 64}
+        work = _long(route, body)
         stream = stream and route is Route.CHAT
         sinks = [RecordingSink() for _ in range(4)]
         tasks = [
@@ -296,7 +340,7 @@ class EngineConformance:
         """A stream that is cut fails with EngineError; after the restart the same connection pool serves."""
         route, body = _example(live)
         sink = RecordingSink()
-        work = {**body, "max_tokens": 3500} if "max_tokens" in body else {"input": ["long text " * 60] * 64}
+        work = _long(route, body)
         stream = route is Route.CHAT
         task = asyncio.create_task(
             live.engine.send(call_for(live.engine, route, stream=stream, **work), sink)

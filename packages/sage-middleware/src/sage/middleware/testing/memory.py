@@ -19,7 +19,7 @@ import msgspec
 from sage.common.errors import BadRequestError
 from sage.middleware.engines.port import Call, Capability, EngineSpec, Route, Sink, Usage
 
-__all__ = ["Behaviour", "MemoryEngine", "MemorySink"]
+__all__ = ["Behaviour", "MemoryEngine", "MemorySink", "pair_score"]
 
 DIMENSIONS = 8
 WORDS = ("one ", "two ", "three")
@@ -111,9 +111,11 @@ class MemoryEngine:
 
     async def _answer(self, call: Call, sink: Sink, behaviour: Behaviour) -> Usage:
         request = msgspec.json.decode(call.body)
-        if behaviour.bad_text and behaviour.bad_text in request.get("input", ()):
+        given = [request.get(name, ()) for name in ("input", "documents", "text_2")]
+        if behaviour.bad_text and any(behaviour.bad_text in texts for texts in given):
             raise BadRequestError(f"cannot embed {behaviour.bad_text!r}", param="input")
-        usage = Usage(len(str(request).split()), 0 if call.route is Route.EMBEDDINGS else len(WORDS))
+        writes = call.route in (Route.CHAT, Route.COMPLETIONS)
+        usage = Usage(len(str(request).split()), len(WORDS) if writes else 0)
         chunks = self.answer(call, request, usage)
         for index in range(len(chunks) + 1):
             if behaviour.gate is not None and index == behaviour.gate_after:
@@ -194,6 +196,13 @@ def _chunks(call: Call, request: dict[str, Any], usage: Usage) -> Iterator[bytes
         yield msgspec.json.encode(
             {"object": "list", "data": data, "model": request["model"], "usage": tokens}
         )
+    elif call.route in (Route.RERANK, Route.SCORE):
+        yield msgspec.json.encode({**_scores(call.route, request), "usage": tokens})
+    elif call.route is Route.TOKENIZE:
+        tokens_of = list(request["prompt"].encode())
+        yield msgspec.json.encode({"tokens": tokens_of, "count": len(tokens_of), "max_model_len": 4096})
+    elif call.route is Route.DETOKENIZE:
+        yield msgspec.json.encode({"prompt": bytes(request["tokens"]).decode()})
     elif not call.stream:
         message = {"role": "assistant", "content": "".join(WORDS)}
         choice = {"index": 0, "message": message, "text": "".join(WORDS), "finish_reason": "stop"}
@@ -208,6 +217,26 @@ def _chunks(call: Call, request: dict[str, Any], usage: Usage) -> Iterator[bytes
 
 def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+def _scores(route: Route, request: dict[str, Any]) -> dict[str, Any]:
+    """Of a rerank the best first, as engines answer."""
+    if route is Route.RERANK:
+        scores = {at: pair_score(request["query"], one) for at, one in enumerate(request["documents"])}
+        order = sorted(scores, key=lambda at: -scores[at])
+        return {"results": [{"index": at, "relevance_score": scores[at]} for at in order]}
+    left, right = request["text_1"], request["text_2"]
+    lefts = [left] * len(right) if isinstance(left, str) else left
+    data = [
+        {"index": at, "object": "score", "score": pair_score(*pair)}
+        for at, pair in enumerate(zip(lefts, right, strict=True))
+    ]
+    return {"data": data}
+
+
+def pair_score(left: str, right: str) -> float:
+    """A number from 0 to 1 that depends on both texts alone."""
+    return hashlib.shake_256(f"{left}\0{right}".encode()).digest(1)[0] / 255
 
 
 def _vector(text: str, base64_wanted: bool) -> str | list[float]:

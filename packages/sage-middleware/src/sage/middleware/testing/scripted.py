@@ -18,6 +18,7 @@ import msgspec
 
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
+from sage.middleware.testing.memory import pair_score
 
 __all__ = ["Flaw", "Script", "ScriptedEngine"]
 
@@ -242,6 +243,8 @@ def _stream(path: str, request: dict[str, Any], model: str, words: tuple[str, ..
 def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> bytes:
     if path.endswith("embeddings"):
         return _embeddings(request, model)
+    if path.endswith(("rerank", "score")):
+        return _scores(request, model)
     chat = path.endswith("chat/completions")
     text = "".join(words)
     body: dict[str, Any] = {"message": _message(request, text)} if chat else {"text": text}
@@ -276,6 +279,25 @@ def _embeddings(request: dict[str, Any], model: str) -> bytes:
     tokens = sum(len(str(text).split()) for text in texts)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def _scores(request: dict[str, Any], model: str) -> bytes:
+    """As cross-encoders answer: documents by their scores, or pairs in their order."""
+    reranks = "documents" in request
+    left, right = (
+        (request["query"], request["documents"]) if reranks else (request["text_1"], request["text_2"])
+    )
+    rights = [right] if isinstance(right, str) else right
+    lefts = [left] * len(rights) if isinstance(left, str) else left
+    scores = [pair_score(one, other) for one, other in zip(lefts, rights, strict=True)]
+    tokens = sum(len(f"{one} {other}".split()) for one, other in zip(lefts, rights, strict=True))
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    if not reranks:
+        data = [{"index": at, "object": "score", "score": one} for at, one in enumerate(scores)]
+        return msgspec.json.encode({"object": "list", "data": data, "model": model, "usage": usage})
+    order = sorted(range(len(scores)), key=lambda at: -scores[at])
+    results = [{"index": at, "relevance_score": scores[at], "document": {"text": rights[at]}} for at in order]
+    return msgspec.json.encode({"id": "scripted-1", "results": results, "model": model, "usage": usage})
 
 
 def _vector(text: str, dimensions: int) -> list[float]:

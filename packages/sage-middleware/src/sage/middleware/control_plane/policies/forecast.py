@@ -13,7 +13,7 @@ from sage.middleware.control_plane.policy import EngineView
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Slo
 
-__all__ = ["ENOUGH", "EmbedForecast", "Forecast", "LlmForecast"]
+__all__ = ["ENOUGH", "EmbedForecast", "Forecast", "LlmForecast", "worth_waiting"]
 
 SHALLOW: Final = 0.35  # of the tightest TTFT goal, that the prefill backlog of an engine may take
 SHALLOW_FOR_LOW: Final = 0.15
@@ -177,6 +177,20 @@ class EmbedForecast:
             if other.generates and other.running and other.llm.tpot(other.running, 0.0, 1.0) > self._tpot:
                 return now + GIVE_WAY_S
         return None
+
+
+def worth_waiting(
+    record: Record, forecast: Forecast, model: EmbedForecast | LlmForecast, left: float, now: float
+) -> bool:
+    """Whether a busy engine is better: in time where the open ones are late, or far ahead of them.
+
+    `left`: seconds to the goal. No engine is quicker than `record.quick`, so that the busy ones are seldom
+    looked at.
+    """
+    if not forecast.closed or forecast.seconds <= min(left, 2.0 * record.quick):
+        return False
+    soonest = min(model.busy(record, engine, now) for engine in forecast.closed)
+    return soonest <= left and (forecast.seconds > left or soonest < 0.5 * forecast.seconds)
 
 
 def _worth_lending(engine: EngineView) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 from typing import Final
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.disciplines import Accounts, Fair
 from sage.middleware.control_plane.policies.base import BasePolicy, least_loaded
-from sage.middleware.control_plane.policies.forecast import ENOUGH, EmbedForecast, Forecast, LlmForecast
+from sage.middleware.control_plane.policies.chunks import tokens_beside
+from sage.middleware.control_plane.policies.forecast import ENOUGH, EmbedForecast, LlmForecast, worth_waiting
 from sage.middleware.control_plane.policy import (
     BatchLimits,
     Choice,
@@ -27,9 +28,6 @@ from sage.middleware.control_plane.urgency import Feasible, Floor, Floored
 __all__ = ["Hybrid"]
 
 GRACE: Final = 0.15  # of its goal, that a request may be predicted late before it is given up
-CHUNK: Final = 0.3  # of the interactive goal, that a bulk call may take
-LARGEST_CHUNK: Final = 0.5  # of it, for a call that would else be smaller than `EFFICIENT`
-EFFICIENT: Final = 4  # texts: of fewer in a call each costs up to half as much again
 HOLD_S: Final = 0.002
 HOLD: Final = 0.05  # of the goal
 
@@ -111,7 +109,7 @@ class Hybrid(BasePolicy):
         if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
             return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
-        if engine is None or self._worth_waiting(record, forecast, model, left, now):
+        if engine is None or worth_waiting(record, forecast, model, left, now):
             return Wait(forecast.look_again)
         seconds = forecast.seconds
         if self.options.exploration and self._random.random() < self.options.exploration:
@@ -120,32 +118,14 @@ class Hybrid(BasePolicy):
         reason = forecast.reason(engine, len(engines))
         return Choice(engine.name, reason, seconds, forecast.threads(engine))
 
-    @staticmethod
-    def _worth_waiting(
-        record: Record, forecast: Forecast, model: EmbedForecast | LlmForecast, left: float, now: float
-    ) -> bool:
-        """Whether a busy engine is better: in time where the open ones are late, or far ahead of them.
-
-        No engine is quicker than `record.quick`, so that the busy ones are seldom looked at.
-        """
-        if not forecast.closed or forecast.seconds <= min(left, 2.0 * record.quick):
-            return False
-        soonest = min(model.busy(record, engine, now) for engine in forecast.closed)
-        return soonest <= left and (forecast.seconds > left or soonest < 0.5 * forecast.seconds)
-
     def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""
-        each, model, own = record.prompt_tokens / record.units, engine.embed, engine.spec.cores or 1
         goal = self.options.slos[RequestClass.EMBED_INTERACTIVE].total or 1.0
-        goal *= model.seconds(each, 1, own) / model.seconds(each, 1, own, engine.beside)
-        tokens = model.tokens_within(CHUNK * goal, each, own)
-        if tokens < EFFICIENT * each:
-            most = model.tokens_within(LARGEST_CHUNK * goal, each, own)
-            tokens = max(tokens, min(most, ceil(EFFICIENT * each)))  # rounded down, it held one text less
+        tokens = tokens_beside(goal, record, engine)
         hold = 0.0
         if not engine.spec.batches and record.due < inf:
             hold = record.queued + min(HOLD_S, HOLD * (record.due - record.arrived))
-        return BatchLimits(2048, max(1, tokens), hold, min(max(1, tokens), model.knee))
+        return BatchLimits(2048, tokens, hold, min(tokens, engine.embed.knee))
 
     def charge(self, record: Record, seconds: float) -> None:
         """The tenant pays what is predicted, and so does the level."""

@@ -1,0 +1,138 @@
+"""What is read from a request's body, and how fields are judged by name and bound. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from sage.common.config import ControlPlaneConfig, GatewayConfig
+from sage.common.errors import BadRequestError
+from sage.middleware.engines.port import Capability
+
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "DecodeTokens",
+    "Facts",
+    "ParseLimits",
+    "bounded",
+    "convert",
+    "estimate",
+    "kind_of",
+    "within_tokens",
+]
+
+DecodeTokens = Callable[[list[int]], str]
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+BYTES_PER_TOKEN: Final = 4  # rule of thumb for English text; the scheduler only needs the order of magnitude
+
+_ERROR_PATH: Final = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_MAX_NAME: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ParseLimits:
+    """Bounds on a request, where bulk begins, and whom a request may be for."""
+
+    max_inputs: int = 2048
+    max_input_tokens: int = 300_000
+    bulk_texts: int = 8
+    bulk_tokens: int = 4000
+    tenants: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, gateway: GatewayConfig, control_plane: ControlPlaneConfig) -> ParseLimits:
+        """The limits that a configuration sets."""
+        return cls(
+            max_inputs=gateway.max_inputs,
+            bulk_texts=control_plane.bulk_texts,
+            bulk_tokens=control_plane.bulk_tokens,
+            tenants=frozenset(tenant.name for tenant in control_plane.tenants),
+        )
+
+
+class Facts(msgspec.Struct, frozen=True, gc=False):
+    """What one route's body says; `body` differs from the client's only where tokens were decoded.
+
+    `batch_key`: requests for vectors or scores, of one key, could have been sent as one. `texts`: how many of
+    them it asks for.
+    """
+
+    model: str
+    body: bytes
+    needs: frozenset[Capability]
+    prompt_tokens: int  # exact where it was made of token ids, else a rule of thumb
+    prompt_bytes: int = 0  # of the text that the engine reads; 0 where token ids were given
+    max_tokens: int | None = None
+    texts: int = 0
+    batch_key: str = ""
+    stream: bool = False
+    include_usage: bool = False
+
+
+def convert(fields: dict[str, Any], to: type[_T]) -> _T:
+    """The fields as that struct. Raises BadRequestError with `param` naming the one that does not fit."""
+    try:
+        return msgspec.convert(fields, to)
+    except msgspec.ValidationError as exc:
+        raise _bad_field(str(exc), to) from None
+
+
+def bounded(param: str, value: int, low: int, high: int | None, noun: str = "") -> None:
+    """Raise BadRequestError unless `value` is from `low` to `high`; `noun`: what it counts."""
+    if value < low or (high is not None and value > high):
+        if noun and value == 0:
+            raise BadRequestError(f"{param} is empty; give at least {low}.", param=param)
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise BadRequestError(
+            f"{param}: {value} {noun or 'is out of range'}; allowed is {span}.", param=param
+        )
+
+
+def within_tokens(param: str, tokens: int, limits: ParseLimits) -> None:
+    """Raise BadRequestError for more tokens than one request may have."""
+    if tokens > limits.max_input_tokens:
+        raise BadRequestError(
+            f"{param} has about {tokens} tokens; "
+            f"at most {limits.max_input_tokens} are allowed in one request.",
+            param=param,
+        )
+
+
+def estimate(size: int) -> int:
+    """About how many tokens so many bytes of text are."""
+    return max(1, size // BYTES_PER_TOKEN)
+
+
+def kind_of(value: object) -> str:
+    """What a value of JSON is, in words."""
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")
+
+
+def _bad_field(message: str, to: type[msgspec.Struct]) -> BadRequestError:
+    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$\.?([^`]*)`)?", message)
+    if missing:
+        return BadRequestError(f"The field '{missing[1]}' is missing.", param=missing[1])
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown:
+        name = unknown["name"][:_MAX_NAME]
+        valid = ", ".join(field.encode_name for field in msgspec.structs.fields(to))
+        return BadRequestError(f"The field '{name}' is not known here; valid are: {valid}.", param=name)
+    found = _ERROR_PATH.match(message)
+    if not found or not found["path"]:
+        return BadRequestError(f"The body does not fit: {message}.")
+    return BadRequestError(f"{found['path']}: {found['what'].replace('`', '')}.", param=found["path"])
