@@ -144,6 +144,15 @@ def test_before_prefill_is_spent_it_is_looked_at_again() -> None:
     assert shed.retry_after == 5.0  # so long it has waited
 
 
+def test_what_has_been_served_in_part_is_not_given_up() -> None:
+    begun = chat()
+    begun.units, begun.left, begun.taken = 8, 5, 3
+    assert isinstance(policy().choose(begun, [view(running=1)], 5.0), Choice)
+    under_way = chat()
+    under_way.running = (7,)
+    assert isinstance(policy().choose(under_way, [view(running=1)], 5.0), Choice)
+
+
 def test_an_idle_engine_serves_what_is_late() -> None:
     assert isinstance(policy().choose(chat(), [view()], 5.0), Choice)
 

@@ -106,7 +106,8 @@ class Hybrid(BasePolicy):
         else:
             grace = GRACE * max(0.0, record.due - record.arrived)
             hopeless = forecast.seconds > left + grace and engine.running > 0
-        if hopeless and forecast.known and record.job.tenant not in self.options.best_effort:
+        begun = record.running or record.left < record.units  # what was computed of it would be lost
+        if hopeless and not begun and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
             return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
         if engine is None or worth_waiting(record, forecast, model, left, now):
