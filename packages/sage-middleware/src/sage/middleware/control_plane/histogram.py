@@ -37,7 +37,7 @@ class LogHistogram:
             self._sorted()
 
     def _sorted(self) -> list[int]:
-        """The counts with the newest observations in them: sorting in a lump costs a third of one by one."""
+        """The counts with the newest observations in them; in lumps, as that costs less than one by one."""
         fresh, counts = self._fresh, self._counts
         if fresh:
             self._total += sum(fresh)
