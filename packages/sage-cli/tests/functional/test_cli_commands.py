@@ -227,6 +227,7 @@ def test_rerank_takes_no_other_model_by_itself(running: Run) -> None:
     done = running("rerank", "which?", "one")
     assert done.returncode == 5
     assert "no model to rerank with by default; served are: tiny, minilm." in done.stderr
+    assert "Add an engine with `task: rerank`" in done.stderr
 
 
 def test_down_ends_the_process_and_forgets_it(running: Any) -> None:

@@ -170,5 +170,8 @@ def _find(model: str | None, config: Path | None, task: str) -> tuple[Rest, Engi
         if engine.model == model or (model is None and engine.task == task):
             return Rest(run.base_url, client_key(where), timeout=_TIMEOUT_S), engine
     served = ", ".join(engine.model for engine in engines) or "none"
-    wanted = repr(model) if model else f"to {_VERBS[task]} with by default"
-    raise NotFoundError(f"There is no model {wanted}; served are: {served}.", hint="Name one by --model.")
+    wanted, hint = repr(model), "Name one by --model."
+    if model is None:  # no engine is of that sort, so that no name would help
+        wanted = f"to {_VERBS[task]} with by default"
+        hint = f"Add an engine with `task: {task}` to the configuration, and restart the stack."
+    raise NotFoundError(f"There is no model {wanted}; served are: {served}.", hint=hint)
