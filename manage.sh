@@ -8,14 +8,15 @@ MYPYPATH=$(echo packages/*/src | tr ' ' ':')
 export MYPYPATH
 
 setup()     { tools/setup cpu,dev; }                                      # make or refresh .venv
-test()      { setup && python -m pytest "$@"; }                           # all tests, or those named
+clients()   { setup && tools/clients; }                                   # the clients of the contract tests, in their own environment
+test()      { clients && python -m pytest "$@"; }                         # all tests, or those named
 lint()      { setup && tools/lint "$@"; }                                 # ruff, mypy, layers, sizes, namespace, …
 format()    { setup && ruff check --fix . && ruff format .; }             # rewrite what can be
 layers()    { setup && sage-dev layers; }                                 # import contracts
 audit()     { setup && tools/audit; }                                     # known vulnerabilities of the locked versions
 lock()      { setup && python tools/lock "$@"; }                          # resolve and pin all dependencies again
 build()     { setup && sage-dev build "$@"; }                             # wheels of all packages into dist/
-test-vllm() { setup && tools/test_vllm.sh "$@"; }                         # engine conformance on vLLM, in its own environment
+test-vllm() { setup && tools/test_vllm.sh "$@"; }                         # engines and gateway on vLLM, in its own environment
 sim()       { setup && python -m sage.middleware.control_plane.simulator.soak "$@"; }  # random simulated runs, invariants checked
 clean()     { rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis; }  # what was made here
 

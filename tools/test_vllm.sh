@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make .venv-vllm (vLLM for CPUs, 3.5 GB) if it is not there, and run the engine conformance suite on it.
+# Make .venv-vllm (vLLM for CPUs, 3.5 GB) if it is not there, and run on it the engine conformance suite and the gateway.
 # Further arguments go to pytest. SAGE_VLLM_PYTHON names another interpreter that has vLLM, for a GPU machine.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,4 +15,4 @@ if [ -z "${SAGE_VLLM_PYTHON:-}" ] && [ "$(cat .venv-vllm/ready 2>/dev/null)" != 
     "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
     echo "$want" >.venv-vllm/ready
 fi
-SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware -m vllm --tb=native -rA -q "$@"
+SAGE_VLLM_PYTHON="$python" exec .venv/bin/python -m pytest packages/sage-middleware packages/sage-gateway -m vllm --tb=native -rA -q "$@"

@@ -296,12 +296,12 @@ class Process:
     async def admin(self, method: str, path: str, body: Any = None) -> Answer:
         return await self.http(method, f"{self.run.admin_url}/admin/v1{path}", key=self.keys.admin, body=body)
 
-    async def until_ready(self) -> None:
-        await self.until_health(200)
+    async def until_ready(self, seconds: float = 100) -> None:
+        await self.until_health(200, seconds)
 
-    async def until_health(self, status: int) -> Answer:
+    async def until_health(self, status: int, seconds: float = 100) -> Answer:
         """Poll another process: there is no event to wait on."""
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(seconds):
             while True:
                 answer = await self.http("GET", f"{self.run.health_url}/readyz")
                 if answer.status == status:

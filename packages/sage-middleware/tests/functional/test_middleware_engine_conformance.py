@@ -204,8 +204,7 @@ class TestScripted(EngineConformance):
 
     @pytest.fixture
     async def live(self) -> AsyncIterator[LiveEngine]:
-        words = ('{"colour": ', '"red"}')
-        async with ScriptedEngine(model="scripted", script=Script(words)) as server:
+        async with ScriptedEngine(model="scripted") as server:
             self.server = server
             port = int(server.url.rpartition(":")[2])
 

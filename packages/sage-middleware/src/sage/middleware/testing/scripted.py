@@ -19,6 +19,7 @@ import msgspec
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
 from sage.middleware.testing.memory import pair_score
+from sage.middleware.testing.obedience import Said, heed
 
 __all__ = ["Flaw", "Script", "ScriptedEngine"]
 
@@ -42,10 +43,11 @@ class Flaw:
 class Script:
     """What to do with one request.
 
-    `words` are the streamed pieces. With `gate`, the engine waits for that event after `gate_after` pieces
-    (-1 = before the status line). `cut_at` closes the connection after that many bytes of the body;
-    `fragment` sends the body in pieces of that many bytes. `error` is the body that goes with a `status`
-    other than 200; a stream holds it as an event, after the words and in place of the end.
+    `words` are the streamed pieces, unless the request has tools or a schema that the engine heeds. With
+    `gate`, the engine waits for that event after `gate_after` pieces (-1 = before the status line). `cut_at`
+    closes the connection after that many bytes of the body; `fragment` sends the body in pieces of that many
+    bytes. `error` is the body that goes with a `status` other than 200; a stream holds it as an event, after
+    the words and in place of the end.
     """
 
     words: tuple[str, ...] = ("one ", "two ", "three")
@@ -176,9 +178,10 @@ class ScriptedEngine:
             exchange.respond(status, script.error or msgspec.json.encode({"error": error}))
             return
         if request.get("stream"):
-            parts = _stream(exchange.request.path, request, self.model, script.words)
+            said = heed(request, script.words)
+            parts = _stream(exchange.request.path, request, self.model, said)
             if script.error is not None:
-                parts[len(script.words) :] = [b"data: " + script.error + b"\n\n"]
+                parts[len(said.pieces) :] = [b"data: " + script.error + b"\n\n"]
             elif script.flaw.no_done:
                 del parts[-1]
             exchange.begin(200, "text/event-stream; charset=utf-8")
@@ -220,7 +223,7 @@ def _usage(request: dict[str, Any], words: tuple[str, ...]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": len(words), "total_tokens": prompt + len(words)}
 
 
-def _stream(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> list[bytes]:
+def _stream(path: str, request: dict[str, Any], model: str, said: Said) -> list[bytes]:
     chat = path.endswith("chat/completions")
     kind = "chat.completion.chunk" if chat else "text_completion"
     base = {"id": "scripted-1", "object": kind, "created": 0, "model": model}
@@ -228,16 +231,29 @@ def _stream(path: str, request: dict[str, Any], model: str, words: tuple[str, ..
     def chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + msgspec.json.encode({**base, "choices": choices, **more}) + b"\n\n"
 
-    def choice(word: str, finish: str | None) -> dict[str, Any]:
-        text: dict[str, Any] = {"delta": {"content": word} if word else {}} if chat else {"text": word}
-        return {"index": 0, **text, "finish_reason": finish}
+    def choice(body: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        return {"index": 0, **({"delta": body} if chat else {"text": "", **body}), "finish_reason": finish}
 
-    parts = [chunk([choice(word, None)]) for word in words]
-    parts.append(chunk([choice("", "stop")]))
+    parts = [chunk([choice(_delta(said, at, chat), None)]) for at in range(len(said.pieces))]
+    parts.append(chunk([choice({}, "tool_calls" if said.tool else "stop")]))
     if (request.get("stream_options") or {}).get("include_usage"):
-        parts.append(chunk([], usage=_usage(request, words)))
+        parts.append(chunk([], usage=_usage(request, said.pieces)))
     parts.append(b"data: [DONE]\n\n")
     return parts
+
+
+def _delta(said: Said, at: int, chat: bool) -> dict[str, Any]:
+    """The piece at `at` as a chunk tells it; the first says whose it is."""
+    piece, first = said.pieces[at], at == 0
+    if not chat:
+        return {"text": piece}
+    role = {"role": "assistant"} if first else {}
+    if not said.tool:
+        return {**role, "content": piece}
+    call: dict[str, Any] = {"index": 0, "function": {"arguments": piece}}
+    if first:
+        call |= {"id": "call-1", "type": "function", "function": {"name": said.tool, "arguments": piece}}
+    return {**role, "tool_calls": [call]}
 
 
 def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> bytes:
@@ -246,26 +262,25 @@ def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...
     if path.endswith(("rerank", "score")):
         return _scores(request, model)
     chat = path.endswith("chat/completions")
-    text = "".join(words)
-    body: dict[str, Any] = {"message": _message(request, text)} if chat else {"text": text}
+    said = heed(request, words)
+    body: dict[str, Any] = {"message": _message(said)} if chat else {"text": said.text}
     answer = {
         "id": "scripted-1",
         "object": "chat.completion" if chat else "text_completion",
         "created": 0,
         "model": model,
-        "choices": [{"index": 0, **body, "finish_reason": "stop"}],
-        "usage": _usage(request, words),
+        "choices": [{"index": 0, **body, "finish_reason": "tool_calls" if said.tool else "stop"}],
+        "usage": _usage(request, said.pieces),
     }
     return msgspec.json.encode(answer)
 
 
-def _message(request: dict[str, Any], text: str) -> dict[str, Any]:
-    """A named tool is called with the words as its arguments."""
-    choice = request.get("tool_choice")
-    if not isinstance(choice, dict):
-        return {"role": "assistant", "content": text}
-    function = {"name": choice["function"]["name"], "arguments": text}
-    return {"role": "assistant", "tool_calls": [{"id": "call-1", "type": "function", "function": function}]}
+def _message(said: Said) -> dict[str, Any]:
+    if not said.tool:
+        return {"role": "assistant", "content": said.text}
+    function = {"name": said.tool, "arguments": said.text}
+    call = {"id": "call-1", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def _embeddings(request: dict[str, Any], model: str) -> bytes:
