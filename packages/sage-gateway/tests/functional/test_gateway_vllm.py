@@ -1,6 +1,7 @@
 """The gateway before vLLM: what a client asks for reaches the engine, and its answer the client.
 
-The model has random weights. What it says means nothing, but a grammar holds it to the form that was asked for.
+The model has random weights. What it says means nothing, but a grammar holds it to the form that was asked
+for.
 """
 
 from __future__ import annotations
