@@ -58,7 +58,7 @@ async def test_a_json_schema_is_kept(client: openai.AsyncOpenAI) -> None:
 
 async def test_a_named_tool_is_called(client: openai.AsyncOpenAI) -> None:
     answer = await client.chat.completions.create(
-        model="tiny", messages=MESSAGES, tools=[TOOL], tool_choice=NAMED, max_tokens=60
+        model="tiny", messages=MESSAGES, tools=[TOOL], tool_choice=NAMED, max_tokens=250, temperature=0
     )
     call: Any = (answer.choices[0].message.tool_calls or [])[0]
     assert call.function.name == "paint"
@@ -67,7 +67,13 @@ async def test_a_named_tool_is_called(client: openai.AsyncOpenAI) -> None:
 
 async def test_a_tool_s_arguments_are_streamed(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
-        model="tiny", messages=MESSAGES, tools=[TOOL], tool_choice=NAMED, max_tokens=60, stream=True
+        model="tiny",
+        messages=MESSAGES,
+        tools=[TOOL],
+        tool_choice=NAMED,
+        max_tokens=250,
+        temperature=0,
+        stream=True,
     )
     calls = [call async for chunk in stream for call in chunk.choices[0].delta.tool_calls or []]
     arguments = "".join(call.function.arguments or "" for call in calls if call.function)

@@ -21,7 +21,7 @@ from sage.middleware.random_weights import (
 __all__ = ["random_model", "random_reranker"]
 
 _FOLDER = "sage-random-llama-v1"  # a new version for every change of what is written
-_RERANKER_FOLDER = "sage-random-reranker-v1"
+_RERANKER_FOLDER = "sage-random-reranker-v2"
 _SEED = 20260
 
 _SPECIAL = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
@@ -127,7 +127,7 @@ def _normal(rng: Any, *shape: int, scale: float = 0.08) -> Any:
 # ---- the reranker ------------------------------------------------------------------------------------------
 
 _PAIR_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-_WIDTH, _DEPTH, _PAIR_HEADS, _WIDE, _WINDOW = 64, 2, 4, 128, 512
+_WIDTH, _DEPTH, _PAIR_HEADS, _WIDE, _WINDOW = 64, 2, 2, 128, 512  # heads of 32: vLLM has none narrower
 
 
 def _write_reranker(folder: Path) -> None:
