@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic  # the loop's own time is not needed, and finding the loop costs more than this
 from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -73,6 +74,7 @@ class _Connection(asyncio.Protocol):
         self._wake: asyncio.Future[bool] | None = None  # true = the reader is full
         self._error: Exception | None = None
         self._used = False
+        self._between_s = pool.limits.between_chunks_s
         self.idle_since = 0.0
 
     # ---- one request ----
@@ -85,12 +87,12 @@ class _Connection(asyncio.Protocol):
         self._begin(receiver)
         try:
             transport.write(message)
-            while await self._next():
+            while (wake := self._next()) is not None and await wake:
                 self._read(False)
                 self._deadline = float("inf")  # the reader is slow, not the engine
                 await receiver.drain()
                 self._read(True)
-                self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
+                self._deadline = monotonic() + self._between_s
             if not self._keep_alive:
                 self.abort()
         except BaseException:
@@ -111,24 +113,25 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _begin(self, receiver: Receiver) -> None:
-        limits, now = self._pool.limits, self._loop.time()
+        limits, now = self._pool.limits, monotonic()
         self._receiver = receiver
         self._started = self._complete = self._keep_alive = self._framed = False
         self._wake = None
         self._content_type = ""
         self._head_bytes = self._body_bytes = 0
+        self._most: float = limits.body_bytes
         self._deadline = now + limits.first_byte_s
         self._end = now + limits.total_s
         self._pool.busy(self)
 
-    async def _next(self) -> bool:
-        """Wait until the answer is complete; true when it is not, and the reader has to catch up first."""
+    def _next(self) -> asyncio.Future[bool] | None:
+        """What to wait for: true when the reader has to catch up first; None once the answer is complete."""
         if self._error is not None:
             raise self._error
-        if self._complete:
-            return False
-        self._wake = self._loop.create_future()
-        return await self._wake
+        if not self._complete:
+            self._wake = self._loop.create_future()
+            return self._wake
+        return None
 
     def _wake_up(self, *, full: bool) -> None:
         if self._wake is not None and not self._wake.done():
@@ -191,7 +194,7 @@ class _Connection(asyncio.Protocol):
             self._fail(EngineError(f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."))
             return
         if self._started:
-            self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
+            self._deadline = monotonic() + self._between_s
             if receiver.full:
                 self._wake_up(full=True)
 
@@ -218,6 +221,8 @@ class _Connection(asyncio.Protocol):
         lower = name.lower()
         if lower == b"content-type":
             self._content_type = value.decode("latin-1")
+            endless = "event-stream" in self._content_type
+            self._most = float("inf") if endless else self._pool.limits.body_bytes
         elif lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
 
@@ -233,7 +238,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Pass bytes on at once."""
         self._body_bytes += len(body)
-        if self._body_bytes > self._pool.limits.body_bytes and "event-stream" not in self._content_type:
+        if self._body_bytes > self._most:
             raise EngineError(f"The engine's answer exceeds {self._pool.limits.body_bytes} bytes.")
         if self._receiver is not None:
             self._receiver.data(body)
@@ -323,7 +328,7 @@ class HttpPool:
         if self._busy:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._look_s, self._look)
-            now = loop.time()
+            now = monotonic()
             for connection in list(self._busy):
                 connection.check(now)
 
@@ -333,7 +338,7 @@ class HttpPool:
             self._idle.remove(connection)
 
     def _take(self) -> _Connection | None:
-        oldest = asyncio.get_running_loop().time() - self._keep_idle_s
+        oldest = monotonic() - self._keep_idle_s
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and connection.idle_since >= oldest:
@@ -345,7 +350,7 @@ class HttpPool:
         if self._closed or not connection.usable or len(self._idle) >= self._max_idle:
             connection.abort()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = monotonic()
         self._idle.append(connection)
 
     async def _connect(self) -> _Connection:
@@ -373,8 +378,9 @@ class HttpPool:
                 "accept-encoding: identity\r\n",
             )
             head = self._heads[method, path] = "\r\n".join(lines).encode("latin-1")
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
+        if headers:
+            head += "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
         if not body:
-            return b"%b%b\r\n" % (head, more)
-        form = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
-        return form % (head, len(body), more, body)
+            return head + b"\r\n"
+        form = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+        return form % (head, len(body), body)
