@@ -101,7 +101,6 @@ class _Connection(asyncio.Protocol):
         finally:
             self._receiver = None
             self._used = True
-            self._pool.idle(self)
 
     def _read(self, on: bool) -> None:
         """Go on reading, or pause; a connection that is gone meanwhile has its error told by `_next`."""
@@ -122,7 +121,7 @@ class _Connection(asyncio.Protocol):
         self._most: float = limits.body_bytes
         self._deadline = now + limits.first_byte_s
         self._end = now + limits.total_s
-        self._pool.busy(self)
+        self._pool.watch()
 
     def _next(self) -> asyncio.Future[bool] | None:
         """What to wait for: true when the reader has to catch up first; None once the answer is complete."""
@@ -154,6 +153,11 @@ class _Connection(asyncio.Protocol):
         """Whether another request may be sent on it."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way."""
+        return self._receiver is not None
+
     def check(self, now: float) -> None:
         """Enforce the deadlines; called while a request is under way."""
         if now >= self._end:
@@ -170,6 +174,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
+        self._pool.know(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below pass the body on."""
@@ -276,7 +281,7 @@ class HttpPool:
         self._max_idle = max_idle
         self._keep_idle_s = keep_idle_s
         self._idle: list[_Connection] = []
-        self._busy: set[_Connection] = set()
+        self._open: set[_Connection] = set()
         self._look_s = min(LOOK_S, min(limits.first_byte_s, limits.between_chunks_s, limits.total_s) / 8)
         self._timer: asyncio.TimerHandle | None = None
         self._heads: dict[tuple[str, str], bytes] = {}
@@ -297,7 +302,7 @@ class HttpPool:
         UnreachableError (no connection) or EngineError (broken, cut, too slow, too large), or what the
         receiver raised. Cancelling closes the connection at once.
         """
-        message = self._message(method, path, body, headers or {})
+        message = self._message(method, path, body, headers)
         connection = self._take() or await self._connect()
         try:
             await connection.exchange(message, receiver)
@@ -313,27 +318,27 @@ class HttpPool:
             connection.abort()
         self._idle.clear()
 
-    def busy(self, connection: _Connection) -> None:
+    def watch(self) -> None:
         """Watch a request that begins. One timer serves all; a chunk only stores a number."""
-        self._busy.add(connection)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)
 
-    def idle(self, connection: _Connection) -> None:
-        """Its request has ended."""
-        self._busy.discard(connection)
-
     def _look(self) -> None:
         self._timer = None
-        if self._busy:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._look_s, self._look)
+        busy = [connection for connection in self._open if connection.busy]
+        if busy:
+            self.watch()
             now = monotonic()
-            for connection in list(self._busy):
+            for connection in busy:
                 connection.check(now)
 
+    def know(self, connection: _Connection) -> None:
+        """It is open from now on."""
+        self._open.add(connection)
+
     def forget(self, connection: _Connection) -> None:
-        """Drop a connection that was lost while idle."""
+        """Drop a connection that was lost."""
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
@@ -369,7 +374,7 @@ class HttpPool:
             raise UnreachableError(f"Nothing answers at {self._host}:{self._port} ({reason}).") from error
         return connection
 
-    def _message(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    def _message(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None) -> bytes:
         head = self._heads.get((method, path))
         if head is None:
             lines = (
