@@ -38,6 +38,7 @@ from sage.gateway.hot import HotTask
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Pending, Settings
+from sage.middleware.engines.heads import Head
 
 __all__ = ["Gate"]
 
@@ -131,13 +132,13 @@ class Gate(HttpToolsProtocol):
         admission = item.admission
         if admission is not None and admission.route and not item.close and b"expect" not in item.headers:
             own_id = item.id if b"x-request-id" in item.headers else ""
-            version = self._settings.edge.version
-            self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id, version)
+            head, version = Head.of(data, item.size), self._settings.edge.version
+            self._seen = head and SeenHead(head, item.headers, admission, own_id, version)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
-        body = seen.body(data) if seen.version == self._settings.edge.version else None
-        if body is None:
+        body = seen.head.body(data, seen.admission.max_body)
+        if body is None or seen.version != self._settings.edge.version:
             return False
         self._item = item = Pending(seen.own_id or new_id("req"), headers=seen.headers)
         self._start_hot(item, seen.admission, body)
