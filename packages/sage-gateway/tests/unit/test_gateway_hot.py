@@ -99,7 +99,9 @@ async def test_a_cancelled_request_is_over_once_whether_it_had_begun_or_not(turn
     server.hot.cancel()
 
 
-async def test_a_fault_of_ours_is_logged_and_the_next_request_served(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_fault_of_ours_is_logged_and_the_next_request_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     server = Server()
     server.fault = RuntimeError("a bug")
     with caplog.at_level(logging.ERROR, "sage.gateway"):

@@ -1,8 +1,9 @@
-"""An answer with a head that was seen before is taken without the parser, and nobody can tell the difference."""
+"""An answer with a head that was seen before is taken without the parser, and nobody can tell."""
 
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -119,7 +120,7 @@ async def conversation(answers: list[list[bytes]], *, forgetful: bool) -> list[t
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     at = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[start:stop] for start, stop in zip(at, at[1:], strict=False)]
+    return [data[start:stop] for start, stop in pairwise(at)]
 
 
 BODIES = st.sampled_from((b"{}", b'{"a":1}', b"", b"!", b"x" * 64, b"x" * 65))

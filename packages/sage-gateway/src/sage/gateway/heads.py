@@ -13,8 +13,8 @@ __all__ = ["SeenHead"]
 class SeenHead(msgspec.Struct, frozen=True):
     """The head of a request that was let in.
 
-    `own_id`: the client named the request, by the same id each time. `version`: that of the keys; with another
-    one it has to be judged anew.
+    `own_id`: the client named the request, by the same id each time. `version`: that of the keys; with
+    another one it has to be judged anew.
     """
 
     head: Head

@@ -133,7 +133,8 @@ class Gate(HttpToolsProtocol):
         if admission is not None and admission.route and not item.close and b"expect" not in item.headers:
             own_id = item.id if b"x-request-id" in item.headers else ""
             head, version = Head.of(data, item.size), self._settings.edge.version
-            self._seen = head and SeenHead(head, item.headers, admission, own_id, version)
+            if head is not None:
+                self._seen = SeenHead(head, item.headers, admission, own_id, version)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
@@ -295,7 +296,8 @@ class Gate(HttpToolsProtocol):
             if item.refusal is not None:
                 reply = self._new_reply(item)
                 reply.fail(item.refusal)
-                self._after(reply.closes)
+                if reply.closes:
+                    self._finish()
             elif item.admission is not None and item.admission.route is not None:
                 self._start_hot(item, item.admission, b"".join(item.parts))
             else:
@@ -335,16 +337,15 @@ class Gate(HttpToolsProtocol):
             reply.close_after()
             reply.fail(self._ending or SageError("The gateway failed to serve this request."))
         self.server_state.total_requests += 1
-        self._after(reply.closes)
+        if reply.closes:
+            self._finish()
         self._advance()
 
-    def _after(self, close: bool) -> None:
+    def _finish(self) -> None:
         """End the connection after its last answer; what still comes in is read for a moment and dropped.
 
         Closing at once would reset the connection, and the client would lose the answer.
         """
-        if not close:
-            return
         self._last = True
         self._state = _DISCARD
         self._line.clear()

@@ -155,7 +155,9 @@ class ControlPlane:
                 record = self._core.record(job.id)  # now: later ones may push it out of the history
             if deadline is not None or job.parent:
                 alarm = self._set_alarm(ticket)
-            return await self._serve(ticket)
+            if ticket.own is not None:  # sent at once, as most are
+                await self._upstreams.run(ticket.own)
+            return ticket.outcome or await self._serve(ticket)
         finally:
             if alarm is not None:
                 alarm.cancel()

@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             if first and self._keep_alive and self._parser.get_status_code() == 200:
                 head = Head.of(data, self._body_bytes)
-                self._pool.seen = head and (head, self._content_type)
+                self._pool.seen = None if head is None else (head, self._content_type)
             return
         if not self._started and self._head_bytes > self._pool.limits.header_bytes:
             self._fail(EngineError(f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."))
@@ -225,10 +225,11 @@ class Connection(asyncio.Protocol):
 
     def _again(self, data: bytes, receiver: Receiver) -> bool:
         """Take `data` if it is a whole answer with the head of an earlier one; the parser is not needed."""
-        if self._pool.seen is None:
+        pool = self._pool
+        if pool.seen is None:
             return False
-        head, content_type = self._pool.seen
-        body = head.body(data, self._pool.limits.body_bytes)
+        head, content_type = pool.seen
+        body = head.body(data, pool.limits.body_bytes)
         if body is None:
             return False
         self._untouched, self._started = False, True

@@ -9,7 +9,7 @@ import msgspec
 
 __all__ = ["Head"]
 
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)(\r\n)", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)\r\n", re.IGNORECASE)
 _LONGEST: Final = 16  # digits of a length
 
 
@@ -21,6 +21,8 @@ class Head(msgspec.Struct, frozen=True):
 
     before: bytes
     after: bytes
+    start: int  # where the digits begin
+    rest: int  # bytes of the head from their end on
 
     @classmethod
     def of(cls, data: bytes, size: int) -> Head | None:
@@ -29,17 +31,17 @@ class Head(msgspec.Struct, frozen=True):
         length = _LENGTH.search(data, 0, end)
         if length is None or len(data) != end + size:
             return None
-        return cls(data[: length.start(1)], data[length.start(2) : end])
+        start, stop = length.span(1)
+        return cls(data[:start], data[stop:end], start, end - stop)
 
     def body(self, data: bytes, most: int) -> bytes | None:
         """The body of `data` if that is one whole message with this head, and of at most `most` bytes."""
         if not data.startswith(self.before):
             return None
-        start = len(self.before)
+        start = self.start
         end = data.find(b"\r", start, start + _LONGEST)
         digits = data[start:end]
         if not digits.isdigit() or not data.startswith(self.after, end):
             return None
-        end += len(self.after)
-        size = len(data) - end
-        return data[end:] if int(digits) == size <= most else None
+        body = data[end + self.rest :]
+        return body if int(digits) == len(body) <= most else None

@@ -17,6 +17,7 @@ __all__ = ["HttpLimits", "HttpPool", "Receiver"]
 
 
 LOOK_S: Final = 1.0  # at most so much late is a deadline noticed
+_LIMITS: Final = HttpLimits()
 
 
 class HttpPool:
@@ -27,7 +28,7 @@ class HttpPool:
     """
 
     def __init__(
-        self, url: str, *, limits: HttpLimits = HttpLimits(), max_idle: int = 64, keep_idle_s: float = 4.0
+        self, url: str, *, limits: HttpLimits = _LIMITS, max_idle: int = 64, keep_idle_s: float = 4.0
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
