@@ -124,3 +124,23 @@ async def test_an_idle_task_ends_with_its_connection() -> None:
     await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
     assert asyncio.all_tasks() == before
     assert server.ended == ["a"]
+
+
+async def test_a_request_that_was_ended_by_us_leaves_nothing_to_the_next() -> None:
+    """As the data plane does for a revoked key: the cancellation is taken back, and the request answered."""
+    left: list[int] = []
+
+    async def handle(request: HotRequest, reply: Reply) -> None:
+        assert request.task is not None
+        request.task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            left.append(request.task.uncancel())
+
+    hot, over = HotTask(asyncio.get_running_loop(), handle), asyncio.Queue[str]()
+    for ident in ("a", "b"):
+        hot.start(request(ident), cast(Reply, object()), lambda done, _: over.put_nowait(done.id))
+        assert await over.get() == ident
+    assert left == [0, 0]
+    hot.cancel()
