@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,21 @@ def test_ids_are_unique_and_have_their_form() -> None:
     secret = new_secret("sk-sage", "ab12")
     assert secret.startswith("sk-sage-ab12.")
     assert len(secret.partition(".")[2]) == 43
+
+
+def test_a_forked_child_does_not_give_its_parents_ids() -> None:
+    script = """if True:
+        import os
+        from sage.common.ids import new_id
+        new_id("a")  # many are ready now
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        print(new_id("a"), flush=True)
+        """
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    first, second = run.stdout.split()
+    assert first != second
 
 
 def test_the_virtual_clock_moves_only_when_told() -> None:

@@ -41,6 +41,7 @@ class Submitted:
         *,
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
+        task: asyncio.Task[None] | None = None,
     ) -> Literal["done", "failed"]:
         self.jobs.append((job, deadline))
         return "done"

@@ -10,7 +10,8 @@ import pytest
 
 from sage.common.errors import ConfigError, EngineError, UnreachableError
 from sage.common.ports import find_free
-from sage.middleware.engines.http import HttpLimits, HttpPool, _Connection
+from sage.middleware.engines.connection import Connection
+from sage.middleware.engines.http import HttpLimits, HttpPool
 from sage.middleware.testing.engines import RecordingSink, Script, ScriptedEngine
 
 BODY = b'{"model":"m","messages":[],"stream":true}'
@@ -213,7 +214,7 @@ async def test_a_connection_that_is_lost_while_the_reader_is_slow_is_told_as_tha
             await lost.wait()
 
     class Watched(HttpPool):
-        def forget(self, connection: _Connection) -> None:
+        def forget(self, connection: Connection) -> None:
             super().forget(connection)
             lost.set()
 
@@ -227,10 +228,10 @@ async def test_a_connection_that_is_lost_while_the_reader_is_slow_is_told_as_tha
 
 
 async def test_a_connection_that_is_lost_before_its_first_request_is_replaced(server: ScriptedEngine) -> None:
-    connections: list[_Connection] = []
+    connections: list[Connection] = []
 
     class Unlucky(HttpPool):
-        async def _connect(self) -> _Connection:
+        async def _connect(self) -> Connection:
             connections.append(await super()._connect())
             if len(connections) == 1:
                 connections[0].abort()

@@ -56,7 +56,7 @@ class TestSplitter:
         for at in range(len(STREAM) + 1):
             splitter = Splitter()
             assert splitter.feed(STREAM[:at]) + splitter.feed(STREAM[at:]) == whole, at
-            assert not splitter.pending
+            assert not splitter.rest
 
     def test_byte_by_byte(self) -> None:
         splitter = Splitter()
@@ -77,7 +77,7 @@ class TestSplitter:
     def test_what_goes_in_comes_out(self) -> None:
         splitter = Splitter()
         assert b"".join(splitter.feed(STREAM + b"data: half")) == STREAM
-        assert splitter.pending
+        assert splitter.rest
         assert splitter.close() == [b"data: half\n\n"]
         assert splitter.close() == []
 

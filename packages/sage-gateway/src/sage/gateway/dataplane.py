@@ -10,11 +10,12 @@ from typing import Final, Literal, Protocol
 from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
-from sage.gateway.accounts import Accounts, Visit, lowered
+from sage.gateway.accounts import Accounts, lowered
+from sage.gateway.keys import Principal
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
-from sage.middleware.control_plane.classify import ParseLimits, parse
+from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
 from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
@@ -36,8 +37,12 @@ class Submitter(Protocol):
         *,
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
+        task: asyncio.Task[None] | None = None,
     ) -> Literal["done", "failed"]:
-        """Serve one request into `sink`; `used` is told what engines have counted for it."""
+        """Serve one request into `sink`; `used` is told what engines have counted for it.
+
+        `task` is the one that awaits this, if the caller has it at hand.
+        """
         ...
 
     def decision(self, ident: str) -> Decision | None:
@@ -65,20 +70,31 @@ class DataPlane:
 
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
-        route = request.admission.route
+        principal, route = request.admission.principal, request.admission.route
         assert route is not None
         try:
-            visit = self._accounts.open(request.admission.principal, route, request.task)
+            visit = self._accounts.open(principal, route, request.task)
         except SageError as error:
             reply.fail(error)
             return
         try:
             if visit.account.limiter is not None:
                 reply.always(visit.headers)
-            await self._serve(request, route, reply, visit)
+            if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
+                await asyncio.to_thread(self._decoder.load)
+            parsed = self._parse(request, principal, route)
+            visit.admit(parsed.job)
+            reply.configure(stream=parsed.call.stream)
+            if principal.admin:
+                reply.explain(lambda: self._explain(request.id))
+            ended = await self._control_plane.submit(
+                parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use, task=request.task
+            )
+            if ended == "failed":
+                visit.fail(ended)
         except SageError as error:
             visit.fail(error)
-            reply.fail(request.admission.principal.told(error))
+            reply.fail(principal.told(error))
         except asyncio.CancelledError:
             if visit.why is None or request.task is None or request.task.uncancel() > 0:
                 raise  # the client has gone
@@ -89,12 +105,11 @@ class DataPlane:
         finally:
             visit.close(reply.chunks)
 
-    async def _serve(self, request: HotRequest, route: Route, reply: Reply, visit: Visit) -> None:
-        """Parse, charge, submit. Raises the SageError that answers it."""
-        principal = request.admission.principal
-        if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
-            await asyncio.to_thread(self._decoder.load)
-        headers = self._headers(request)
+    def _parse(self, request: HotRequest, principal: Principal, route: Route) -> Parsed:
+        """What is asked for. Raises the SageError that answers it."""
+        headers = {HEADER_REQUEST_ID: request.id}
+        for raw in _WISHES.intersection(request.headers):
+            headers[raw.decode()] = request.headers[raw].decode("latin-1")
         if principal.lowered:
             lowered(headers, route)
         parsed = parse(
@@ -107,22 +122,7 @@ class DataPlane:
             blocks=self._prefixes(),
         )
         principal.check_model(parsed.job.model)
-        visit.admit(parsed.job)
-        reply.configure(stream=parsed.call.stream)
-        if principal.admin:
-            reply.explain(lambda: self._explain(request.id))
-        ended = await self._control_plane.submit(
-            parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use
-        )
-        if ended == "failed":
-            visit.fail(ended)
-
-    @staticmethod
-    def _headers(request: HotRequest) -> dict[str, str]:
-        headers = {HEADER_REQUEST_ID: request.id}
-        for raw in _WISHES.intersection(request.headers):
-            headers[raw.decode()] = request.headers[raw].decode("latin-1")
-        return headers
+        return parsed
 
     def _explain(self, request_id: str) -> Sequence[tuple[str, str]]:
         decision = self._control_plane.decision(request_id)

@@ -51,6 +51,7 @@ log = logging.getLogger("sage.gateway")
 LOOPBACK: Final = "127.0.0.1"
 ADMIN_DRAIN_S: Final = 1.0
 SECOND_SIGNAL_S: Final = 1.0
+YOUNG: Final = 10_000  # objects between two collections: by the usual 700 there is one every few requests
 _STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -186,6 +187,7 @@ class Gateway:
         self._health.start()
         gc.collect()
         gc.freeze()  # what is here stays: no later collection need walk through it
+        gc.set_threshold(YOUNG)
         servers = [
             asyncio.create_task(self._data.serve([self._sockets.data])),
             asyncio.create_task(self._admin.serve([self._sockets.admin])),

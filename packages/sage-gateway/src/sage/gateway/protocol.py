@@ -34,9 +34,11 @@ from sage.gateway.edge import (
     too_large,
 )
 from sage.gateway.heads import SeenHead
+from sage.gateway.hot import HotTask
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Pending, Settings
+from sage.middleware.engines.heads import Head
 
 __all__ = ["Gate"]
 
@@ -65,10 +67,8 @@ class Gate(HttpToolsProtocol):
         self._item = Pending()
         self._line: deque[Pending] = deque()
         self._busy = False
-        self._reply: Reply | None = None
-        self._hot_id = ""
         self._address = ""
-        self._task: asyncio.Task[None] | None = None
+        self._hot = HotTask(self.loop, settings.handler)
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
         self._passed: tuple[tuple[bytes | int | None, ...], bytes, Admission] | None = None
         self._seen: SeenHead | None = None
@@ -99,16 +99,13 @@ class Gate(HttpToolsProtocol):
         self._settings.connections.leave(self._address)
         self._state = _DISCARD
         self._line.clear()
-        if self._task is not None:
-            self._task.cancel()
+        self._hot.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse, with the bytes of an unfinished head or chunked body bounded."""
         state = self._state
         if state == _DISCARD:
             return
-        if self._task is not None and self._task.done():  # a quick client is here before the loop's turn
-            self._hot_done(self._task)
         if state == _IDLE and not self._busy and self._seen is not None and self._again(self._seen, data):
             return
         try:
@@ -135,18 +132,17 @@ class Gate(HttpToolsProtocol):
         admission = item.admission
         if admission is not None and admission.route and not item.close and b"expect" not in item.headers:
             own_id = item.id if b"x-request-id" in item.headers else ""
-            version = self._settings.edge.version
-            self._seen = SeenHead.of(data, item.size, item.headers, admission, own_id, version)
+            head, version = Head.of(data, item.size), self._settings.edge.version
+            if head is not None:
+                self._seen = SeenHead(head, item.headers, admission, own_id, version)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
-        body = seen.body(data) if seen.version == self._settings.edge.version else None
-        if body is None:
+        body = seen.head.body(data, seen.admission.max_body)
+        if body is None or seen.version != self._settings.edge.version:
             return False
-        item = Pending(seen.own_id or new_id("req"), headers=seen.headers, admission=seen.admission)
-        item.parts, item.size = [body], len(body)
-        self._item = item
-        self._start_hot(item, seen.admission)
+        self._item = item = Pending(seen.own_id or new_id("req"), headers=seen.headers)
+        self._start_hot(item, seen.admission, body)
         return True
 
     def _count_body(self, received: int) -> None:
@@ -300,9 +296,10 @@ class Gate(HttpToolsProtocol):
             if item.refusal is not None:
                 reply = self._new_reply(item)
                 reply.fail(item.refusal)
-                self._after(reply.closes)
+                if reply.closes:
+                    self._finish()
             elif item.admission is not None and item.admission.route is not None:
-                self._start_hot(item, item.admission)
+                self._start_hot(item, item.admission, b"".join(item.parts))
             else:
                 self._start_cold(item)
         if self._busy:
@@ -315,49 +312,40 @@ class Gate(HttpToolsProtocol):
     def _new_reply(self, item: Pending) -> Reply:
         standing = self.server_state.default_headers  # another list each second, for the date
         if standing is not self._standing[0]:
-            self._standing = (standing, b"".join([b"%b: %b\r\n" % header for header in standing]))
-        common = b"%bx-request-id: %b\r\n" % (self._standing[1], item.id.encode())
+            lines = b"".join([b"%b: %b\r\n" % header for header in standing])
+            self._standing = (standing, lines + b"x-request-id: ")
+        common = self._standing[1] + item.id.encode() + b"\r\n"
         return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
 
-    def _start_hot(self, item: Pending, admission: Admission) -> None:
-        assert self._settings.handler is not None
-        body = item.parts[0] if len(item.parts) == 1 else b"".join(item.parts)
-        if item.id in self._settings.active:  # a trace's id on several calls at once: keep ours apart
+    def _start_hot(self, item: Pending, admission: Admission, body: bytes) -> None:
+        active = self._settings.active
+        if item.id in active:  # a trace's id on several calls at once: keep ours apart
             item.id = f"{item.id[:100]}.{secrets.token_hex(4)}"
-        self._settings.active.add(item.id)
-        self._hot_id = item.id
-        request = HotRequest(item.id, admission, item.headers, body)
-        self._reply = self._new_reply(item)
+        active.add(item.id)
         self._busy = True
-        self._task = request.task = self.loop.create_task(self._settings.handler(request, self._reply))
-        self._task.add_done_callback(self._hot_done)
+        self._hot.start(
+            HotRequest(item.id, admission, item.headers, body), self._new_reply(item), self._hot_done
+        )
 
-    def _hot_done(self, task: asyncio.Task[None]) -> None:
+    def _hot_done(self, request: HotRequest, reply: Reply) -> None:
         """Whatever happened, the client has its answer and the line moves on."""
-        if task is not self._task:  # that was seen already
-            return
-        self._settings.active.discard(self._hot_id)
-        reply, self._reply, self._task = self._reply, None, None
+        self._settings.active.discard(request.id)
         self._busy = False
-        assert reply is not None
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            log.error("request failed in the gateway", exc_info=fault)
         if self.transport.is_closing():
             return
         if not reply.done:
             reply.close_after()
             reply.fail(self._ending or SageError("The gateway failed to serve this request."))
         self.server_state.total_requests += 1
-        self._after(reply.closes)
+        if reply.closes:
+            self._finish()
         self._advance()
 
-    def _after(self, close: bool) -> None:
+    def _finish(self) -> None:
         """End the connection after its last answer; what still comes in is read for a moment and dropped.
 
         Closing at once would reset the connection, and the client would lose the answer.
         """
-        if not close:
-            return
         self._last = True
         self._state = _DISCARD
         self._line.clear()
@@ -417,8 +405,8 @@ class Gate(HttpToolsProtocol):
             return  # this request was let in: it is served, and it is the last
         if self._line:
             self._line[-1].close = True
-        elif self._reply is not None:
-            self._reply.close_after()
+        elif self._hot.reply is not None:
+            self._hot.reply.close_after()
         elif self._busy:
             self.cycle.keep_alive = False
         elif not self._last:
@@ -428,8 +416,8 @@ class Gate(HttpToolsProtocol):
     def end_now(self, error: SageError) -> None:
         """Answer what is under way with `error` and close."""
         self._ending = error
-        if self._task is not None:
-            self._task.cancel()
+        if self._hot.request is not None:
+            self._hot.cancel()
         elif not self._busy and self._state == _BODY:
             self._refuse(error)
         elif not self._last:

@@ -18,6 +18,9 @@ _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 _JSON: Final = "application/json"
+_TYPES: Final = {
+    kind: f"content-type: {kind}\r\n".encode() for kind in (_JSON, "text/event-stream; charset=utf-8")
+}
 ExtraHeaders = Callable[[], Sequence[tuple[str, str]]]
 
 
@@ -62,12 +65,12 @@ class Reply:
     """The `Sink` of one request, and the writer of its errors.
 
     A stream's head leaves with its first bytes, in one write; a whole body leaves with its length at the end.
-    So a fault before the first byte can still become a proper error; `started` says whether that is over.
+    So a fault before the first byte can still become a proper error; `started` says whether that is over, and
+    `closes` whether the connection ends with this answer.
     """
 
     __slots__ = (
         "_always",
-        "_close",
         "_common",
         "_extra",
         "_flow",
@@ -77,6 +80,7 @@ class Reply:
         "_stream",
         "_transport",
         "chunks",
+        "closes",
         "done",
         "started",
     )
@@ -87,7 +91,7 @@ class Reply:
         self._transport = transport
         self._flow = flow
         self._common = common
-        self._close = close or http10
+        self.closes = close or http10
         self._http10 = http10
         self._stream = False
         self._extra: ExtraHeaders = no_headers
@@ -112,12 +116,7 @@ class Reply:
 
     def close_after(self) -> None:
         """Do not keep the connection for another request."""
-        self._close = True
-
-    @property
-    def closes(self) -> bool:
-        """Whether the connection ends with this answer."""
-        return self._close
+        self.closes = True
 
     # ---- Sink ----------------------------------------------------------------------------------------------
 
@@ -178,18 +177,13 @@ class Reply:
     # ---- bytes ---------------------------------------------------------------------------------------------
 
     def _line(self, status: int, content_type: str, extra: Sequence[tuple[str, str]]) -> bytes:
-        head = (
-            _STATUS.get(status, _STATUS[500])
-            + self._common
-            + b"content-type: "
-            + content_type.encode()
-            + b"\r\n"
-        )
+        kind = _TYPES.get(content_type) or b"content-type: %b\r\n" % content_type.encode()
+        head = _STATUS.get(status, _STATUS[500]) + self._common + kind
         if self._always is not None:
             extra = (*extra, *self._always())
         if extra:
             head += "".join(f"{name}: {value}\r\n" for name, value in extra).encode("latin-1", "replace")
-        return head + b"connection: close\r\n" if self._close else head
+        return head + b"connection: close\r\n" if self.closes else head
 
     def _start(self, framed: bytes) -> None:
         framing = b"\r\n" if self._http10 else b"transfer-encoding: chunked\r\n\r\n"

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sage.common.api import Decision, EngineStatus, QueueStatus
 from sage.common.clock import Clock
@@ -126,12 +126,14 @@ class ControlPlane:
         *,
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
+        task: asyncio.Task[Any] | None = None,
     ) -> Literal["done", "failed"]:
         """Serve one request into `sink`; `decision` tells more about it, unless it is an aside (see there).
 
         `deadline`: seconds from now by which the answer must be complete, if that of `job.parent` is not
-        nearer. `used` is told at the end what engines have counted for it. Cancelling the awaiting task means
-        that the client has gone: what only it wanted is given up at once. Raises SageError while nothing has
+        nearer. `used` is told at the end what engines have counted for it. `task` is the awaiting one, if the
+        caller has it at hand: finding it takes time. Cancelling that means that the client has gone: what
+        only it wanted is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
         `[DONE]`, and `failed` is returned.
@@ -144,7 +146,7 @@ class ControlPlane:
         if call.route in ASIDES:
             await self._asides.serve(call, sink, self._able(job), deadline)
             return "done"
-        ticket = self._tickets[job.id] = Ticket.of(job, call, sink, asyncio.current_task())
+        ticket = self._tickets[job.id] = Ticket.of(job, call, sink, task or asyncio.current_task())
         now = self._clock.now()
         alarm = record = None
         try:
@@ -153,7 +155,9 @@ class ControlPlane:
                 record = self._core.record(job.id)  # now: later ones may push it out of the history
             if deadline is not None or job.parent:
                 alarm = self._set_alarm(ticket)
-            return await self._serve(ticket)
+            if ticket.own is not None:  # sent at once, as most are
+                await self._upstreams.run(ticket.own)
+            return ticket.outcome or await self._serve(ticket)
         finally:
             if alarm is not None:
                 alarm.cancel()

@@ -47,6 +47,7 @@ class Relay:
         "_last",
         "_number",
         "_on_first_byte",
+        "_pass_on",
         "_recipient",
         "_sink",
         "_stream",
@@ -60,6 +61,7 @@ class Relay:
     ) -> None:
         self._recipient = recipient
         self._sink = recipient.sink
+        self._pass_on = self._sink.data
         self._number = number
         self._on_first_byte: Callable[[int], None] | None = on_first_byte if stream else None
         self._stream = stream
@@ -77,20 +79,19 @@ class Relay:
     def data(self, chunk: bytes) -> None:
         """Pass on, or hold."""
         self.fresh = True
-        if self._on_first_byte is not None:
-            if _announces(chunk):
-                self._held.append(chunk)
-                return
-            tell, self._on_first_byte = self._on_first_byte, None
-            tell(self._number)
-        if self._stream:
-            if not self.committed:
-                self._commit()
-                self._release()
-            self._sink.data(chunk)
+        if self.committed:
+            self._pass_on(chunk)
             self._last = chunk
-        else:
+        elif not self._stream or (self._on_first_byte is not None and _announces(chunk)):
             self._held.append(chunk)
+        else:
+            if self._on_first_byte is not None:
+                tell, self._on_first_byte = self._on_first_byte, None
+                tell(self._number)
+            self._commit()
+            self._release()
+            self._pass_on(chunk)
+            self._last = chunk
 
     def end(self) -> None:
         """Send what was held, and finish."""
@@ -120,7 +121,7 @@ class Relay:
 
     def _release(self) -> None:
         for chunk in self._held:
-            self._sink.data(chunk)
+            self._pass_on(chunk)
         self._held.clear()
 
     def _commit(self) -> None:
@@ -130,6 +131,7 @@ class Relay:
             self._sink.head(*self._head)
         else:
             self._sink = _NOWHERE
+            self._pass_on = _NOWHERE.data
 
 
 class Collector:

@@ -83,10 +83,13 @@ class Upstreams:
         ticket = up.parts[0].ticket
         up.begun = True
         try:
-            if ticket.call.route is CHAT or ticket.call.route is COMPLETIONS:
-                await self._generate(up, ticket)
-            else:
+            route = ticket.call.route
+            if route is not CHAT and route is not COMPLETIONS:
                 await self._embed(up)
+                return
+            call = ticket.call if not up.threads else structs.replace(ticket.call, threads=up.threads)
+            relay = up.sink = Relay(ticket, up.number, self._first_byte, stream=call.stream)
+            self._generated(up, relay, await up.engine.send(call, relay))
         except asyncio.CancelledError:
             self._forget(up)
             task = asyncio.current_task()
@@ -98,12 +101,10 @@ class Upstreams:
 
     # ---- generation ----------------------------------------------------------------------------------
 
-    async def _generate(self, up: Upstream, ticket: Ticket) -> None:
-        call = ticket.call if not up.threads else structs.replace(ticket.call, threads=up.threads)
-        relay = up.sink = Relay(ticket, up.number, self._first_byte, stream=call.stream)
-        usage = await up.engine.send(call, relay)
+    def _generated(self, up: Upstream, relay: Relay, usage: Usage) -> None:
         if not relay.ended:
             raise _unended(up.engine)
+        ticket = up.parts[0].ticket
         self._forget(up)
         if relay.committed:
             ticket.outcome = "done"

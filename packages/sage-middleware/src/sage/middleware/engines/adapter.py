@@ -90,7 +90,7 @@ class HttpEngine:
         self._pool = pool
         self._headers = dict(headers or {})
         self._ready_path = ready_path
-        self._paths = paths
+        self._paths = {route: paths.get(route) or f"/v1/{route}" for route in Route}
 
     @property
     def spec(self) -> EngineSpec:
@@ -108,9 +108,8 @@ class HttpEngine:
         else:
             receiver = _Whole(sink)
         try:
-            headers = self.headers(call)
-            path = self._paths.get(call.route) or f"/v1/{call.route}"
-            await self._pool.request("POST", path, receiver, body=body, headers=headers)
+            path = self._paths[call.route]
+            await self._pool.request("POST", path, receiver, body=body, headers=self.headers(call))
             if receiver.status // 100 != 2:
                 raise _refusal(self._spec.name, call.route, receiver.status, receiver.joined())
             return receiver.finish()
@@ -143,6 +142,9 @@ class HttpEngine:
 class _Answer:
     """Collects an answer; an error's text is cut off at 64 KiB."""
 
+    __slots__ = ("_parts", "_size", "status")
+    full = False
+
     def __init__(self) -> None:
         self.status = 0
         self._parts: list[bytes] = []
@@ -152,14 +154,9 @@ class _Answer:
         self.status = status
 
     def data(self, chunk: bytes) -> None:
-        if self.status == 200:
-            self.accept(chunk)
-        elif self._size < _MAX_ERROR_BYTES:
+        if self.status == 200 or self._size < _MAX_ERROR_BYTES:
             self._size += len(chunk)
             self._parts.append(chunk)
-
-    def accept(self, chunk: bytes) -> None:
-        self._parts.append(chunk)
 
     def joined(self) -> bytes:
         return b"".join(self._parts)
@@ -167,16 +164,14 @@ class _Answer:
     def finish(self) -> Usage:
         return Usage()
 
-    @property
-    def full(self) -> bool:
-        return False
-
     async def drain(self) -> None:
         return
 
 
 class _Whole(_Answer):
     """A JSON body: nothing reaches the sink until it is whole, so that a broken one can be retried."""
+
+    __slots__ = ("_sink",)
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
@@ -196,13 +191,18 @@ class _Whole(_Answer):
 class _Aggregated(_Whole):
     """A stream that the client wants as one body."""
 
+    __slots__ = ("_aggregator", "_translator")
+
     def __init__(self, sink: Sink, translator: Translator) -> None:
         super().__init__(sink)
         self._translator = translator
         self._aggregator = Aggregator()
 
-    def accept(self, chunk: bytes) -> None:
-        self._aggregator.feed(self._translator.feed(chunk))
+    def data(self, chunk: bytes) -> None:
+        if self.status == 200:
+            self._aggregator.feed(self._translator.feed(chunk))
+        else:
+            super().data(chunk)
 
     def finish(self) -> Usage:
         self._aggregator.feed(self._translator.close())
@@ -212,32 +212,39 @@ class _Aggregated(_Whole):
 class _Stream(_Answer):
     """A stream passed on as it comes. The head waits for the first bytes: until then a retry is possible."""
 
+    __slots__ = ("_begun", "_feed", "_pass_on", "_sink", "_translator")
+
     def __init__(self, sink: Sink, translator: Translator) -> None:
         super().__init__()
         self._sink = sink
         self._translator = translator
+        self._feed, self._pass_on = translator.feed, sink.data  # for each chunk: found once
         self._begun = False
 
-    def accept(self, chunk: bytes) -> None:
-        self._emit(self._translator.feed(chunk))
+    def data(self, chunk: bytes) -> None:
+        if self.status != 200:
+            super().data(chunk)
+        elif out := self._feed(chunk):
+            if not self._begun:
+                self._begin()
+            self._pass_on(out)
 
-    def _emit(self, out: bytes) -> None:
-        if not out:
-            return
-        if not self._begun:
-            self._begun = True
-            self._sink.head(200, "text/event-stream; charset=utf-8")
-        self._sink.data(out)
+    def _begin(self) -> None:
+        self._begun = True
+        self._sink.head(200, "text/event-stream; charset=utf-8")
 
     @property
-    def full(self) -> bool:
+    def full(self) -> bool:  # type: ignore[override]
         return self._sink.full
 
     async def drain(self) -> None:
         await self._sink.drain()
 
     def finish(self) -> Usage:
-        self._emit(self._translator.close())
+        if rest := self._translator.close():
+            if not self._begun:
+                self._begin()
+            self._pass_on(rest)
         self._sink.end()
         return self._translator.usage
 
@@ -308,6 +315,13 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 _SPECIAL = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:\s*[^n\s]|\[DONE\]')
 
 
+def _is_special(events: bytes) -> bool:
+    """Whether there may be something to look at: the words alone are quicker to look for than the pattern."""
+    if b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
+        return _SPECIAL.search(events) is not None
+    return False
+
+
 class PassThrough:
     """Bytes in, the same bytes out, but for the usage chunk. Only that one, errors and the end are parsed."""
 
@@ -319,7 +333,7 @@ class PassThrough:
 
     def feed(self, chunk: bytes) -> bytes:
         """Pass on; whole events without anything to look at are not even copied."""
-        if not self._splitter.pending and chunk.endswith(b"\n\n") and _SPECIAL.search(chunk) is None:
+        if not self._splitter.rest and chunk.endswith(b"\n\n") and not _is_special(chunk):
             return chunk
         return b"".join(map(self._event, self._splitter.feed(chunk)))
 
@@ -333,7 +347,7 @@ class PassThrough:
     def _event(self, event: bytes) -> bytes:
         if self._done:
             return b""  # nothing may follow the end
-        if _SPECIAL.search(event) is None:
+        if not _is_special(event):
             return event
         data = data_of(event)
         if data == b"[DONE]":

@@ -21,20 +21,18 @@ _END = re.compile(rb"\n\r?\n")
 class Splitter:
     """Cuts a byte stream into whole events; any split of the same bytes gives the same events.
 
-    Lines end in LF or CRLF. Joined together the events are the bytes that went in.
+    Lines end in LF or CRLF. Joined together the events are the bytes that went in. `rest`: the part of an
+    event that is held back.
     """
 
-    def __init__(self) -> None:
-        self._rest = bytearray()
+    __slots__ = ("rest",)
 
-    @property
-    def pending(self) -> bool:
-        """Whether part of an event is held back."""
-        return bool(self._rest)
+    def __init__(self) -> None:
+        self.rest = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that `chunk` completes, with blank lines. Raises EngineError for one over 1 MiB."""
-        rest = self._rest
+        rest = self.rest
         search = max(0, len(rest) - 2)  # an end may begin in what was held back
         rest += chunk
         events: list[bytes] = []
@@ -49,8 +47,8 @@ class Splitter:
 
     def close(self) -> list[bytes]:
         """The last event, if the stream ended without its blank line."""
-        rest = bytes(self._rest)
-        self._rest.clear()
+        rest = bytes(self.rest)
+        self.rest.clear()
         return [rest.rstrip(b"\r\n") + b"\n\n"] if rest.strip() else []
 
     @staticmethod
