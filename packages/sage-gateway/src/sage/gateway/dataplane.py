@@ -7,14 +7,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from sage.common.api import Decision
 from sage.common.errors import SageError
-from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
+from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID, Bound
 from sage.gateway.accounts import Accounts, Visit, lowered
+from sage.gateway.keys import Principal
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
-from sage.middleware.control_plane.classify import ParseLimits, parse
+from sage.gateway.watch import Watch
+from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
 from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
@@ -36,8 +41,9 @@ class Submitter(Protocol):
         *,
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
+        ended: Callable[[Record], None] | None = None,
     ) -> Literal["done", "failed"]:
-        """Serve one request into `sink`; `used` is told what engines have counted for it."""
+        """Serve one request into `sink`. `used` is told what engines counted for it, `ended` its record."""
         ...
 
     def decision(self, ident: str) -> Decision | None:
@@ -55,6 +61,7 @@ class DataPlane:
         decoder: TokenDecoder,
         prefixes: Callable[[], bool],
         accounts: Accounts,
+        watch: Watch,
     ) -> None:
         self._control_plane = control_plane
         self._limits = limits
@@ -62,6 +69,7 @@ class DataPlane:
         self._decoder = decoder
         self._prefixes = prefixes
         self._accounts = accounts
+        self._watch = watch
 
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
@@ -87,11 +95,33 @@ class DataPlane:
             visit.fail("failed")
             raise
         finally:
+            if reply.paused:
+                self._watch.bounds[Bound.STREAM_BUFFER] += 1
             visit.close(reply.chunks)
 
     async def _serve(self, request: HotRequest, route: Route, reply: Reply, visit: Visit) -> None:
         """Parse, charge, submit. Raises the SageError that answers it."""
         principal = request.admission.principal
+        try:
+            parsed = await self._judge(request, route, principal)
+            visit.admit(parsed.job)
+        except SageError as error:
+            self._watch.met(error)  # what is met from here on the control plane counts itself
+            raise
+        reply.configure(stream=parsed.call.stream)
+        if principal.admin:
+            reply.explain(lambda: self._explain(request.id))
+        call = parsed.call
+        if reply.trace:
+            call = msgspec.structs.replace(call, trace=reply.trace.decode())
+        ended = await self._control_plane.submit(
+            parsed.job, call, reply, deadline=parsed.deadline, used=visit.use, ended=reply.remember
+        )
+        if ended == "failed":
+            visit.fail(ended)
+
+    async def _judge(self, request: HotRequest, route: Route, principal: Principal) -> Parsed:
+        """What the body asks for. Raises the SageError that answers it."""
         if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
             await asyncio.to_thread(self._decoder.load)
         headers = self._headers(request)
@@ -107,15 +137,7 @@ class DataPlane:
             blocks=self._prefixes(),
         )
         principal.check_model(parsed.job.model)
-        visit.admit(parsed.job)
-        reply.configure(stream=parsed.call.stream)
-        if principal.admin:
-            reply.explain(lambda: self._explain(request.id))
-        ended = await self._control_plane.submit(
-            parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use
-        )
-        if ended == "failed":
-            visit.fail(ended)
+        return parsed
 
     @staticmethod
     def _headers(request: HotRequest) -> dict[str, str]:

@@ -11,8 +11,9 @@ import msgspec
 
 from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
+from sage.middleware.control_plane.records import Record
 
-__all__ = ["Flow", "Reply", "error_body", "error_headers"]
+__all__ = ["Flow", "Reply", "error_body", "error_headers", "reason_of"]
 
 _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -53,6 +54,11 @@ def error_headers(error: SageError) -> list[tuple[str, str]]:
     return headers
 
 
+def reason_of(error: SageError) -> str:
+    """Why, without what a client or an engine wrote: messages may repeat a part of that."""
+    return error.code if error.bound is None else f"{error.code}: {error.bound.value}"
+
+
 def no_headers() -> Sequence[tuple[str, str]]:
     """Nothing to add."""
     return ()
@@ -78,11 +84,23 @@ class Reply:
         "_transport",
         "chunks",
         "done",
+        "paused",
+        "reason",
+        "record",
         "started",
+        "status",
+        "trace",
     )
 
     def __init__(
-        self, transport: asyncio.Transport, flow: Flow, *, common: bytes, close: bool, http10: bool = False
+        self,
+        transport: asyncio.Transport,
+        flow: Flow,
+        *,
+        common: bytes,
+        close: bool,
+        http10: bool = False,
+        trace: bytes = b"",
     ) -> None:
         self._transport = transport
         self._flow = flow
@@ -95,6 +113,11 @@ class Reply:
         self._head = b""
         self._parts: list[bytes] = []
         self.chunks = 0  # of a stream, passed on
+        self.paused = False  # the client was slower than the engine
+        self.record: Record | None = None  # what was decided about it, once it has ended
+        self.reason = ""  # why it failed
+        self.status = 0  # that was sent
+        self.trace = trace  # the `traceparent` that goes out with it and on to engines
         self.started = False
         self.done = False
 
@@ -118,6 +141,10 @@ class Reply:
     def closes(self) -> bool:
         """Whether the connection ends with this answer."""
         return self._close
+
+    def remember(self, record: Record) -> None:
+        """Keep what was decided about it."""
+        self.record = record
 
     # ---- Sink ----------------------------------------------------------------------------------------------
 
@@ -160,6 +187,7 @@ class Reply:
 
     async def drain(self) -> None:
         """Wait until the client has caught up."""
+        self.paused = True
         await self._flow.drain()
 
     # ---- errors --------------------------------------------------------------------------------------------
@@ -168,6 +196,7 @@ class Reply:
         """Answer with an error: a whole body while nothing is out, else an SSE event and no `[DONE]`."""
         if self.done:
             return
+        self.reason = reason_of(error)
         body = error_body(error)
         if self.started:
             self.data(b"data: " + body + b"\n\n")
@@ -185,6 +214,9 @@ class Reply:
             + content_type.encode()
             + b"\r\n"
         )
+        self.status = status
+        if self.trace:
+            head += b"traceparent: %b\r\n" % self.trace
         if self._always is not None:
             extra = (*extra, *self._always())
         if extra:

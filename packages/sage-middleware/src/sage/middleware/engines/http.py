@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from sage.common.errors import ConfigError, EngineError, UnreachableError
+from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 
 __all__ = ["HttpLimits", "HttpPool", "Receiver"]
@@ -153,14 +154,16 @@ class _Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Enforce the deadlines; called while a request is under way."""
+        limits = self._pool.limits
         if now >= self._end:
-            self._fail(EngineError(f"The engine did not finish within {self._pool.limits.total_s:g} s."))
+            words, bound = f"did not finish within {limits.total_s:g} s", Bound.ANSWER_TIME
         elif now < self._deadline:
             return
         elif not self._started:
-            self._fail(EngineError(f"The engine sent nothing for {self._pool.limits.first_byte_s:g} s."))
+            words, bound = f"sent nothing for {limits.first_byte_s:g} s", Bound.FIRST_BYTE_TIME
         else:
-            self._fail(EngineError(f"The engine stalled for {self._pool.limits.between_chunks_s:g} s."))
+            words, bound = f"stalled for {limits.between_chunks_s:g} s", Bound.CHUNK_TIME
+        self._fail(EngineError(f"The engine {words}.", bound=bound))
 
     # ---- asyncio ----
 
@@ -188,7 +191,8 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             return
         if not self._started and self._head_bytes > self._pool.limits.header_bytes:
-            self._fail(EngineError(f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."))
+            words = f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."
+            self._fail(EngineError(words, bound=Bound.ANSWER_HEAD_BYTES))
             return
         if self._started:
             self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
@@ -234,7 +238,8 @@ class _Connection(asyncio.Protocol):
         """Pass bytes on at once."""
         self._body_bytes += len(body)
         if self._body_bytes > self._pool.limits.body_bytes and "event-stream" not in self._content_type:
-            raise EngineError(f"The engine's answer exceeds {self._pool.limits.body_bytes} bytes.")
+            words = f"The engine's answer exceeds {self._pool.limits.body_bytes} bytes."
+            raise EngineError(words, bound=Bound.ANSWER_BYTES)
         if self._receiver is not None:
             self._receiver.data(body)
 
