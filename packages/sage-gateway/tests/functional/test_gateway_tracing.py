@@ -162,6 +162,20 @@ async def test_a_client_that_leaves_ends_its_spans_once(traced: Any, receiver: R
         assert len(receiver.spans) == 2
 
 
+async def test_without_traces_the_clients_own_goes_on_and_every_answer_has_an_id(spawner: Any) -> None:
+    async with ScriptedEngine() as engine:
+        gateway = await spawner.start({"engines": config_for(engine, "")["engines"]})
+        await gateway.until_ready()
+        answer = await ask(gateway)
+        assert answer.headers["traceparent"] == engine.requests[-1].headers["traceparent"] == TRACE
+        for base, status in ((gateway.run.admin_url, 401), (gateway.run.health_url, 404)):
+            found = await gateway.http("GET", f"{base}/nowhere", x_request_id="mine")
+            assert (found.status, found.headers["x-request-id"]) == (status, "mine")
+            made = await gateway.http("GET", f"{base}/nowhere")
+            assert made.headers["x-request-id"].startswith("req")
+        assert await gateway.stop() == 0
+
+
 @pytest.mark.parametrize("how", ["nobody listens", "it never answers"])
 async def test_a_receiver_that_is_down_holds_up_no_request_and_not_the_end(
     traced: Any, receiver: Receiver, how: str

@@ -275,7 +275,7 @@ async def test_a_slow_reader_stops_the_reading(server: ScriptedEngine) -> None:
     await sink.drained.wait()
     got = len(sink.body)
     await asyncio.sleep(0.4)  # twice the deadline between chunks
-    assert len(sink.body) == got < 2_000_000
+    assert len(sink.body) == got <= 256 * 1024  # one read
     sink.resume()
     await task
     assert len(sink.body) > 40_000_000

@@ -197,6 +197,7 @@ class _Connection(asyncio.Protocol):
         if self._started:
             self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
             if receiver.full:
+                self._read(False)  # now: until the task runs, the loop would read many times more
                 self._wake_up(full=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
