@@ -37,6 +37,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
+        self.services: set[str] = set()
         self.raw = b""
         self.hang: asyncio.Event | None = None
         self._changed = asyncio.Condition()
@@ -48,6 +49,7 @@ class Receiver:
             await self.hang.wait()
         self.raw += body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.services |= {facts(resource.resource)["service.name"]}
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         async with self._changed:
@@ -97,6 +99,7 @@ async def ask(gateway: Any, **fields: Any) -> Any:
 def traced(spawner: Any) -> Any:
     """A spawner whose gateways export at once."""
     spawner.environment["OTEL_BSP_SCHEDULE_DELAY"] = "20"
+    spawner.environment["OTEL_SERVICE_NAME"] = "my-gateway"
     return spawner
 
 
@@ -123,6 +126,7 @@ async def test_a_request_and_its_call_are_spans_of_the_clients_trace(traced: Any
     assert found["http.response.status_code"] == 200
     assert found["sage.request_id"] == answer.headers["x-request-id"]
     assert (server.status.code, client.status.code) == (0, 0)
+    assert receiver.services == {"my-gateway"}
     assert b"a secret" not in receiver.raw
     assert gateway.keys.default.partition(".")[2].encode() not in receiver.raw
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from typing import Final
@@ -34,16 +35,10 @@ from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.port import (
     CHAT,
     COMPLETIONS,
-    DETOKENIZE,
-    EMBEDDINGS,
-    RERANK,
-    SCORE,
-    TOKENIZE,
     Call,
     Engine,
     EngineKind,
     EngineSpec,
-    Route,
     Sink,
     Usage,
 )
@@ -51,17 +46,9 @@ from sage.platform.service import ServiceSpec
 
 __all__ = ["Traced", "TracedEngine", "Traces"]
 
-OPERATIONS: Final[dict[Route, str]] = {
-    CHAT: "chat",
-    COMPLETIONS: "text_completion",
-    EMBEDDINGS: "embeddings",
-    RERANK: "rerank",
-    SCORE: "score",
-    TOKENIZE: "tokenize",
-    DETOKENIZE: "detokenize",
-}
 log = logging.getLogger("sage.gateway")
 
+OPERATIONS: Final = {CHAT: "chat", COMPLETIONS: "text_completion"}  # the others are named as their route
 PROVIDER: Final = "sage"
 CLOSE_S: Final = 3.0  # the last spans get so long; a receiver that is down must not hold up the end
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -76,7 +63,8 @@ class Traces:
 
     def __init__(self, endpoint: str = "") -> None:
         url = f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None
-        resource = Resource.create({SERVICE_NAME: "sage-gateway", SERVICE_VERSION: VERSION})
+        service = os.environ.get("OTEL_SERVICE_NAME") or "sage-gateway"
+        resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(_Exporter(endpoint=url)))
         logging.getLogger("opentelemetry").setLevel(
@@ -133,7 +121,8 @@ class Traced:
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve it; the span ends once, whoever ends the request."""
         route = request.admission.route
-        operation = OPERATIONS[CHAT if route is None else route]
+        assert route is not None
+        operation = OPERATIONS.get(route, route.value)
         span = self._tracer.start_span(
             operation,
             _parent(reply.trace.decode()),
@@ -194,7 +183,7 @@ class TracedEngine:
 
     async def send(self, call: Call, sink: Sink) -> Usage:
         """See the port. A call for several requests belongs to the trace of the first."""
-        spec, operation = self.spec, OPERATIONS[call.route]
+        spec, operation = self.spec, OPERATIONS.get(call.route, call.route.value)
         span = self._tracer.start_span(
             f"{operation} {spec.model}",
             _parent(call.trace),
