@@ -245,7 +245,9 @@ def test_the_control_plane_page_has_every_metric_class_header_and_refusal() -> N
     from sage.middleware.control_plane.wishes import WISHES
 
     text = (ROOT / "docs" / "control-plane.md").read_text()
-    documented = re.findall(r"^\| `(sage_\w+)` \| (\w+) \| (\S+) \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+    documented = re.findall(
+        r"^\| `((?:sage|gen_ai)_\w+)` \| (\w+) \| (\S+) \| (.+?) \| (.+) \|$", text, re.MULTILINE
+    )
     assert documented == [
         (m.name, m.kind, m.unit or "-", ", ".join(f"`{label}`" for label in m.labels) or "-", m.help)
         for m in telemetry.METRICS

@@ -276,7 +276,7 @@ class Process:
         read = (self.state / name for name in ("default.key", "admin.token"))
         return Keys(*(file.read_text().strip() for file in read))
 
-    async def http(self, method: str, url: str, *, key: str = "", body: Any = None) -> Answer:
+    async def http(self, method: str, url: str, *, key: str = "", body: Any = None, **headers: str) -> Answer:
         """One request on a connection of its own."""
         parts = urlsplit(url)
         assert parts.hostname is not None
@@ -287,6 +287,7 @@ class Process:
         lines = [f"{method} {target} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
         lines += [f"authorization: Bearer {key}"] if key else []
         lines += ["content-type: application/json", f"content-length: {len(raw)}"] if body is not None else []
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         try:
             await wire.send("\r\n".join([*lines, "", ""]).encode() + raw)
             return await wire.answer()

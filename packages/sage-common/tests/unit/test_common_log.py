@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import structlog
 
+from sage.common.errors import SageError
 from sage.common.log import configure, get_logger, redact
 
 
@@ -97,3 +98,57 @@ def test_private_keys_are_hidden_at_any_depth(key: str) -> None:
 @pytest.mark.parametrize("key", ["prompt_tokens", "max_tokens", "tokens", "input_bytes", "key", "model"])
 def test_counts_and_names_stay(key: str) -> None:
     assert redact({key: 5}) == {key: 5}
+
+
+SENT = "what a client sent"
+
+
+def _fault(error: Exception) -> None:
+    try:
+        try:
+            raise KeyError(SENT)
+        except KeyError as cause:
+            raise error from cause
+    except Exception:
+        get_logger("x").exception("failed")
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize(
+    "error", [ValueError("a prompt"), ExceptionGroup("a prompt", [TypeError("a prompt")])]
+)
+def test_a_traceback_does_not_quote_what_the_exception_quotes(style: Any, error: Exception) -> None:
+    stream = io.StringIO()
+    configure("info", style=style, stream=stream)
+    _fault(error)
+    text = stream.getvalue()
+    assert SENT not in text
+    assert "a prompt" not in text
+    assert type(error).__name__ in text
+    assert "KeyError" in text
+    assert "in _fault" in text
+
+
+@pytest.mark.parametrize("error", [SageError("ours"), OSError(28, "No space left on device")])
+def test_errors_of_ours_and_of_the_system_are_told(error: Exception) -> None:
+    stream = io.StringIO()
+    configure("info", style="json", stream=stream)
+    _fault(error)
+    assert str(error) in stream.getvalue()
+
+
+def test_debug_tells_what_exceptions_say() -> None:
+    stream = io.StringIO()
+    configure("debug", style="json", stream=stream)
+    _fault(ValueError("a prompt"))
+    assert "ValueError: a prompt" in stream.getvalue()
+
+
+def test_an_exception_may_be_given_or_be_the_one_that_is_handled() -> None:
+    stream = io.StringIO()
+    configure(style="json", stream=stream)
+    logging.getLogger("x").error("given", exc_info=ValueError("hidden"))
+    logging.getLogger("x").error("none", exc_info=True)
+    given, none = _lines(stream)
+    assert given["exception"] == "ValueError\n"
+    assert "exception" not in none

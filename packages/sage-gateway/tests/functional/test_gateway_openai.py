@@ -14,6 +14,7 @@ import openai
 import pytest
 import pytest_asyncio
 
+from sage.common.telemetry import Bound
 from sage.gateway.routes import ROUTES
 from sage.middleware.testing.engines import Script, ScriptedEngine
 
@@ -295,6 +296,14 @@ async def test_metrics_are_counted_and_served_in_two_forms(stack: Stack) -> None
     assert sum(sample["value"] for sample in done) >= 1
     assert metrics["sage_dispatch_overhead_seconds"][0]["count"] > 1
     assert {s["labels"]["engine"] for s in metrics["sage_engine_state"]} == {"chat-0", "embed-0"}
+    assert {s["labels"]["limit"] for s in metrics["sage_limit_hits_total"]} == set(Bound)
+    opened = {s["labels"]["listener"]: s["value"] for s in metrics["sage_connections_open"]}
+    assert opened.keys() == {"data", "admin"}
+    assert opened["admin"] >= 1  # this very request
+    assert metrics["sage_event_loop_lag_seconds"][0]["count"] > 1
+    assert metrics["sage_streams_open"][0]["value"] == 0
+    tokens = {(s["labels"]["model"], s["labels"]["type"]): s["value"] for s in metrics["sage_tokens_total"]}
+    assert tokens["talker", "output"] >= 3
     url = f"{stack.gateway.run.admin_url}/metrics"
     text = await stack.gateway.http("GET", url, key=stack.gateway.keys.admin)
     assert text.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

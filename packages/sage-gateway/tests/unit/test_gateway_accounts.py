@@ -11,7 +11,7 @@ import pytest
 from sage.common.errors import BadRequestError, EngineError, ForbiddenError, SageError, UnauthorizedError
 from sage.common.telemetry import RequestClass
 from sage.common.testing import VirtualClock
-from sage.gateway.accounts import Accounts, Visit
+from sage.gateway.accounts import SHOWN, Accounts, Visit
 from sage.gateway.keys import Principal
 from sage.gateway.limits import DAY_S, LimitError, Limits, Spent
 from sage.gateway.usage import Meter, Tally, UsageKey, UsageStore
@@ -197,3 +197,15 @@ async def test_the_end_of_a_key_is_that_of_its_requests_alone() -> None:
     with pytest.raises(UnauthorizedError, match="revoked"):
         books.open()
     tasks[2].cancel()
+
+
+def test_of_many_keys_only_some_have_series_of_their_own() -> None:
+    accounts = Books().accounts
+    for number in range(SHOWN + 10):
+        accounts.put(f"k{number}")
+    assert [labels for _, _, labels in accounts.samples() if labels["key"] != "k"] == []
+    for number in range(SHOWN + 10):
+        accounts.open(Principal(f"k{number}"), Route.CHAT, None)
+    found = {labels["key"]: value for _, value, labels in accounts.samples()}
+    assert len(found) == SHOWN + 1
+    assert found["other"] == 10

@@ -20,7 +20,9 @@ from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder
 from sage.gateway.usage import Meter, UsageStore
+from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import ParseLimits
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job, Slo
 from sage.middleware.engines.port import Call, Route, Sink, Usage
 
@@ -42,6 +44,7 @@ class Submitted:
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
         task: asyncio.Task[None] | None = None,
+        ended: Callable[[Record], None] | None = None,
     ) -> Literal["done", "failed"]:
         self.jobs.append((job, deadline))
         return "done"
@@ -56,12 +59,17 @@ class Replied:
     def __init__(self) -> None:
         self.error: SageError | None = None
         self.chunks = 0
+        self.paused = False
+        self.trace = b""
 
     def configure(self, *, stream: bool) -> None:
         """Nothing to set."""
 
     def explain(self, explanation: Any) -> None:
         """Nothing to explain."""
+
+    def remember(self, record: Record) -> None:
+        """Nothing to keep."""
 
     def fail(self, error: SageError) -> None:
         self.error = error
@@ -81,7 +89,7 @@ def ask(
     limits = ParseLimits(tenants=frozenset(("search",)))
     accounts = Accounts(VirtualClock(), Meter(cast(UsageStore, Nowhere())), lambda _: True)
     accounts.put("key-1")
-    handler = DataPlane(submitted, limits, TokenDecoder(), lambda: prefixes, accounts)
+    handler = DataPlane(submitted, limits, TokenDecoder(), lambda: prefixes, accounts, Watch())
     asker = Principal("key-1", **principal)
     admission = Admission(asker, Route.CHAT, 4096, expect_continue=False)
     raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}

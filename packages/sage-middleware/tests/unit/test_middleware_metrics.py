@@ -15,7 +15,7 @@ from sage.common.telemetry import METRICS, Metric, RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import Books
 from sage.middleware.control_plane.engine_table import Attempt
 from sage.middleware.control_plane.histogram import FIRST, LAST
-from sage.middleware.control_plane.metrics import collect
+from sage.middleware.control_plane.metrics import Sample, collect
 from sage.middleware.control_plane.policy import available_policies, policy_summaries
 from sage.middleware.control_plane.records import Outcome, Record
 from sage.middleware.control_plane.types import Job, Slo
@@ -82,9 +82,13 @@ def books() -> Books:
 
 @pytest.fixture
 def metrics(books: Books) -> MetricList:
-    others = [
+    others: list[Sample] = [
         (telemetry.KEY_RUNNING, 1.0, {"key": "k"}),
         (telemetry.KEY_REFUSED, 2.0, {"key": "k", "limit": "rpm"}),
+        (telemetry.CONNECTIONS, 3.0, {"listener": "data"}),
+        (telemetry.STREAMS, 1.0, {}),
+        (telemetry.LIMIT_HITS, 4.0, {"limit": "json_depth"}),
+        (telemetry.LOOP_LAG, books.overhead, {}),
     ]
     return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 
@@ -159,7 +163,7 @@ def named(kind: str) -> Iterator[Metric]:
 def test_names_follow_the_conventions_of_prometheus() -> None:
     names = [one.name for one in METRICS]
     assert len(names) == len(set(names))
-    assert all(name.startswith("sage_") for name in names)
+    assert all(name.startswith(("sage_", "gen_ai_server_")) for name in names)
     assert all(one.name.endswith("_total") for one in named("counter"))
     assert not any(one.name.endswith("_total") for one in METRICS if one.kind != "counter")
     assert all("_seconds" in one.name for one in METRICS if one.unit == "s")

@@ -29,6 +29,7 @@ __all__ = [
     "SloConfig",
     "SlosConfig",
     "StreamSlo",
+    "TelemetryConfig",
     "TenantConfig",
     "VectorSlo",
 ]
@@ -142,6 +143,17 @@ class ControlPlaneConfig(_Section):
     )
 
 
+class TelemetryConfig(_Section):
+    """What is told of requests, and where."""
+
+    access_log: Literal["off", "errors", "all"] = Field(
+        "errors", description="an event in the log for each request, or for each that went wrong"
+    )
+    otlp_endpoint: str = Field(
+        "", description="where traces go by OTLP over HTTP; empty = OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere"
+    )
+
+
 class EngineConfig(_Section):
     """One engine. `model` is a hub name or a folder; for kind `openai` the URL goes to `url`."""
 
@@ -159,6 +171,9 @@ class EngineConfig(_Section):
         "", description="engines of one group share a device; empty = all that run on this machine"
     )
     kv_tokens: PositiveInt = Field(65536, description="tokens whose keys and values it can keep cached")
+    context_tokens: int = Field(
+        0, ge=0, description="prompt and answer that its model has room for; 0 = the engine judges it itself"
+    )
     max_replicas: PositiveInt = Field(1, description="engines like this one that may be started under load")
     min_replicas: int = Field(1, ge=0, description="0 = stopped when nothing asks for it")
     random_weights: bool = False
@@ -173,4 +188,5 @@ class SageConfig(_Section):
     ports: PortsConfig = PortsConfig()
     gateway: GatewayConfig = GatewayConfig()
     control_plane: ControlPlaneConfig = ControlPlaneConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     engines: tuple[EngineConfig, ...] = ()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from sage.common.telemetry import Bound
+
 __all__ = [
     "BadRequestError",
     "ConfigError",
@@ -30,7 +32,8 @@ __all__ = [
 class SageError(Exception):
     """Something failed in a way that a user can read about.
 
-    `param` names the offending field of a request; `retry_after` is in seconds.
+    `param` names the offending field of a request; `retry_after` is in seconds; `bound` is the one that was
+    met, if it was one.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -39,13 +42,20 @@ class SageError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(
-        self, message: str, *, hint: str = "", param: str | None = None, retry_after: float | None = None
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        retry_after: float | None = None,
+        bound: Bound | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.param = param
         self.retry_after = retry_after
+        self.bound = bound
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

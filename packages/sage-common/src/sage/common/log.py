@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
+
+from sage.common.errors import SageError
 
 __all__ = ["LogStyle", "configure", "get_logger", "redact"]
 
@@ -24,6 +27,8 @@ def configure(level: str = "info", *, style: LogStyle = "auto", stream: TextIO |
     """Send all logs of this process, those of other libraries too, to `stream` (default: stderr).
 
     `auto` writes for eyes on a terminal and JSON elsewhere. May be called again; the last call counts.
+    A traceback says what was raised and where; what the exception says is left out, as it may quote a
+    request, but for errors of ours and of the operating system, and at the level `debug`.
     """
     out = stream or sys.stderr
     plain = style == "json" or (style == "auto" and not out.isatty())
@@ -35,7 +40,7 @@ def configure(level: str = "info", *, style: LogStyle = "auto", stream: TextIO |
         structlog.processors.StackInfoRenderer(),
     ]
     last: list[structlog.types.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    last += [structlog.processors.format_exc_info, _redact_event]
+    last += [structlog.processors.format_exc_info if level.lower() == "debug" else _traceback, _redact_event]
     if plain:
         last.append(structlog.processors.JSONRenderer())
     else:  # plain tracebacks: the pretty ones print local variables, prompts and keys among them
@@ -72,6 +77,25 @@ def redact(value: Any) -> Any:
 def _private(key: str) -> bool:
     name = key.lower().replace("-", "_")
     return name in _CONTENT or _SECRET.search(name) is not None
+
+
+def _traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    found = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event["exception"] = _quiet(error)
+    return event
+
+
+def _quiet(error: BaseException) -> str:
+    """The traceback of an exception and of what led to it, without what the exceptions say."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    words = f": {error}" if isinstance(error, SageError | OSError) else ""
+    parts = [_quiet(before), "\nwhich led to:\n\n"] if before is not None else []
+    parts += [*traceback.format_tb(error.__traceback__), f"{type(error).__name__}{words}\n"]
+    if isinstance(error, BaseExceptionGroup):
+        parts += [f"with:\n{_quiet(inner)}" for inner in error.exceptions]
+    return "".join(parts)
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

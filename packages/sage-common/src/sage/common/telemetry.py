@@ -9,6 +9,7 @@ from typing import Final, Literal
 __all__ = [
     "BATCH_TEXTS",
     "BATCH_TOKENS",
+    "CONNECTIONS",
     "DISPATCH_OVERHEAD",
     "DURATION",
     "ENGINE_FAILED",
@@ -29,9 +30,12 @@ __all__ = [
     "HEADER_SLO_TPOT",
     "HEADER_SLO_TTFT",
     "HEADER_TENANT",
+    "HEADER_TRACE",
     "HEDGES",
     "KEY_REFUSED",
     "KEY_RUNNING",
+    "LIMIT_HITS",
+    "LOOP_LAG",
     "METRICS",
     "POLICY_INFO",
     "PREDICTIONS",
@@ -46,9 +50,12 @@ __all__ = [
     "REQUESTS_MET",
     "REQUESTS_SHED",
     "RETRIES",
+    "STREAMS",
+    "TOKENS",
     "TPOT",
     "TTFT",
     "UPTIME",
+    "Bound",
     "Metric",
     "RequestClass",
     "ShedReason",
@@ -77,6 +84,50 @@ class ShedReason(StrEnum):
     OTHER = "other"
 
 
+class Bound(StrEnum):
+    """A bound that a request, a client or an engine can meet; none of them makes a name of its own."""
+
+    REQUEST_LINE = "request_line"
+    HEADER_BYTES = "header_bytes"  # of one
+    HEADERS_BYTES = "headers_bytes"  # of all
+    HEADER_COUNT = "header_count"
+    HEAD_TIME = "head_time"
+    BODY_TIME = "body_time"  # idle, or in all
+    BODY_BYTES = "body_bytes"
+    PIPELINED = "pipelined"
+    CONNECTIONS = "connections"
+    ADDRESS_CONNECTIONS = "address_connections"
+    WRITE_STALL = "write_stall"
+    STREAM_BUFFER = "stream_buffer"  # met, not broken: the engine was made to wait for the client
+    JSON_DEPTH = "json_depth"
+    JSON_KEYS = "json_keys"
+    JSON_STRINGS = "json_strings"
+    JSON_CONTAINERS = "json_containers"
+    MESSAGES = "messages"
+    TOOLS = "tools"
+    N = "n"
+    TOP_LOGPROBS = "top_logprobs"
+    MAX_TOKENS = "max_tokens"
+    INPUTS = "inputs"  # texts, documents, pairs, prompts
+    INPUT_TOKENS = "input_tokens"
+    TOKEN_CALLS = "token_calls"  # noqa: S105 - calls about tokens, not a secret
+    KEY_CONCURRENT = "key_max_concurrent"
+    KEY_RPM = "key_rpm"
+    KEY_TPM = "key_tpm"
+    KEY_DAY_TOKENS = "key_day_tokens"
+    KEY_TOTAL_TOKENS = "key_total_tokens"
+    QUEUE_REQUESTS = "queue_requests"
+    QUEUE_BYTES = "queue_bytes"
+    QUEUE_TIME = "queue_time"
+    DEADLINE = "deadline"  # of the request itself
+    FIRST_BYTE_TIME = "first_byte_time"  # from here on of an engine, for each attempt
+    CHUNK_TIME = "chunk_time"
+    ANSWER_TIME = "answer_time"
+    ANSWER_HEAD_BYTES = "answer_head_bytes"
+    ANSWER_BYTES = "answer_bytes"
+    EVENT_BYTES = "event_bytes"
+
+
 HEADER_CLASS: Final = "x-sage-class"
 HEADER_DEADLINE: Final = "x-sage-deadline-ms"
 HEADER_TENANT: Final = "x-sage-tenant"
@@ -89,6 +140,7 @@ HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_ENGINE: Final = "x-sage-engine"
 HEADER_QUEUE_MS: Final = "x-sage-queue-ms"
 HEADER_REASON: Final = "x-sage-reason"
+HEADER_TRACE: Final = "traceparent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +162,7 @@ class Metric:
 _BY_TENANT: Final = ("request_class", "tenant")
 _WAITS: Final = (-10, 9)  # 1 ms to 512 s
 _GAPS: Final = (-10, 3)  # 1 ms to 8 s
+_LAGS: Final = (-12, 4)  # 0.2 ms to 16 s
 _MICROS: Final = (-20, -4)  # 1 us to 63 ms
 
 POLICY_INFO: Final = Metric("sage_policy_info", "gauge", "", "1 for the policy in force", ("policy",))
@@ -148,7 +201,7 @@ QUEUE_TIME: Final = Metric(
     "sage_request_queue_seconds", "histogram", "s", "arrival to an engine", _BY_TENANT, _WAITS
 )
 TTFT: Final = Metric(
-    "sage_request_ttft_seconds",
+    "gen_ai_server_time_to_first_token_seconds",
     "histogram",
     "s",
     "arrival to the first token of a stream",
@@ -156,10 +209,42 @@ TTFT: Final = Metric(
     _WAITS,
 )
 TPOT: Final = Metric(
-    "sage_request_tpot_seconds", "histogram", "s", "mean gap between tokens of a stream", _BY_TENANT, _GAPS
+    "gen_ai_server_time_per_output_token_seconds",
+    "histogram",
+    "s",
+    "mean gap between tokens of a stream",
+    _BY_TENANT,
+    _GAPS,
 )
 DURATION: Final = Metric(
-    "sage_request_duration_seconds", "histogram", "s", "arrival to the last byte", _BY_TENANT, _WAITS
+    "gen_ai_server_request_duration_seconds",
+    "histogram",
+    "s",
+    "arrival to the last byte",
+    _BY_TENANT,
+    _WAITS,
+)
+TOKENS: Final = Metric(
+    "sage_tokens_total",
+    "counter",
+    "tokens",
+    "tokens of requests that are done, as engines counted them, by type: input, output",
+    ("model", "type"),
+)
+LIMIT_HITS: Final = Metric(
+    "sage_limit_hits_total", "counter", "hits", "times that a bound was met, by bound", ("limit",)
+)
+CONNECTIONS: Final = Metric(
+    "sage_connections_open", "gauge", "connections", "connections of clients", ("listener",)
+)
+STREAMS: Final = Metric("sage_streams_open", "gauge", "streams", "streams that have begun and go on")
+LOOP_LAG: Final = Metric(
+    "sage_event_loop_lag_seconds",
+    "histogram",
+    "s",
+    "how much too late the serving loop came to its beat, twenty times a second",
+    (),
+    _LAGS,
 )
 QUEUE_WAITING: Final = Metric(
     "sage_queue_waiting_requests", "gauge", "requests", "requests that wait", ("request_class",)

@@ -13,6 +13,7 @@ from sage.common.telemetry import HEADER_CLASS, KEY_REFUSED, KEY_RUNNING, Reques
 from sage.gateway.keys import Principal
 from sage.gateway.limits import DAY_S, Hold, Limiter, LimitError, Limits, Spent
 from sage.gateway.usage import Meter, day_of
+from sage.middleware.control_plane.accounting import OTHER
 from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.types import Job
@@ -33,6 +34,7 @@ _LOW: Final = {
     Route.COMPLETIONS: RequestClass.BATCH,
     Route.EMBEDDINGS: RequestClass.EMBED_BULK,
 }
+SHOWN: Final = 256  # keys with series of their own
 _NO_LIMITS: Final = Limits()
 _LEARN: Final = 0.1  # weight of a new answer in the mean length of a key's answers
 _NOTHING: Final = Usage()
@@ -212,11 +214,23 @@ class Accounts:
         return account.limiter.headers(self.clock.now())
 
     def samples(self) -> Iterator[Sample]:
-        """The metrics of each key, since this process began."""
+        """The metrics of the keys with something to tell, since this process began.
+
+        Of more than `SHOWN` those that were made last are added up as `other`.
+        """
+        running: Counter[str] = Counter()
+        refused: Counter[tuple[str, str]] = Counter()
         for key, account in self._accounts.items():
-            yield KEY_RUNNING, len(account.visits), {"key": key}
-            for limit, refused in sorted(account.refused.items()):
-                yield KEY_REFUSED, refused, {"key": key, "limit": limit}
+            if not account.visits and not account.refused:
+                continue
+            name = key if key in running or len(running) < SHOWN else OTHER
+            running[name] += len(account.visits)
+            for limit, count in account.refused.items():
+                refused[name, limit] += count
+        for name, count in running.items():
+            yield KEY_RUNNING, count, {"key": name}
+        for (name, limit), count in sorted(refused.items()):
+            yield KEY_REFUSED, count, {"key": name, "limit": limit}
 
     def count(
         self, key: str, route: Route, job: Job | None, usage: Usage, failed: SageError | str | None

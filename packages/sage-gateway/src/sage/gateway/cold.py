@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sage.gateway.edge import Admission
+from sage.gateway.edge import Admission, trace_of
 from sage.gateway.requests import Pending
+from sage.gateway.watch import AccessLog
 
 __all__ = ["new_cycle"]
+
+
+class _Told:
+    """What the cycle takes for its access logger: the event is ours, without path and query."""
+
+    def __init__(self, log: AccessLog | None, ident: str, key: str, scope: HTTPScope) -> None:
+        self._log = log
+        self._ident = ident
+        self._key = key
+        self._scope: Mapping[str, Any] = scope
+
+    def info(self, _form: str, *values: Any) -> None:
+        """The head of the answer goes out; the last value is its status."""
+        status = int(values[-1])
+        if self._log is not None and (self._log.every or status >= 400):
+            route = getattr(self._scope.get("route"), "path", None)
+            self._log.write(status, request_id=self._ident, key=self._key, route=route, outcome="answered")
 
 
 def new_cycle(
@@ -22,6 +41,7 @@ def new_cycle(
     admission: Admission,
     url: Any,
     standing: Sequence[tuple[bytes, bytes]],
+    log: AccessLog | None,
 ) -> RequestResponseCycle:
     """The cycle of `item`, which came over `protocol` for the parsed `url`; `standing` goes out with it."""
     raw_path: bytes = url.path or b"/"
@@ -41,13 +61,15 @@ def new_cycle(
         "state": {"principal": admission.principal},
     }
     own = [(b"x-request-id", item.id.encode()), *standing]
+    if trace := trace_of(item.headers):
+        own.append((b"traceparent", trace))
     cycle = RequestResponseCycle(
         scope=scope,
         transport=protocol.transport,
         flow=protocol.flow,
         logger=protocol.logger,
-        access_logger=protocol.access_logger,
-        access_log=False,
+        access_logger=cast(logging.Logger, _Told(log, item.id, admission.principal.id, scope)),
+        access_log=log is not None,
         default_headers=[*protocol.server_state.default_headers, *own],
         message_event=asyncio.Event(),
         expect_100_continue=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from sage.common.errors import OverloadedError, SageError, UnavailableError
+from sage.common.telemetry import Bound
 
 __all__ = ["Connections"]
 
@@ -17,17 +18,23 @@ class Connections:
         self._per_address = per_address
         self._open: Counter[str] = Counter()
 
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return self._open.total()
+
     def enter(self, address: str) -> SageError | None:
         """Count one in, and say why it may not stay; every one has to `leave`, whatever was said."""
         self._open[address] += 1
         if self._open.total() > self._most:
-            return UnavailableError("Too many connections.", retry_after=1.0)
+            return UnavailableError("Too many connections.", retry_after=1.0, bound=Bound.CONNECTIONS)
         if self._open[address] <= self._per_address:
             return None
         return OverloadedError(
             f"There are {self._per_address} connections from this address, and no more are let in.",
             hint="Use the open ones again, or raise gateway.max_connections_per_address.",
             retry_after=1.0,
+            bound=Bound.ADDRESS_CONNECTIONS,
         )
 
     def leave(self, address: str) -> None:

@@ -7,15 +7,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from sage.common.api import Decision
 from sage.common.errors import SageError
-from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
-from sage.gateway.accounts import Accounts, lowered
+from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID, Bound
+from sage.gateway.accounts import Accounts, Visit, lowered
 from sage.gateway.keys import Principal
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
+from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
 from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
@@ -38,8 +42,9 @@ class Submitter(Protocol):
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
         task: asyncio.Task[None] | None = None,
+        ended: Callable[[Record], None] | None = None,
     ) -> Literal["done", "failed"]:
-        """Serve one request into `sink`; `used` is told what engines have counted for it.
+        """Serve one request into `sink`. `used` is told what engines counted for it, `ended` its record.
 
         `task` is the one that awaits this, if the caller has it at hand.
         """
@@ -60,6 +65,7 @@ class DataPlane:
         decoder: TokenDecoder,
         prefixes: Callable[[], bool],
         accounts: Accounts,
+        watch: Watch,
     ) -> None:
         self._control_plane = control_plane
         self._limits = limits
@@ -67,6 +73,7 @@ class DataPlane:
         self._decoder = decoder
         self._prefixes = prefixes
         self._accounts = accounts
+        self._watch = watch
 
     async def __call__(self, request: HotRequest, reply: Reply) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
@@ -82,13 +89,21 @@ class DataPlane:
                 reply.always(visit.headers)
             if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
                 await asyncio.to_thread(self._decoder.load)
-            parsed = self._parse(request, principal, route)
-            visit.admit(parsed.job)
-            reply.configure(stream=parsed.call.stream)
+            parsed = self._judge(request, principal, route, visit)
+            call = parsed.call
+            reply.configure(stream=call.stream)
             if principal.admin:
                 reply.explain(lambda: self._explain(request.id))
+            if reply.trace:
+                call = msgspec.structs.replace(call, trace=reply.trace.decode())
             ended = await self._control_plane.submit(
-                parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use, task=request.task
+                parsed.job,
+                call,
+                reply,
+                deadline=parsed.deadline,
+                used=visit.use,
+                ended=reply.remember,
+                task=request.task,
             )
             if ended == "failed":
                 visit.fail(ended)
@@ -103,10 +118,22 @@ class DataPlane:
             visit.fail("failed")
             raise
         finally:
+            if reply.paused:
+                self._watch.bounds[Bound.STREAM_BUFFER] += 1
             visit.close(reply.chunks)
 
+    def _judge(self, request: HotRequest, principal: Principal, route: Route, visit: Visit) -> Parsed:
+        """What is asked for, and charged. Raises the SageError that answers it."""
+        try:
+            parsed = self._parse(request, principal, route)
+            visit.admit(parsed.job)
+        except SageError as error:
+            self._watch.met(error)  # what is met from here on the control plane counts itself
+            raise
+        return parsed
+
     def _parse(self, request: HotRequest, principal: Principal, route: Route) -> Parsed:
-        """What is asked for. Raises the SageError that answers it."""
+        """What is asked for."""
         headers = {HEADER_REQUEST_ID: request.id}
         for raw in _WISHES.intersection(request.headers):
             headers[raw.decode()] = request.headers[raw].decode("latin-1")

@@ -15,6 +15,7 @@ from sage.common.errors import (
     UnauthorizedError,
 )
 from sage.common.ids import new_id
+from sage.common.telemetry import Bound
 from sage.gateway.keys import KeyRing, Principal, presented
 from sage.gateway.routes import HOT, SCOPES
 from sage.middleware.engines.port import Route
@@ -34,6 +35,8 @@ __all__ = [
     "fold_headers",
     "request_id_of",
     "too_large",
+    "too_slow",
+    "trace_of",
 ]
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD"})
@@ -55,6 +58,7 @@ SINGLE: Final = frozenset(
 # With method, target, key and length these are all that `Edge.admit` looks at.
 DECISIVE: Final = (b"host", b"origin", b"sec-fetch-site", b"content-type", b"content-encoding", b"expect")
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+TRACE: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 COLD_BODY_BYTES: Final = 64 * 1024
 
 
@@ -102,6 +106,20 @@ class HeadLimits:
     total: int = 32 * 1024
     count: int = 100
 
+    def over_line(self) -> HeadersTooLargeError:
+        """What answers a request line that is too long."""
+        return HeadersTooLargeError(f"The request line is over {self.line} bytes.", bound=Bound.REQUEST_LINE)
+
+    def over(self, header: int, total: int) -> HeadersTooLargeError:
+        """What answers a head with a header of so many bytes and so many in all."""
+        if header > self.header:
+            return HeadersTooLargeError(f"A header is over {self.header} bytes.", bound=Bound.HEADER_BYTES)
+        if total > self.total:
+            return HeadersTooLargeError(
+                f"The headers are over {self.total} bytes.", bound=Bound.HEADERS_BYTES
+            )
+        return HeadersTooLargeError(f"There are more than {self.count} headers.", bound=Bound.HEADER_COUNT)
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
@@ -123,6 +141,12 @@ class Admission:
     route: Route | None
     max_body: int
     expect_continue: bool
+
+
+def trace_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """The caller's `traceparent` (https://www.w3.org/TR/trace-context/) if it is well-formed, else empty."""
+    found = headers.get(b"traceparent", b"")
+    return found if found and TRACE.fullmatch(found) else b""
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -235,10 +259,18 @@ def check_length(declared: bytes | None, limit: int) -> None:
         raise too_large(limit)
 
 
+def too_slow(*, head: bool) -> SageError:
+    """What answers a request whose head or body did not come in time."""
+    bound = Bound.HEAD_TIME if head else Bound.BODY_TIME
+    return RequestTimeoutError("The request did not arrive in time.", bound=bound)
+
+
 def too_large(limit: int) -> SageError:
     """What answers a body over its limit."""
     return RequestTooLargeError(
-        f"The body is larger than the limit of {limit} bytes.", hint="Send it in parts."
+        f"The body is larger than the limit of {limit} bytes.",
+        hint="Send it in parts.",
+        bound=Bound.BODY_BYTES,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from sage.gateway.edge import hostname
+from sage.gateway.edge import hostname, request_id_of
 
 __all__ = ["Health", "Snapshot"]
 
@@ -102,8 +102,8 @@ class Health:
                 status, body = self._respond(head)
                 writer.write(
                     b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                    b"cache-control: no-store\r\nconnection: close\r\n\r\n"
-                    % (status, HTTPStatus(status).phrase.encode(), len(body))
+                    b"cache-control: no-store\r\nconnection: close\r\nx-request-id: %b\r\n\r\n"
+                    % (status, HTTPStatus(status).phrase.encode(), len(body), _ident(head).encode())
                 )
                 writer.write(body)
                 await writer.drain()
@@ -130,3 +130,9 @@ class Health:
         if method != b"GET":
             return 405, msgspec.json.encode({"status": "method not allowed"})
         return self.answer(path)
+
+
+def _ident(head: bytes) -> str:
+    """The caller's `x-request-id`, or a new one."""
+    fields = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return request_id_of((name.lower(), value.strip()) for name, _, value in fields)

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from sage.common.errors import OverloadedError
+from sage.common.telemetry import Bound
 
 __all__ = [
     "DAY_S",
@@ -35,7 +36,7 @@ class LimitError(OverloadedError):
     code = "rate_limit_exceeded"
 
     def __init__(self, message: str, *, limit: str, hint: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message, hint=hint, retry_after=retry_after)
+        super().__init__(message, hint=hint, retry_after=retry_after, bound=Bound(f"key_{limit}"))
         self.limit = limit
 
     @property

@@ -31,10 +31,12 @@ from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
 from sage.gateway.connections import Connections
 from sage.gateway.dataplane import DataPlane
+from sage.gateway.door import samples
 from sage.gateway.edge import Edge
 from sage.gateway.health import Health, Snapshot
 from sage.gateway.requests import Settings
 from sage.gateway.serve import Listener, bind
+from sage.gateway.telemetry import Telemetry
 from sage.gateway.tokens import TokenDecoder
 from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
@@ -97,6 +99,7 @@ class Gateway:
         sockets: Sockets,
         control_plane: ControlPlane,
         access: Access,
+        telemetry: Telemetry,
     ) -> None:
         config = loaded.config
         self._config = config
@@ -109,7 +112,8 @@ class Gateway:
         self._signal = asyncio.Event()
         self._control_plane = control_plane
         self._access = access
-        self._pool = EnginePool(config, paths.logs, self._control_plane)
+        self._telemetry = telemetry
+        self._pool = EnginePool(config, paths.logs, self._control_plane, kinds=telemetry.kind)
         self._health = Health(sockets.health)
         self._data = self._data_listener()
         self._admin = self._admin_listener(loaded)
@@ -127,17 +131,20 @@ class Gateway:
         }
         limits = ParseLimits.of(gateway, self._config.control_plane)
         core = self._control_plane.core
+        watch = self._telemetry.watch()
         handler = DataPlane(
             self._control_plane,
             limits,
             TokenDecoder(),
             lambda: core.policy.traits.prefixes,
             self._access.accounts,
+            watch,
         )
         edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
         settings = Settings(
             edge,
-            handler,
+            self._telemetry.around(handler, self._clock.now),
+            watch=watch,
             connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
             standing=self._access.standing,
         )
@@ -154,8 +161,9 @@ class Gateway:
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
             self._access,
+            lambda: samples({"data": self._data, "admin": self._admin}, self._control_plane.core),
         )
-        return Listener(app, Settings(edge))
+        return Listener(app, Settings(edge, watch=self._telemetry.watch()))
 
     def _models(self) -> list[dict[str, Any]]:
         created = int(self._started)
@@ -237,6 +245,7 @@ class Gateway:
         await asyncio.gather(engines, return_exceptions=True)
         await self._control_plane.close(0.0)
         await self._pool.close()
+        await self._telemetry.close()
         self._admin.begin_drain(ADMIN_DRAIN_S)
         await asyncio.gather(servers[1], return_exceptions=True)
         self._health.stop()
@@ -312,10 +321,11 @@ async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets:
     def known(model: str) -> bool:
         return any(load.spec.model == model for load in control_plane.core.engines)
 
+    telemetry = Telemetry(config.telemetry, os.environ)
     database = Database(paths.gateway_database)
     try:
         access = await Access.open(database, state, paths, clock, known=known)
-        await Gateway(loaded, paths, state, sockets, control_plane, access).run()
+        await Gateway(loaded, paths, state, sockets, control_plane, access, telemetry).run()
     finally:
         await database.close()
 

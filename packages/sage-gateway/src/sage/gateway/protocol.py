@@ -22,16 +22,17 @@ from uvicorn.server import ServerState
 
 from sage.common.errors import BadRequestError, SageError
 from sage.common.ids import new_id
+from sage.common.telemetry import Bound
 from sage.gateway.cold import new_cycle
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
-    HeadersTooLargeError,
-    RequestTimeoutError,
     check_length,
     fold_headers,
     request_id_of,
     too_large,
+    too_slow,
+    trace_of,
 )
 from sage.gateway.heads import SeenHead
 from sage.gateway.hot import HotTask
@@ -120,7 +121,7 @@ class Gate(HttpToolsProtocol):
         if state == self._state == _HEAD:
             self._head_bytes += len(data)
             if self._head_bytes > self._settings.head.total + self._settings.head.line:
-                self._refuse(HeadersTooLargeError("The headers are too large."))
+                self._refuse(self._settings.head.over(0, self._head_bytes))
         elif state == self._state == _BODY:
             self._count_body(len(data))
         elif state == self._state == _IDLE:
@@ -175,7 +176,7 @@ class Gate(HttpToolsProtocol):
             return
         self._item.target += url
         if len(self._item.target) > self._settings.head.line:
-            self._refuse(HeadersTooLargeError(f"The request line is over {self._settings.head.line} bytes."))
+            self._refuse(self._settings.head.over_line())
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; after the body it would be a trailer, which nothing here reads."""
@@ -186,12 +187,8 @@ class Gate(HttpToolsProtocol):
         item = self._item
         item.raw_headers.append((name.lower(), value))
         item.size += size
-        if size > limits.header:
-            self._refuse(HeadersTooLargeError(f"A header is over {limits.header} bytes."))
-        elif item.size > limits.total:
-            self._refuse(HeadersTooLargeError(f"The headers are over {limits.total} bytes."))
-        elif len(item.raw_headers) > limits.count:
-            self._refuse(HeadersTooLargeError(f"There are more than {limits.count} headers."))
+        if size > limits.header or item.size > limits.total or len(item.raw_headers) > limits.count:
+            self._refuse(limits.over(size, item.size))
 
     def on_headers_complete(self) -> None:
         """Judge the head before any of the body."""
@@ -267,9 +264,8 @@ class Gate(HttpToolsProtocol):
         if not self._busy:
             self._advance()
         elif len(self._line) > MAX_PIPELINED or self._too_much_waits():
-            self._refuse(
-                BadRequestError("Too much is pipelined on this connection.", hint="Await the answers.")
-            )
+            words = "Too much is pipelined on this connection."
+            self._refuse(BadRequestError(words, hint="Await the answers.", bound=Bound.PIPELINED))
 
     def _too_much_waits(self) -> bool:
         most = max((item.admission.max_body for item in self._line if item.admission), default=0)
@@ -285,7 +281,8 @@ class Gate(HttpToolsProtocol):
         if not item.id:
             item.id = request_id_of(item.raw_headers)
         self._state = _DISCARD
-        self._line.append(Pending(id=item.id, version=item.version, close=True, refusal=error))
+        headers, version = item.headers, item.version
+        self._line.append(Pending(id=item.id, version=version, close=True, headers=headers, refusal=error))
         if not self._busy:
             self._advance()
 
@@ -296,6 +293,7 @@ class Gate(HttpToolsProtocol):
             if item.refusal is not None:
                 reply = self._new_reply(item)
                 reply.fail(item.refusal)
+                self._settings.watch.refused(item.id, item.refusal)
                 if reply.closes:
                     self._finish()
             elif item.admission is not None and item.admission.route is not None:
@@ -315,7 +313,8 @@ class Gate(HttpToolsProtocol):
             lines = b"".join([b"%b: %b\r\n" % header for header in standing])
             self._standing = (standing, lines + b"x-request-id: ")
         common = self._standing[1] + item.id.encode() + b"\r\n"
-        return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
+        http10, trace = item.version == "1.0", trace_of(item.headers)
+        return Reply(self.transport, self.flow, common=common, close=item.close, http10=http10, trace=trace)
 
     def _start_hot(self, item: Pending, admission: Admission, body: bytes) -> None:
         active = self._settings.active
@@ -368,7 +367,7 @@ class Gate(HttpToolsProtocol):
             return
         assert item.admission is not None
         standing = self._settings.standing(item.admission.principal.id)
-        self.cycle = new_cycle(self, item, item.admission, url, standing)
+        self.cycle = new_cycle(self, item, item.admission, url, standing, self._settings.watch.log)
         self._start_asgi_task(self.cycle, self.app)
 
     def on_response_complete(self) -> None:
@@ -389,12 +388,13 @@ class Gate(HttpToolsProtocol):
             self._unsent = unsent
             self._stalled_since = now
         elif now - self._stalled_since > self._settings.deadlines.write_stall:
+            self._settings.watch.bounds[Bound.WRITE_STALL] += 1
             self.transport.abort()
             return
         if now < self._deadline:
             return
         if self._state == _BODY or (self._state == _HEAD and not self._busy):
-            self._refuse(RequestTimeoutError("The request did not arrive in time."))
+            self._refuse(too_slow(head=self._state == _HEAD))
         elif not self._busy:
             self.transport.close()
 

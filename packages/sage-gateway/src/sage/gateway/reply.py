@@ -11,8 +11,9 @@ import msgspec
 
 from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
+from sage.middleware.control_plane.records import Record
 
-__all__ = ["Flow", "Reply", "error_body", "error_headers"]
+__all__ = ["Flow", "Reply", "error_body", "error_headers", "reason_of"]
 
 _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -56,6 +57,11 @@ def error_headers(error: SageError) -> list[tuple[str, str]]:
     return headers
 
 
+def reason_of(error: SageError) -> str:
+    """Why, without what a client or an engine wrote: messages may repeat a part of that."""
+    return error.code if error.bound is None else f"{error.code}: {error.bound.value}"
+
+
 def no_headers() -> Sequence[tuple[str, str]]:
     """Nothing to add."""
     return ()
@@ -82,11 +88,23 @@ class Reply:
         "chunks",
         "closes",
         "done",
+        "paused",
+        "reason",
+        "record",
         "started",
+        "status",
+        "trace",
     )
 
     def __init__(
-        self, transport: asyncio.Transport, flow: Flow, *, common: bytes, close: bool, http10: bool = False
+        self,
+        transport: asyncio.Transport,
+        flow: Flow,
+        *,
+        common: bytes,
+        close: bool,
+        http10: bool = False,
+        trace: bytes = b"",
     ) -> None:
         self._transport = transport
         self._flow = flow
@@ -99,6 +117,11 @@ class Reply:
         self._head = b""
         self._parts: list[bytes] = []
         self.chunks = 0  # of a stream, passed on
+        self.paused = False  # the client was slower than the engine
+        self.record: Record | None = None  # what was decided about it, once it has ended
+        self.reason = ""  # why it failed
+        self.status = 0  # that was sent
+        self.trace = trace  # the `traceparent` that goes out with it and on to engines
         self.started = False
         self.done = False
 
@@ -117,6 +140,10 @@ class Reply:
     def close_after(self) -> None:
         """Do not keep the connection for another request."""
         self.closes = True
+
+    def remember(self, record: Record) -> None:
+        """Keep what was decided about it."""
+        self.record = record
 
     # ---- Sink ----------------------------------------------------------------------------------------------
 
@@ -159,6 +186,7 @@ class Reply:
 
     async def drain(self) -> None:
         """Wait until the client has caught up."""
+        self.paused = True
         await self._flow.drain()
 
     # ---- errors --------------------------------------------------------------------------------------------
@@ -167,6 +195,7 @@ class Reply:
         """Answer with an error: a whole body while nothing is out, else an SSE event and no `[DONE]`."""
         if self.done:
             return
+        self.reason = reason_of(error)
         body = error_body(error)
         if self.started:
             self.data(b"data: " + body + b"\n\n")
@@ -179,6 +208,9 @@ class Reply:
     def _line(self, status: int, content_type: str, extra: Sequence[tuple[str, str]]) -> bytes:
         kind = _TYPES.get(content_type) or b"content-type: %b\r\n" % content_type.encode()
         head = _STATUS.get(status, _STATUS[500]) + self._common + kind
+        self.status = status
+        if self.trace:
+            head += b"traceparent: %b\r\n" % self.trace
         if self._always is not None:
             extra = (*extra, *self._always())
         if extra:

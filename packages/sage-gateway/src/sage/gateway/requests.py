@@ -13,6 +13,7 @@ from sage.common.errors import SageError
 from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Reply
+from sage.gateway.watch import Watch
 
 __all__ = ["Handler", "HotRequest", "Pending", "Settings"]
 
@@ -40,6 +41,7 @@ class Settings:
     deadlines: Deadlines = field(default_factory=Deadlines)
     connections: Connections = field(default_factory=Connections)
     active: set[str] = field(default_factory=set)  # ids of hot requests under way
+    watch: Watch = field(default_factory=Watch)
     standing: Callable[[str], Sequence[tuple[bytes, bytes]]] = lambda _: ()  # what tells a key its limits
 
 

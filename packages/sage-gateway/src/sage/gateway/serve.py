@@ -14,6 +14,7 @@ import uvicorn
 from sage.common.errors import ConflictError, SageError, UnavailableError
 from sage.gateway.protocol import Gate
 from sage.gateway.requests import Settings
+from sage.middleware.control_plane.histogram import LogHistogram
 
 __all__ = ["Listener", "bind"]
 
@@ -63,9 +64,11 @@ class Listener(uvicorn.Server):
             backlog=BACKLOG,
         )
         super().__init__(config)
+        self.settings = settings
         self._on_beat = on_beat
         self._drain_s = 0.0
         self.ready = asyncio.Event()  # set once it accepts
+        self.lag = LogHistogram()  # seconds that a beat came too late
 
     @property
     def gates(self) -> list[Gate]:
@@ -91,13 +94,16 @@ class Listener(uvicorn.Server):
     async def main_loop(self) -> None:
         """Beat until told to exit."""
         self.ready.set()
+        loop = asyncio.get_running_loop()
         counter = 0
         while not self.should_exit:
             if counter % 20 == 0:
                 await super().on_tick(0)  # the Date header, once a second
             self._beat()
             counter += 1
+            due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
+            self.lag.add(max(0.0, loop.time() - due))
 
     def _beat(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
 from sage.common.api import ClassStatus
-from sage.common.telemetry import RequestClass, ShedReason
+from sage.common.errors import SageError
+from sage.common.telemetry import Bound, RequestClass, ShedReason
 from sage.middleware.control_plane.histogram import LogHistogram
 from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE
 
@@ -168,6 +169,8 @@ class Books:
         self._tenants = _Newest(_Classes, tenants)
         self._engines = _Newest(Calls, engines)
         self.overhead = LogHistogram()  # seconds of the control plane itself, for each event
+        self.bounds: Counter[Bound] = Counter()  # that were met here and at engines
+        self.tokens: dict[str, list[int]] = {}  # by model, of what is done: read, written
 
     # ---- what it is told -----------------------------------------------------------------------------
 
@@ -186,6 +189,10 @@ class Books:
             tally.done += 1
             if self._done(record, tally, now):
                 tally.met += 1
+            if (usage := record.usage) is not None:
+                tokens = self.tokens.get(job.model) or self.tokens.setdefault(job.model, [0, 0])
+                tokens[0] += usage.prompt_tokens
+                tokens[1] += usage.completion_tokens
         elif outcome == "rejected":
             tally.shed[record.refusal or ShedReason.OTHER] += 1
         elif outcome == "cancelled":
@@ -199,6 +206,11 @@ class Books:
         calls = self._engines.get(attempt.engine.name)
         calls.texts.add(attempt.texts)
         calls.tokens.add(attempt.tokens)
+
+    def met(self, error: SageError) -> None:
+        """Something has failed: at a bound, if the error names one."""
+        if error.bound is not None:
+            self.bounds[error.bound] += 1
 
     def dispatch_overhead(self, seconds: float) -> None:
         """The control plane took so long to handle one event."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sage.common.telemetry import ShedReason
+from sage.common.telemetry import Bound, ShedReason
 from sage.middleware.control_plane.engine_table import EngineLoad
 from sage.middleware.control_plane.lanes import ClassCounts, Lane
 from sage.middleware.control_plane.options import Limits
@@ -35,15 +35,15 @@ def full(
     record: Record, lane: Lane, engines: int, counts: ClassCounts, limits: Limits
 ) -> tuple[Shed, ShedReason] | None:
     """Whether the queue of its class has no room for a newcomer. `engines`: how many serve its lane."""
-    bound = ""
     if counts.waiting >= limits.queue_max_requests:
-        bound = f"{limits.queue_max_requests} requests"
+        room, bound = f"{limits.queue_max_requests} requests", Bound.QUEUE_REQUESTS
     elif counts.waiting_bytes + record.job.body_bytes > limits.queue_max_bytes:
-        bound = f"{limits.queue_max_bytes} bytes"
-    if not bound:
+        room, bound = f"{limits.queue_max_bytes} bytes", Bound.QUEUE_BYTES
+    else:
         return None
     wait = max(1.0, lane.ahead / engines)
-    return Shed(f"the queue of {record.job.request_class} is full ({bound})", wait), ShedReason.QUEUE_FULL
+    shed = Shed(f"the queue of {record.job.request_class} is full ({room})", wait, bound)
+    return shed, ShedReason.QUEUE_FULL
 
 
 def expiry(record: Record, now: float) -> tuple[Shed, ShedReason]:
@@ -51,7 +51,8 @@ def expiry(record: Record, now: float) -> tuple[Shed, ShedReason]:
     waited = now - record.arrived
     late = record.deadline is not None and now >= record.deadline
     why = "its deadline passed" if late else "no engine became free in time"
-    shed = Shed(f"{why}: it waited {waited:.1f} s", max(1.0, waited))
+    bound = Bound.DEADLINE if late else Bound.QUEUE_TIME
+    shed = Shed(f"{why}: it waited {waited:.1f} s", max(1.0, waited), bound)
     return shed, ShedReason.DEADLINE if late else ShedReason.EXPIRED
 
 

@@ -18,6 +18,7 @@ from sage.common.errors import (
     UnavailableError,
     UnreachableError,
 )
+from sage.common.telemetry import Bound
 from sage.middleware.engines.port import DETOKENIZE, TOKENIZE, Call, Engine, Sink
 
 __all__ = ["ASIDES", "MOST", "Asides"]
@@ -49,7 +50,9 @@ class Asides:
         what the last engine raises.
         """
         if len(self._open) >= MOST:
-            raise OverloadedError(f"Refused: {MOST} calls about tokens are open.", retry_after=BACK_S)
+            raise OverloadedError(
+                f"Refused: {MOST} calls about tokens are open.", retry_after=BACK_S, bound=Bound.TOKEN_CALLS
+            )
         if not engines:
             raise UnavailableError("No engine that counts tokens is ready now.", retry_after=BACK_S)
         allowed = min(LONGEST_S, LONGEST_S if deadline is None else deadline)
@@ -61,7 +64,9 @@ class Asides:
         except TimeoutError as exc:
             if self._open[limit]:
                 raise self._goodbye() from exc
-            raise TimedOutError(f"The answer was not complete within {allowed:g} s.") from exc
+            raise TimedOutError(
+                f"The answer was not complete within {allowed:g} s.", bound=Bound.DEADLINE
+            ) from exc
         finally:
             self._open.pop(limit, None)
 

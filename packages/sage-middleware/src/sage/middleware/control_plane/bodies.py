@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import Bound
 from sage.middleware.control_plane.facts import (
     BYTES_PER_TOKEN,
     DecodeTokens,
@@ -117,16 +118,16 @@ def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
 
 def _chat(fields: dict[str, Any], body: bytes) -> Facts:
     chat = convert(fields, _Chat)
-    bounded("messages", len(chat.messages), 1, MAX_MESSAGES, "messages")
+    bounded("messages", len(chat.messages), 1, MAX_MESSAGES, "messages", Bound.MESSAGES)
     for index, message in enumerate(chat.messages):
         if not isinstance(message.get("role"), str):
             raise BadRequestError(
                 f"messages[{index}] has no role; give one such as 'system', 'user' or 'assistant'.",
                 param=f"messages[{index}].role",
             )
-    bounded("tools", len(chat.tools or ()), 0, MAX_TOOLS, "tools")
+    bounded("tools", len(chat.tools or ()), 0, MAX_TOOLS, "tools", Bound.TOOLS)
     if chat.top_logprobs is not None:
-        bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        bounded("top_logprobs", chat.top_logprobs, 0, MAX_TOP_LOGPROBS, bound=Bound.TOP_LOGPROBS)
     if chat.max_completion_tokens is not None:
         bounded("max_completion_tokens", chat.max_completion_tokens, 1, None)
     needs = _common_needs(chat)
@@ -173,9 +174,9 @@ def _prompt_tokens(prompt: str | list[Any], limits: ParseLimits) -> int:
     if isinstance(prompt, str):
         return 0
     if prompt and all(type(item) is int for item in prompt):  # one prompt, given as token ids
-        bounded("prompt", len(prompt), 1, limits.max_input_tokens, "token ids")
+        bounded("prompt", len(prompt), 1, limits.max_input_tokens, "token ids", Bound.INPUT_TOKENS)
         return len(prompt)
-    bounded("prompt", len(prompt), 1, limits.max_inputs, "prompts")
+    bounded("prompt", len(prompt), 1, limits.max_inputs, "prompts", Bound.INPUTS)
     return sum(len(item) for item in prompt) if all(isinstance(item, list) for item in prompt) else 0
 
 
@@ -224,7 +225,7 @@ def _inputs(
         return [value], None
     if value and all(type(item) is int for item in value):  # one text, given as token ids
         return [_decode("input", value, decode_tokens)], len(value)
-    bounded("input", len(value), 1, limits.max_inputs, "inputs")
+    bounded("input", len(value), 1, limits.max_inputs, "inputs", Bound.INPUTS)
     texts: list[str] = []
     token_count = 0
     for index, item in enumerate(value):
@@ -268,7 +269,7 @@ def _common_needs(body: _Common) -> list[Capability]:
         bounded("max_tokens", body.max_tokens, 1, None)
     if body.n is None:
         return []
-    bounded("n", body.n, 1, MAX_N)
+    bounded("n", body.n, 1, MAX_N, bound=Bound.N)
     return [Capability.N] if body.n > 1 else []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from sage.common.errors import BadRequestError
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.admission import RetryBudget, expiry, full, refusal
 from sage.middleware.control_plane.chains import Chains
@@ -76,7 +77,11 @@ class Core(Requests):
 
     def check(self, job: Job) -> None:
         """Raise what is wrong with a job whatever the load: NotFoundError or BadRequestError."""
-        self.engines.check(job)
+        try:
+            self.engines.check(job)
+        except BadRequestError as error:
+            self.books.met(error)
+            raise
 
     def set_policy(self, policy: Policy, now: float) -> list[Action]:
         """Put another policy in force: what waits is ordered and placed by it."""

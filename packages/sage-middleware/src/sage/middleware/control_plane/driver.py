@@ -12,12 +12,13 @@ from sage.common.api import Decision, EngineStatus, QueueStatus
 from sage.common.clock import Clock
 from sage.common.config import ControlPlaneConfig
 from sage.common.errors import ConflictError, SageError, TimedOutError, UnavailableError
-from sage.common.telemetry import RequestClass
+from sage.common.telemetry import Bound, RequestClass
 from sage.middleware.control_plane.asides import ASIDES, Asides
 from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.jitter import Jitter
 from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.reports import decision_of, engine_status, queue_status
 from sage.middleware.control_plane.tickets import Part, Ticket
 from sage.middleware.control_plane.trace import Goals, PolicyChanged, TraceWriter
@@ -71,7 +72,7 @@ class ControlPlane:
         self._epoch = clock.wall() - clock.now()
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[str, Ticket] = {}
-        self._upstreams = Upstreams(clock, self._handle, self._core.is_live)
+        self._upstreams = Upstreams(clock, self._handle, self._core.is_live, self._core.books.met)
         self._asides = Asides(self._goodbye)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
@@ -127,13 +128,14 @@ class ControlPlane:
         deadline: float | None = None,
         used: Callable[[Usage], None] | None = None,
         task: asyncio.Task[Any] | None = None,
+        ended: Callable[[Record], None] | None = None,
     ) -> Literal["done", "failed"]:
         """Serve one request into `sink`; `decision` tells more about it, unless it is an aside (see there).
 
         `deadline`: seconds from now by which the answer must be complete, if that of `job.parent` is not
-        nearer. `used` is told at the end what engines have counted for it. `task` is the awaiting one, if the
-        caller has it at hand: finding it takes time. Cancelling that means that the client has gone: what
-        only it wanted is given up at once. Raises SageError while nothing has
+        nearer. `used` is told at the end what engines have counted for it, `ended` the whole record. `task`
+        is the awaiting one, if the caller has it at hand: finding it takes time. Cancelling that means that
+        the client has gone: what only it wanted is given up at once. Raises SageError while nothing has
         reached the sink: NotFoundError (model), BadRequestError, OverloadedError, UnavailableError,
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
         `[DONE]`, and `failed` is returned.
@@ -144,14 +146,14 @@ class ControlPlane:
             raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
         self._core.check(job)
         if call.route in ASIDES:
-            await self._asides.serve(call, sink, self._able(job), deadline)
+            await self._serve_aside(job, call, sink, deadline)
             return "done"
         ticket = self._tickets[job.id] = Ticket.of(job, call, sink, task or asyncio.current_task())
         now = self._clock.now()
         alarm = record = None
         try:
             self._handle(Arrived(now, job, None if deadline is None else now + deadline))
-            if used is not None:
+            if used is not None or ended is not None:
                 record = self._core.record(job.id)  # now: later ones may push it out of the history
             if deadline is not None or job.parent:
                 alarm = self._set_alarm(ticket)
@@ -166,9 +168,18 @@ class ControlPlane:
             ticket.closed = True
             if used is not None and record is not None and record.usage is not None:
                 used(record.usage)
+            if ended is not None and record is not None:
+                ended(record)
             del self._tickets[job.id]
             if not self._tickets:
                 self._idle.set()
+
+    async def _serve_aside(self, job: Job, call: Call, sink: Sink, deadline: float | None) -> None:
+        try:
+            await self._asides.serve(call, sink, self._able(job), deadline)
+        except SageError as error:
+            self._core.books.met(error)
+            raise
 
     def _able(self, job: Job) -> list[Engine]:
         """The engines that may be sent it, the least busy first."""
@@ -208,9 +219,10 @@ class ControlPlane:
         return asyncio.get_running_loop().call_later(delay, self._too_late, ticket, allowed)
 
     def _too_late(self, ticket: Ticket, allowed: float) -> None:
-        self._abort(
-            ticket, TimedOutError(f"The answer was not complete within its deadline of {allowed:g} s.")
-        )
+        words = f"The answer was not complete within its deadline of {allowed:g} s."
+        error = TimedOutError(words, bound=Bound.DEADLINE)
+        self._core.books.met(error)
+        self._abort(ticket, error)
 
     def _abort(self, ticket: Ticket, error: SageError) -> None:
         """End a request from our side, in whatever window it is."""

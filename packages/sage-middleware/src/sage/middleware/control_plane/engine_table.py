@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -9,6 +10,7 @@ import msgspec
 
 from sage.common.api import EngineState
 from sage.common.errors import BadRequestError, ModelNotFoundError
+from sage.common.telemetry import Bound
 from sage.middleware.control_plane.breaker import FAULTS_TO_EJECT, Breaker, Silence
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost, Quantile
 from sage.middleware.control_plane.records import Record
@@ -249,7 +251,8 @@ class EngineTable:
 
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
-        self._served: set[tuple[str, frozenset[Capability]]] = set()  # jobs that some engine is made for
+        # Jobs that some engine is made for, and the most tokens that one of those engines has room for.
+        self._served: dict[tuple[str, frozenset[Capability]], float] = {}
         self.version = 0
 
     def __iter__(self) -> Iterator[EngineLoad]:
@@ -318,16 +321,26 @@ class EngineTable:
 
     def check(self, job: Job) -> None:
         """Raise ModelNotFoundError, or BadRequestError for what no engine of the model can do."""
-        if (job.model, job.needs) in self._served:
-            return
+        room = self._served.get((job.model, job.needs))
+        if room is None:
+            room = self._served[job.model, job.needs] = self._room(job)
+        if job.max_tokens is not None and job.max_tokens > room:
+            raise BadRequestError(
+                f"max_tokens is {job.max_tokens}; the model {job.model!r} has room for {room:.0f} tokens.",
+                hint="Ask for a shorter answer.",
+                param="max_tokens",
+                bound=Bound.MAX_TOKENS,
+            )
+
+    def _room(self, job: Job) -> float:
+        """Tokens that the engine with most room has for it; infinite where one does not say."""
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]
         if not of_model:
             models = sorted({load.spec.model for load in self._engines.values()})
             known = f"there are: {', '.join(models)}" if models else "no engine is configured"
             raise ModelNotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
-        if any(job.needs <= spec.capabilities for spec in of_model):
-            self._served.add((job.model, job.needs))
-            return
+        if able := [spec for spec in of_model if job.needs <= spec.capabilities]:
+            return max(spec.context or math.inf for spec in able)
         fewest = min((sorted(job.needs - spec.capabilities) for spec in of_model), key=len)
         raise self._cannot(job, fewest[0])
 

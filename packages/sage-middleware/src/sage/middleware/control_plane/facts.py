@@ -11,6 +11,7 @@ import msgspec
 
 from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import Bound
 from sage.middleware.engines.port import Capability
 
 __all__ = [
@@ -84,14 +85,18 @@ def convert(fields: dict[str, Any], to: type[_T]) -> _T:
         raise _bad_field(str(exc), to) from None
 
 
-def bounded(param: str, value: int, low: int, high: int | None, noun: str = "") -> None:
-    """Raise BadRequestError unless `value` is from `low` to `high`; `noun`: what it counts."""
+def bounded(
+    param: str, value: int, low: int, high: int | None, noun: str = "", bound: Bound | None = None
+) -> None:
+    """Raise BadRequestError unless `value` is from `low` to `high`. `noun`: what is counted."""
     if value < low or (high is not None and value > high):
         if noun and value == 0:
             raise BadRequestError(f"{param} is empty; give at least {low}.", param=param)
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise BadRequestError(
-            f"{param}: {value} {noun or 'is out of range'}; allowed is {span}.", param=param
+            f"{param}: {value} {noun or 'is out of range'}; allowed is {span}.",
+            param=param,
+            bound=None if value < low else bound,
         )
 
 
@@ -102,6 +107,7 @@ def within_tokens(param: str, tokens: int, limits: ParseLimits) -> None:
             f"{param} has about {tokens} tokens; "
             f"at most {limits.max_input_tokens} are allowed in one request.",
             param=param,
+            bound=Bound.INPUT_TOKENS,
         )
 
 

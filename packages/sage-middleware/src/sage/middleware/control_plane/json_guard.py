@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import Bound
 
 __all__ = ["strict_object"]
 
@@ -47,18 +48,22 @@ def _check_shape(body: bytes) -> int:
     """Bound depth, keys and containers before anything recursive reads the body; count the top-level keys."""
     parts = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 2 * MAX_STRINGS)
     if len(parts) > 2 * MAX_STRINGS:
-        raise BadRequestError(f"The body has more than {MAX_STRINGS} strings.")
+        raise BadRequestError(f"The body has more than {MAX_STRINGS} strings.", bound=Bound.JSON_STRINGS)
     marks = b"".join(parts[::2]).translate(None, _OTHER)  # every second part is outside of strings
     if marks.count(b":") > MAX_KEYS:
-        raise BadRequestError(f"The body has more than {MAX_KEYS} keys.")
+        raise BadRequestError(f"The body has more than {MAX_KEYS} keys.", bound=Bound.JSON_KEYS)
     if marks.count(b"[") + marks.count(b"{") > MAX_CONTAINERS:
-        raise BadRequestError(f"The body has more than {MAX_CONTAINERS} arrays and objects.")
+        raise BadRequestError(
+            f"The body has more than {MAX_CONTAINERS} arrays and objects.", bound=Bound.JSON_CONTAINERS
+        )
     depth = top_level_keys = 0
     for mark in marks:
         if mark in b"{[":
             depth += 1
             if depth > MAX_DEPTH:
-                raise BadRequestError(f"The body is nested deeper than {MAX_DEPTH} levels.")
+                raise BadRequestError(
+                    f"The body is nested deeper than {MAX_DEPTH} levels.", bound=Bound.JSON_DEPTH
+                )
         elif mark == 0x3A:
             top_level_keys += depth == 1
         else:

@@ -7,14 +7,14 @@ from typing import Final, get_args
 
 from sage.common import telemetry
 from sage.common.api import EngineState, EngineStatus, MetricList, MetricSample, MetricStatus, QueueStatus
-from sage.common.telemetry import Metric
+from sage.common.telemetry import Metric, ShedReason
 from sage.middleware.control_plane.accounting import Books, Tally
 from sage.middleware.control_plane.histogram import LogHistogram
 
 __all__ = ["Sample", "collect"]
 
 Labels = dict[str, str]
-Sample = tuple[Metric, float, Labels]
+Sample = tuple[Metric, float | LogHistogram, Labels]
 
 _COUNTS: Final[tuple[tuple[Metric, Callable[[Tally], int]], ...]] = (
     (telemetry.REQUESTS_MET, lambda tally: tally.met),
@@ -89,18 +89,24 @@ def collect(
         out.value(telemetry.QUEUE_BYTES, queue.waiting_bytes, labels)
         out.value(telemetry.QUEUE_OLDEST, queue.oldest_s, labels)
     _calls(out, books)
+    for model, tokens in sorted(books.tokens.items()):
+        for kind, count in zip(("input", "output"), tokens, strict=True):
+            out.value(telemetry.TOKENS, count, {"model": model, "type": kind})
     for engine in engines:
         _engine(out, engine)
-    for metric, value, labels in others:
-        out.value(metric, value, labels)
+    for metric, found, labels in others:
+        if isinstance(found, LogHistogram):
+            out.histogram(metric, found, labels)
+        else:
+            out.value(metric, found, labels)
     return out.result()
 
 
 def _tally(out: _Collector, tally: Tally, labels: Labels) -> None:
     for outcome, count in _OUTCOMES:
         out.value(telemetry.REQUESTS, count(tally), {**labels, "outcome": outcome})
-    for reason, number in sorted(tally.shed.items()):
-        out.value(telemetry.REQUESTS_SHED, number, {**labels, "reason": reason.value})
+    for reason in ShedReason:  # each from the beginning: a rate must see the first one
+        out.value(telemetry.REQUESTS_SHED, tally.shed[reason], {**labels, "reason": reason.value})
     for metric, count in _COUNTS:
         out.value(metric, count(tally), labels)
     for metric, times in _TIMES:

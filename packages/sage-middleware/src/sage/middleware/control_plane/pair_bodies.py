@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import Bound
 from sage.middleware.control_plane.facts import (
     Facts,
     ParseLimits,
@@ -45,7 +46,7 @@ def read_rerank(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Fac
     """Judge a rerank body. Raises BadRequestError with `param` naming the field."""
     rerank = convert(fields, _Rerank)
     _filled("query", rerank.query)
-    bounded("documents", len(rerank.documents), 1, limits.max_inputs, "documents")
+    bounded("documents", len(rerank.documents), 1, limits.max_inputs, "documents", Bound.INPUTS)
     if rerank.top_n is not None:
         bounded("top_n", rerank.top_n, 1, None)
     documents = [_document(f"documents[{at}]", one) for at, one in enumerate(rerank.documents)]
@@ -102,7 +103,7 @@ def _document(param: str, value: object) -> str:
 def _texts(param: str, value: str | list[Any], limits: ParseLimits) -> list[str]:
     if isinstance(value, str):
         return [_filled(param, value)]
-    bounded(param, len(value), 1, limits.max_inputs, "texts")
+    bounded(param, len(value), 1, limits.max_inputs, "texts", Bound.INPUTS)
     for at, text in enumerate(value):
         if not isinstance(text, str):
             raise BadRequestError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import msgspec
 
 from sage.common.errors import ConfigError
-from sage.common.telemetry import RequestClass
+from sage.common.telemetry import Bound, RequestClass
 from sage.middleware.control_plane.goals import DEFAULT_SLOS
 from sage.middleware.control_plane.types import Slo
 
@@ -132,10 +132,14 @@ class Wait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Shed(msgspec.Struct, frozen=True, gc=False):
-    """Refuse it with 429; `retry_after` in seconds, which the core spreads, each client's its own."""
+    """Refuse it with 429; `retry_after` in seconds, which the core spreads, each client's its own.
+
+    `bound`: the bound of a queue that was met, where that is why.
+    """
 
     reason: str
     retry_after: float
+    bound: Bound | None = None
 
 
 class BatchLimits(msgspec.Struct, frozen=True, gc=False):

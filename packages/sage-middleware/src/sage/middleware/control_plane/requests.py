@@ -51,6 +51,11 @@ class Requests:
         """Requests that have not ended."""
         return len(self._live)
 
+    @property
+    def streams(self) -> int:
+        """Streams that have begun and go on."""
+        return sum(one.job.stream and one.first_byte is not None for one in self._live.values())
+
     def is_live(self, ident: str) -> bool:
         """Whether a request has not ended."""
         return ident in self._live
@@ -105,6 +110,8 @@ class Requests:
     def _shed(self, record: Record, shed: Shed, kind: ShedReason, now: float) -> None:
         """Refuse it because of the load."""
         record.refusal = kind
+        if shed.bound is not None:
+            self.books.bounds[shed.bound] += 1
         self._scaling.shed(record.job)
         self._reject(record, 429, shed.reason, shed.retry_after, now)
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import Bound
 from sage.middleware.control_plane.facts import Facts, ParseLimits, bounded, convert, estimate
 from sage.middleware.engines.port import Capability
 
@@ -37,7 +38,7 @@ def read_tokenize(fields: dict[str, Any], body: bytes) -> Facts:
     if (asked.prompt is None) == (asked.messages is None):
         raise BadRequestError("Give either 'prompt' or 'messages'.", param="prompt")
     if asked.messages is not None:
-        bounded("messages", len(asked.messages), 1, MAX_MESSAGES, "messages")
+        bounded("messages", len(asked.messages), 1, MAX_MESSAGES, "messages", Bound.MESSAGES)
     elif asked.add_generation_prompt is not None:
         raise BadRequestError(
             "add_generation_prompt belongs to 'messages'; a prompt is taken as it is.",
@@ -50,7 +51,7 @@ def read_tokenize(fields: dict[str, Any], body: bytes) -> Facts:
 def read_detokenize(fields: dict[str, Any], body: bytes, limits: ParseLimits) -> Facts:
     """Judge a detokenize body. Errors as of `read_tokenize`."""
     asked = convert(fields, _Detokenize)
-    bounded("tokens", len(asked.tokens), 1, limits.max_input_tokens, "token ids")
+    bounded("tokens", len(asked.tokens), 1, limits.max_input_tokens, "token ids", Bound.INPUT_TOKENS)
     for at, token in enumerate(asked.tokens):
         if token < 0:
             bounded(f"tokens[{at}]", token, 0, None)

@@ -31,13 +31,21 @@ class Upstreams:
 
     A request's own task makes its call where that call is for it alone; other calls (texts of several
     requests or a part of one, a second attempt beside the first) run in tasks of their own.
-    `handle` takes events; `is_live` says whether the core still holds a request to be open.
+    `handle` takes events; `is_live` says whether the core still holds a request to be open; `met` is told
+    the error of each attempt that failed.
     """
 
-    def __init__(self, clock: Clock, handle: Callable[[Event], None], is_live: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        handle: Callable[[Event], None],
+        is_live: Callable[[str], bool],
+        met: Callable[[SageError], None],
+    ) -> None:
         self._clock = clock
         self._handle = handle
         self._is_live = is_live
+        self._met = met
         self._running: dict[int, Upstream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._texts = TextsInFlight()
@@ -188,7 +196,7 @@ class Upstreams:
 
     async def _ask(self, up: Upstream, ticket: Ticket, route: Route, body: bytes) -> bytes:
         collector = up.sink = Collector()
-        call = Call(ticket.job.id, route, body, stream=False, include_usage=False, threads=up.threads)
+        call = Call(ticket.job.id, route, body, False, False, up.threads, ticket.call.trace)
         await up.engine.send(call, collector)
         if not collector.ended:
             raise _unended(up.engine)
@@ -204,6 +212,7 @@ class Upstreams:
 
     def _failed(self, up: Upstream, error: SageError) -> None:
         """Tell the core; whichever requests it ends for that end with this error."""
+        self._met(error)
         fault = _is_fault(error)
         committed = isinstance(up.sink, Relay) and up.sink.committed
         for part in up.parts:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sage.common.errors import BadRequestError, EngineError, SageError
+from sage.common.telemetry import HEADER_TRACE
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
@@ -117,9 +118,9 @@ class HttpEngine:
             _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
             raise
 
-    def headers(self, _call: Call) -> Mapping[str, str]:
+    def headers(self, call: Call) -> Mapping[str, str]:
         """What goes with this call; for an adapter that adds to it."""
-        return self._headers
+        return {**self._headers, HEADER_TRACE: call.trace} if call.trace else self._headers
 
     async def ready(self) -> bool:
         """Whether its health page answers 200."""

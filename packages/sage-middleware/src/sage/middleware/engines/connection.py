@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import httptools
 
 from sage.common.errors import EngineError
+from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.heads import Head
 
@@ -175,14 +176,16 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Enforce the deadlines; called while a request is under way."""
+        limits = self._pool.limits
         if now >= self._end:
-            self._fail(EngineError(f"The engine did not finish within {self._pool.limits.total_s:g} s."))
+            words, bound = f"did not finish within {limits.total_s:g} s", Bound.ANSWER_TIME
         elif now < self._deadline:
             return
         elif not self._started:
-            self._fail(EngineError(f"The engine sent nothing for {self._pool.limits.first_byte_s:g} s."))
+            words, bound = f"sent nothing for {limits.first_byte_s:g} s", Bound.FIRST_BYTE_TIME
         else:
-            self._fail(EngineError(f"The engine stalled for {self._pool.limits.between_chunks_s:g} s."))
+            words, bound = f"stalled for {limits.between_chunks_s:g} s", Bound.CHUNK_TIME
+        self._fail(EngineError(f"The engine {words}.", bound=bound))
 
     # ---- asyncio ----
 
@@ -216,11 +219,13 @@ class Connection(asyncio.Protocol):
                 self._pool.seen = None if head is None else (head, self._content_type)
             return
         if not self._started and self._head_bytes > self._pool.limits.header_bytes:
-            self._fail(EngineError(f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."))
+            words = f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."
+            self._fail(EngineError(words, bound=Bound.ANSWER_HEAD_BYTES))
             return
         if self._started:
             self._deadline = monotonic() + self._between_s
             if receiver.full:
+                self._read(False)  # now: until the task runs, the loop would read many times more
                 self._wake_up(full=True)
 
     def _again(self, data: bytes, receiver: Receiver) -> bool:
@@ -290,7 +295,8 @@ class Connection(asyncio.Protocol):
         """Pass bytes on at once."""
         self._body_bytes += len(body)
         if self._body_bytes > self._most:
-            raise EngineError(f"The engine's answer exceeds {self._pool.limits.body_bytes} bytes.")
+            words = f"The engine's answer exceeds {self._pool.limits.body_bytes} bytes."
+            raise EngineError(words, bound=Bound.ANSWER_BYTES)
         if self._receiver is not None:
             self._receiver.data(body)
 

@@ -44,7 +44,7 @@ def describe(
         max_running=config.max_running,
         random_weights=config.random_weights or config.model in (RANDOM, RANDOM_RERANKER),
         group=config.group or shared,
-        **{"kv_tokens": config.kv_tokens, **known},
+        **{"kv_tokens": config.kv_tokens, "context": config.context_tokens, **known},
     )
 
 

@@ -86,6 +86,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     batches: bool = True  # puts calls that are there at the same time into one batch by itself
     coalesces: bool = True  # one call may carry what several requests ask for
     kv_tokens: int = 65536  # prompt tokens that it can keep cached
+    context: int = 0  # tokens of prompt and answer that it has room for; 0 = it does not say
     chunk: int = 2048  # prefill tokens of one iteration
     managed: bool = False  # its process is ours: it can be restarted
     template: str = ""  # the configured engine that it is one more of; empty = it is configured itself
@@ -104,7 +105,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`.
 
-    `threads`: how many an elastic engine should compute it with; 0 = its own.
+    `threads`: how many an elastic engine should compute it with; 0 = its own. `trace`: the `traceparent`
+    that goes with it; empty = none.
     """
 
     request_id: str
@@ -113,6 +115,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     stream: bool
     include_usage: bool  # the client asked for the usage chunk of a stream
     threads: int = 0
+    trace: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

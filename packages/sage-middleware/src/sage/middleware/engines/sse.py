@@ -7,6 +7,7 @@ import re
 import msgspec
 
 from sage.common.errors import EngineError
+from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 
@@ -54,7 +55,9 @@ class Splitter:
     @staticmethod
     def _check(size: int) -> None:
         if size > MAX_EVENT_BYTES:
-            raise EngineError(f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.")
+            raise EngineError(
+                f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.", bound=Bound.EVENT_BYTES
+            )
 
 
 def data_of(event: bytes) -> bytes:

@@ -1,0 +1,104 @@
+"""Record the metrics of a real run: python packages/sage-gateway/tests/data/record.py > run.txt
+
+A stack of its own (a random-weight model and MiniLM) gets chats, embeddings, requests that are over a bound
+and some whose deadline is too near. Each line of the output is a series and its values, one for each scrape;
+`_` where it was not there yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sage.common.paths import SagePaths
+from sage.middleware import stack
+from sage.platform.state import read_secret
+
+SCRAPES: Final = 8
+EVERY_S: Final = 4.0
+
+
+def post(url: str, key: str, body: Mapping[str, Any], **headers: str) -> Any:
+    """The answer, read to its end; an error is an answer."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")  # noqa: S310
+    for name, value in {
+        "Authorization": f"Bearer {key}",
+        "Content-Type": "application/json",
+        **headers,
+    }.items():
+        request.add_header(name.replace("_", "-"), value)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        return error.read()
+
+
+def load(base: str, admin: str, key: str, token: str, stop: threading.Event) -> None:
+    """Ask for what is refused, then for all that is served until told to stop."""
+    made = json.loads(post(f"{admin}/admin/v1/keys", token, {"name": "limited", "rpm": 1}))
+    says = {
+        "model": "sage-random-llama",
+        "messages": [{"role": "user", "content": "Say something."}],
+        "max_tokens": 16,
+    }
+    texts = {"model": "all-MiniLM-L6-v2", "input": ["one", "two"]}
+    for _ in range(3):  # what a good run has few of
+        post(f"{base}/embeddings", made["secret"], texts)
+        post(f"{base}/chat/completions", key, {**says, "n": 9})
+        post(f"{base}/embeddings", key, texts, x_sage_deadline_ms="1")
+        post(f"{base}/chat/completions", key, says, x_sage_deadline_ms="1")
+    while not stop.is_set():
+        post(f"{base}/chat/completions", key, {**says, "stream": True})
+        post(f"{base}/chat/completions", key, says)
+        post(f"{base}/embeddings", key, texts)
+        post(f"{base}/embeddings", key, {**texts, "input": ["a text"] * 20})
+
+
+def scrape(admin: str, token: str) -> dict[str, str]:
+    """Series to value."""
+    request = urllib.request.Request(f"{admin}/metrics", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+        lines = answer.read().decode().splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def record(paths: SagePaths) -> list[dict[str, str]]:
+    """Start, load, scrape, stop."""
+    config = stack.quick_config(None, "transformers", paths)
+    run = stack.start(config, paths, on_progress=lambda line: print(line, file=sys.stderr))
+    base, key, token = run.base_url, stack.client_key(paths), read_secret(paths.admin_token_file)
+    stop = threading.Event()
+    worker = threading.Thread(target=load, args=(base, run.admin_url, key, token, stop), daemon=True)
+    found = []
+    try:
+        worker.start()
+        for _ in range(SCRAPES):
+            time.sleep(EVERY_S)
+            found.append(scrape(run.admin_url, token))
+    finally:
+        stop.set()
+        worker.join()
+        stack.stop(paths)
+    return found
+
+
+def main() -> None:
+    """Print the series."""
+    with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
+        scrapes = record(SagePaths(*(Path(home) / name for name in ("state", "cache", "config"))))
+    for series in sorted({name for one in scrapes for name in one}):
+        print(series, *(one.get(series, "_") for one in scrapes))
+
+
+if __name__ == "__main__":
+    main()
