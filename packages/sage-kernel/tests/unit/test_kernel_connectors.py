@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.kernel import Flow, LocalEnvironment, OperatorError, use
 from sage.kernel.connectors import Document, JsonlFile, files, lines, read_jsonl, to_json
-from sage.kernel.runtime.channel import Channel
 
 
 def test_files_are_read_in_order_and_relative(tmp_path: Path) -> None:
@@ -99,46 +96,3 @@ async def test_a_jsonl_file_needs_its_folder(tmp_path: Path) -> None:
     flow.source([1]).sink(use("jsonl", path=str(tmp_path / "no" / "out.jsonl")))
     with pytest.raises(NotFoundError, match=r"where 'out\.jsonl' would go, does not exist"):
         await LocalEnvironment().run(flow)
-
-
-async def test_a_channel_is_bounded_by_items_and_splits_large_batches() -> None:
-    channel = Channel(4, writers=1)
-    putting = asyncio.create_task(channel.put(list(range(10))))
-    await asyncio.sleep(0)
-    assert channel.size == 4
-    got: list[Any] = []
-    while len(got) < 10:
-        batch = await channel.get()
-        assert batch is not None
-        assert channel.size <= 4
-        got += batch
-        await asyncio.sleep(0)
-    await putting
-    channel.close()
-    assert await channel.get() is None
-    assert got == list(range(10))
-
-
-async def test_a_channel_joins_and_splits_to_the_limit_without_touching_batches() -> None:
-    channel, shared = Channel(10, writers=1), [1, 2]
-    for batch in (shared, [3], [4, 5, 6]):
-        assert channel.try_put(batch)
-    assert await channel.get(4) == [1, 2, 3, 4]
-    assert await channel.get(4) == [5, 6]
-    assert shared == [1, 2]
-    assert channel.try_put(list(range(10)))
-    assert not channel.try_put([1])
-
-
-async def test_writers_wait_in_turn_and_a_cancelled_one_gives_way() -> None:
-    channel = Channel(1, writers=3)
-    assert channel.try_put([0])
-    writers = [asyncio.create_task(channel.put([x])) for x in (1, 2, 3)]
-    await asyncio.sleep(0)
-    assert await channel.get() == [0]
-    writers[0].cancel()
-    await asyncio.gather(writers[0], return_exceptions=True)
-    assert await channel.get() == [2]
-    assert await channel.get() == [3]
-    await asyncio.gather(*writers[1:])
-    assert channel.size == 0

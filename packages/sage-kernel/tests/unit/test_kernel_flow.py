@@ -13,7 +13,7 @@ import pytest
 import sage.kernel
 from sage.common.errors import SageError, UsageError
 from sage.kernel import Batch, Failure, Flow, LocalEnvironment, PlanError, Registry, Retry, use
-from sage.kernel.compile import compile_plan, mode_of
+from sage.kernel.compile import Edge, compile_plan, mode_of
 
 
 def inc(x: int) -> int:
@@ -180,7 +180,7 @@ def test_adjacent_sync_operators_are_one_stage() -> None:
         ["sink"],
         ["scan", "sink"],
     ]
-    assert stages[1].outs == [2, 3]
+    assert stages[1].outs == [Edge(2), Edge(3)]
 
 
 def test_names_are_made_from_functions_and_stay_unique() -> None:

@@ -5,13 +5,13 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 
 from typing import TYPE_CHECKING
 
-from sage.kernel.flow import Flow, Keyed, Stream
-from sage.kernel.options import Batch, Failure, Part, Retry, Use, use
+from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
+from sage.kernel.options import Batch, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Sink, Source
 from sage.kernel.registry import Registry, default_registry, operator
-from sage.kernel.serial import flow_schema
+from sage.kernel.schema import flow_schema
 
 if TYPE_CHECKING:
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Connected",
     "Failure",
     "Flow",
     "Job",
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "OperatorError",
     "OperatorReport",
+    "Pane",
     "Part",
     "Plan",
     "PlanError",
@@ -40,6 +42,8 @@ __all__ = [
     "Source",
     "Stream",
     "Use",
+    "Window",
+    "Windowed",
     "default_registry",
     "flow_schema",
     "load_yaml",

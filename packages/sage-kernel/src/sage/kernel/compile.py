@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from sage.kernel.options import Use
-from sage.kernel.plan import Fold, Node, Plan, PlanError
+from sage.kernel.plan import Node, Plan, PlanError, Spec
 from sage.kernel.registry import Registry, role_of
 
-__all__ = ["Compiled", "Mode", "Op", "Stage", "compile_plan"]
+__all__ = ["Compiled", "Edge", "Mode", "Op", "Stage", "compile_plan"]
 
 Mode = Literal["sync", "async", "parts"]
-HEADS = ("source", "requests", "map_batch", "merge")
+HEADS = ("source", "requests", "map_batch", "merge", "event_time", "join")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Op:
     mode: Mode
     owner: Any = None
     """The object whose `setup`, `commit` and `close` belong to the run."""
+    timed: bool = False
+    """Whether the records that come in have event times."""
 
     @property
     def heads(self) -> bool:
@@ -40,14 +42,22 @@ class Op:
         return self.node.verb in HEADS or self.mode != "sync"
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where an output goes: the position of a stage, and which of its inputs it is to a join."""
+
+    stage: int
+    side: int = 0
+
+
 @dataclass(slots=True)
 class Stage:
-    """One unit of the runtime; `outs` and `diverted` name stages by their position."""
+    """One unit of the runtime, and the edges of its outputs."""
 
     head: Op | None
     fused: list[Op] = field(default_factory=list)
-    outs: list[int] = field(default_factory=list)
-    diverted: dict[int, list[int]] = field(default_factory=dict)
+    outs: list[Edge] = field(default_factory=list)
+    diverted: dict[int, list[Edge]] = field(default_factory=dict)
 
     @property
     def ops(self) -> list[Op]:
@@ -68,7 +78,11 @@ def compile_plan(plan: Plan, registry: Registry) -> Compiled:
     """Check the plan, make its named operators, fuse and assign; raises one `PlanError` for all problems."""
     problems = [*plan.problems(), *registry.problems(plan)]
     if not problems:
-        ops = [resolve(i, node, registry) for i, node in enumerate(plan.nodes)]
+        timed = plan.timed()
+        ops = [
+            replace(resolve(i, node, registry), timed=any(port in timed for port in node.inputs))
+            for i, node in enumerate(plan.nodes)
+        ]
         problems = [text for op in ops for text in _misuse(op)]
     if problems:
         raise PlanError(plan.name, problems)
@@ -78,10 +92,10 @@ def compile_plan(plan: Plan, registry: Registry) -> Compiled:
 def resolve(index: int, node: Node, registry: Registry) -> Op:
     """Make what a node names and see how it is to be called."""
     role = role_of(node.verb)
-    if isinstance(node.fn, Fold):
-        parts = (node.fn.key, node.fn.init, node.fn.step)
-        bound = [registry.make(part, role) if isinstance(part, Use) else part for part in parts]
-        return Op(index, node, Fold(*bound), "sync")
+    if isinstance(node.fn, Spec):
+        parts = {part.name: getattr(node.fn, part.name) for part in fields(node.fn)}
+        made = {name: registry.make(part, role) for name, part in parts.items() if isinstance(part, Use)}
+        return Op(index, node, replace(node.fn, **made), "sync")
     made = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
     if node.verb in ("source", "requests", "merge", "reply"):
         return Op(index, node, made, "sync", owner=made)
@@ -138,8 +152,8 @@ def _assign(plan: Plan, ops: list[Op]) -> list[Stage]:
         # A merge is nothing but a queue with several writers, which any stage without a head is.
         queue_only = op.node.verb in ("merge", "requests")
         stages.append(Stage(op) if op.heads and not queue_only else Stage(None, [] if queue_only else [op]))
-        for port in ports:
+        for side, port in enumerate(ports):
             stage = stages[place[port.node]]
             outs = stage.outs if port.output == "out" else stage.diverted.setdefault(port.node, [])
-            outs.append(place[op.index])
+            outs.append(Edge(place[op.index], side if op.node.verb == "join" else 0))
     return stages

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
-from sage.kernel.options import Batch, Call, Failure, OnError, Order, Part, Retry
-from sage.kernel.plan import Builder, Fold, Plan, PlanError, Port, Verb
+from sage.kernel.options import Batch, Call, Failure, OnError, Order, Pane, Part, Retry, Window
+from sage.kernel.plan import Builder, EventTime, Fold, Join, Plan, PlanError, Port, Verb, WindowFold
 from sage.kernel.ports import Model, Sink, SinkFn, Source
 from sage.kernel.registry import Registry, default_registry
 from sage.kernel.serial import from_dict, to_dict
 
-__all__ = ["Flow", "Keyed", "Stream"]
+__all__ = ["Connected", "Flow", "Keyed", "Stream", "Windowed"]
 
 T = TypeVar("T")
 U = TypeVar("U")
+V = TypeVar("V")
 K = TypeVar("K")
 S = TypeVar("S")
 
@@ -182,6 +183,27 @@ class Stream(Generic[T]):
         ports = (self.port, *(self.flow._own(other) for other in others))
         return Stream(self.flow, Port(self.flow._builder.add("merge", ports, None, name)))
 
+    def event_time(
+        self,
+        at: Callable[[T], float],
+        *,
+        lateness: float = 0.0,
+        idle: float = 0.0,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[T]:
+        """Give each record its time, `at(record)` in seconds, for the windows and joins behind.
+
+        A record may come `lateness` seconds of event time after a later one. After `idle` seconds without a
+        record, streams that this one meets do not wait for it; 0 = they do.
+        """
+        return self._then("event_time", EventTime(at, lateness, idle), name, Call(on_error=on_error))
+
+    def connect(self, other: Stream[U]) -> Connected[T, U]:
+        """Two streams of different types, for operators that take both."""
+        self.flow._own(other)
+        return Connected(self, other)
+
     def keyby(self, key: Callable[[T], K]) -> Keyed[K, T]:
         """Group the records by a hashable key, for an operator with state."""
         return Keyed(self, key)
@@ -199,6 +221,26 @@ class Stream(Generic[T]):
         return Stream(self.flow, Port(self.flow._builder.add(verb, (self.port,), fn, name, call)))
 
 
+class Connected(Generic[T, U]):
+    """Two streams side by side."""
+
+    def __init__(self, left: Stream[T], right: Stream[U]) -> None:
+        self._left = left
+        self._right = right
+
+    def comap(
+        self, left: Callable[[T], V], right: Callable[[U], V], *, on_error: OnError = "fail", name: str = ""
+    ) -> Stream[V]:
+        """One stream of both: the records of each go through their own function, in the order they come.
+
+        With `name` the two maps are NAME-left and NAME-right. To share state, give two methods of one object.
+        """
+        names = (f"{name}-left", f"{name}-right") if name else ("", "")
+        one = self._left._then("map", left, names[0], Call(on_error=on_error))
+        other = self._right._then("map", right, names[1], Call(on_error=on_error))
+        return cast("Stream[V]", one.merge(other, name=name))
+
+
 class Keyed(Generic[K, T]):
     """Records grouped by key; records with equal keys keep their order."""
 
@@ -212,3 +254,66 @@ class Keyed(Generic[K, T]):
         """Fold each key's records: `step(state, record)` gives the next state and one result."""
         fold = Fold(self._key, init, step)
         return cast("Stream[U]", self._stream._then("scan", fold, name))
+
+    def window(self, window: Window) -> Windowed[K, T]:
+        """Group each key's records by their event times as well."""
+        return Windowed(self._stream, self._key, window)
+
+    def join(
+        self,
+        other: Keyed[K, U],
+        *,
+        within: float,
+        on_late: OnError = "skip",
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[tuple[T, U]]:
+        """Every pair of records with one key whose times are at most `within` seconds apart.
+
+        A pair comes out once both halves are here. A record behind the watermark is late.
+        """
+        flow = self._stream.flow
+        ports = (self._stream.port, flow._own(other._stream))
+        spec = Join(self._key, other._key, within, on_late)
+        return Stream(flow, Port(flow._builder.add("join", ports, spec, name, Call(on_error=on_error))))
+
+
+class Windowed(Generic[K, T]):
+    """Records grouped by key and window."""
+
+    def __init__(self, stream: Stream[T], key: Callable[[T], K], window: Window) -> None:
+        self._stream = stream
+        self._key = key
+        self._window = window
+
+    def reduce(
+        self,
+        init: Callable[[], S],
+        step: Callable[[S, T], S],
+        *,
+        merge: Callable[[S, S], S] | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[Pane[K, S]]:
+        """Fold the records of each window: `step(state, record)` gives the next state; the last comes out.
+
+        Sessions need `merge(state, state)`, for a record that makes one of two.
+        """
+        spec = WindowFold(self._window, self._key, init, step, merge)
+        return cast("Stream[Pane[K, S]]", self._stream._then("window", spec, name, Call(on_error=on_error)))
+
+    def collect(self, *, on_error: OnError = "fail", name: str = "") -> Stream[Pane[K, list[T]]]:
+        """The records of each window as a list, in the order they came."""
+        return self.reduce(list, appended, merge=extended, on_error=on_error, name=name)
+
+
+def appended(items: list[T], item: T) -> list[T]:
+    """The step of `Windowed.collect`."""
+    items.append(item)
+    return items
+
+
+def extended(items: list[T], more: list[T]) -> list[T]:
+    """The merge of `Windowed.collect`."""
+    items.extend(more)
+    return items

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sage.common.errors import UsageError
 
-__all__ = ["Batch", "Call", "Failure", "OnError", "Order", "Part", "Retry", "Use", "use"]
+__all__ = [
+    "Batch",
+    "Call",
+    "Failure",
+    "OnError",
+    "Order",
+    "Pane",
+    "Part",
+    "Retry",
+    "Use",
+    "Window",
+    "use",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+K = TypeVar("K")
+S = TypeVar("S")
 
 Order = Literal["input", "any"]
 OnError = Literal["fail", "skip", "divert"]
@@ -52,6 +66,40 @@ class Retry:
         """The longest pause after `failed` failed calls, in seconds."""
         # The exponent is capped as well: 2.0**1024 does not fit in a float.
         return min(30.0, self.backoff * 2.0 ** min(failed - 1, 30))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Windows over event time, in seconds: `Window(60)` tumbles, `Window(60, slide=10)` slides by 10, and
+    `Window(gap=30)` is a session, which ends when its key has been silent for 30.
+
+    A window closes when the watermark passes its end. It is kept `late` seconds longer, and a record that
+    comes meanwhile gives another pane; what comes after that is late: skipped, diverted, or an error.
+    """
+
+    size: float = 0.0
+    slide: float = 0.0
+    gap: float = 0.0
+    late: float = 0.0
+    on_late: OnError = "skip"
+
+    def __post_init__(self) -> None:
+        sizes = (self.size, self.slide, self.gap, self.late)
+        one_kind = (self.size > 0) != (self.gap > 0) and (not self.gap or not self.slide)
+        if min(sizes) < 0 or not one_kind or self.slide > self.size:
+            raise UsageError(
+                f"{self} is no window: it has a size, and perhaps a slide of at most that, or it has a gap.",
+                hint="Window(60) tumbles, Window(60, slide=10) slides, Window(gap=30) is a session.",
+            )
+
+
+class Pane(NamedTuple, Generic[K, S]):
+    """What a window of one key came to; it holds the records with `start` <= time < `end`."""
+
+    key: K
+    start: float
+    end: float
+    value: S
 
 
 @dataclass(frozen=True, slots=True)

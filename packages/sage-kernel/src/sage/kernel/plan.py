@@ -8,12 +8,37 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sage.common.errors import BadRequestError
-from sage.kernel.options import Batch, Call, Use
+from sage.kernel.options import Batch, Call, OnError, Use, Window
 
-__all__ = ["Builder", "Fold", "Node", "Plan", "PlanError", "Port", "Verb", "label"]
+__all__ = [
+    "Builder",
+    "EventTime",
+    "Fold",
+    "Join",
+    "Node",
+    "Plan",
+    "PlanError",
+    "Port",
+    "Spec",
+    "Verb",
+    "WindowFold",
+    "label",
+]
 
 Verb = Literal[
-    "source", "requests", "map", "flatmap", "filter", "map_batch", "scan", "merge", "sink", "reply"
+    "source",
+    "requests",
+    "map",
+    "flatmap",
+    "filter",
+    "map_batch",
+    "scan",
+    "event_time",
+    "window",
+    "join",
+    "merge",
+    "sink",
+    "reply",
 ]
 STARTS = ("source", "requests")
 ENDS = ("sink", "reply")
@@ -49,6 +74,43 @@ class Fold:
     key: Any
     init: Any
     step: Any
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFold:
+    """A keyed fold of the records of each window; `merge` joins two sessions into one."""
+
+    window: Window
+    key: Any
+    init: Any
+    step: Any
+    merge: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Pairs of a left and a right record with one key, at most `within` seconds apart."""
+
+    left: Any
+    right: Any
+    within: float
+    on_late: OnError = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class EventTime:
+    """`at(record)` is its time in seconds; `lateness`: how far behind the latest a record may come.
+
+    After `idle` seconds without a record other streams need not wait for this one; 0 = they always do.
+    """
+
+    at: Any
+    lateness: float = 0.0
+    idle: float = 0.0
+
+
+Spec = (Fold, WindowFold, Join, EventTime)
+"""What stands in a node for an operator that is more than one function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +152,24 @@ class Plan:
                     todo.append(port.node)
         return found
 
+    def timed(self) -> set[Port]:
+        """The outputs whose records have event times: those of a clock, and all that comes of them."""
+        found: set[Port] = set()
+        for index, node in enumerate(self.nodes):
+            if node.verb == "event_time" or any(port in found for port in node.inputs):
+                found.add(Port(index))
+        return found
+
     def problems(self) -> list[str]:
         """Everything that is wrong with the wiring and the options, without running anything."""
-        return [*_shape(self), *_names(self), *_edges(self), *_options(self), *_requests(self)]
+        return [
+            *_shape(self),
+            *_names(self),
+            *_edges(self),
+            *_options(self),
+            *_times(self),
+            *_requests(self),
+        ]
 
 
 class Builder:
@@ -133,7 +210,7 @@ def label(fn: Any) -> str:
     """A short name for what an operator calls."""
     if isinstance(fn, Use):
         return fn.name
-    if isinstance(fn, Fold):
+    if isinstance(fn, Fold | WindowFold):
         return label(fn.step)
     name: str = getattr(fn, "__name__", "") or type(fn).__name__
     return "" if name == "<lambda>" else name
@@ -163,8 +240,11 @@ def _edges(plan: Plan) -> Iterator[str]:
             yield f"what {node.name!r} makes reaches no sink and no reply"
         if node.call.on_error == "divert" and not plan.readers(i, "diverted"):
             yield f"{node.name!r} diverts and nothing reads its .diverted: give it a sink, or skip"
-        if node.call.on_error != "divert" and plan.readers(i, "diverted"):
+        if "divert" not in (node.call.on_error, _on_late(node)) and plan.readers(i, "diverted"):
             yield f"the .diverted of {node.name!r} is read, and it does not divert: set on_error='divert'"
+
+
+_UNCALLED = ("merge", "requests", "reply", "scan", "source", "event_time", "window", "join")
 
 
 def _options(plan: Plan) -> Iterator[str]:
@@ -172,7 +252,7 @@ def _options(plan: Plan) -> Iterator[str]:
         call = node.call
         if node.verb == "source" and isinstance(node.fn, str | bytes):
             yield f"{node.name!r} would read a string letter by letter: give it a list"
-        elif node.verb not in ("merge", "requests", "reply", "scan", "source") and not _usable(node):
+        elif node.verb not in _UNCALLED and not _usable(node):
             yield f"{node.name!r} needs something to call, not {node.fn!r}"
         if call.concurrency is not None and call.concurrency < 1:
             yield f"{node.name!r} has concurrency={call.concurrency}: it is at least 1"
@@ -182,6 +262,36 @@ def _options(plan: Plan) -> Iterator[str]:
             yield f"{node.name!r} has order={call.order!r}: it is 'input' or 'any'"
         if call.on_error not in ("fail", "skip", "divert"):
             yield f"{node.name!r} has on_error={call.on_error!r}: it is 'fail', 'skip' or 'divert'"
+
+
+_TIMED = ("event_time", "window", "join")
+
+
+def _times(plan: Plan) -> Iterator[str]:
+    timed = plan.timed()
+    for node in plan.nodes:
+        without = [plan.nodes[port.node].name for port in node.inputs if port not in timed]
+        if node.verb in ("window", "join") and without:
+            names = " and ".join(map(repr, without))
+            yield f"{node.name!r} needs event times, and {names} has none: put .event_time(...) before it"
+        if node.verb == "event_time" and not without:
+            yield f"{node.name!r} gives event times to records that have them: one .event_time(...) is enough"
+        if node.verb == "merge" and without and len(without) < len(node.inputs):
+            yield f"{node.name!r} merges streams with event times and without ({', '.join(without)})"
+        if isinstance(node.fn, WindowFold) and node.fn.window.gap and node.fn.merge is None:
+            yield f"{node.name!r} has session windows, which a record can join: give it merge="
+        if isinstance(node.fn, Join) and node.fn.within < 0:
+            yield f"{node.name!r} has within={node.fn.within:g}: it is at least 0 seconds"
+        if isinstance(node.fn, EventTime) and min(node.fn.lateness, node.fn.idle) < 0:
+            yield f"{node.name!r} has a negative lateness or idle: they are seconds, at least 0"
+        if _on_late(node) == "divert" and not plan.readers(plan.nodes.index(node), "diverted"):
+            yield f"{node.name!r} diverts what is late and nothing reads its .diverted"
+
+
+def _on_late(node: Node) -> str:
+    if isinstance(node.fn, WindowFold):
+        return node.fn.window.on_late
+    return node.fn.on_late if isinstance(node.fn, Join) else ""
 
 
 def _usable(node: Node) -> bool:
@@ -201,6 +311,10 @@ def _requests(plan: Plan) -> Iterator[str]:
     for verb, found in (("requests", requests), ("reply", replies)):
         if len(found) > 1:
             yield f"it has {len(found)} {verb}: there is one per flow"
+    if requests:
+        for node in plan.nodes:
+            if node.verb in _TIMED:
+                yield f"{node.name!r}: a flow of requests has no event times: each is answered alone"
     for i in {j for reply in replies for j in plan.above(reply)}:
         if plan.nodes[i].verb == "flatmap":
             yield f"{plan.nodes[i].name!r} is a flatmap before the reply: a request has exactly one"

@@ -1,4 +1,4 @@
-"""Plans as plain data: `to_dict`, `from_dict`, YAML pipelines, and the JSON Schema of both.
+"""Plans as plain data: `to_dict`, `from_dict` and YAML pipelines; `schema` tells which keys there are.
 
     name: words
     steps:
@@ -10,36 +10,37 @@
       - sink: stdout
         from: pieces.diverted
 
-A step reads the one before it unless `from` names another; `merge` lists those it joins.
+A step reads the one before it unless `from` names another, or two for a `join`; `merge` lists those it joins.
 """
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any
 
 from sage.common.errors import BadRequestError
-from sage.kernel.options import Batch, Call, Retry, Use
-from sage.kernel.plan import Builder, Fold, Node, Plan, PlanError, Port, Verb
+from sage.kernel.options import Batch, Call, Retry, Use, Window
+from sage.kernel.plan import (
+    Builder,
+    EventTime,
+    Fold,
+    Join,
+    Node,
+    Plan,
+    PlanError,
+    Port,
+    Spec,
+    Verb,
+    WindowFold,
+)
 from sage.kernel.registry import nearest
+from sage.kernel.schema import CALL, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW
 
-__all__ = ["flow_schema", "from_dict", "to_dict"]
+__all__ = ["from_dict", "to_dict"]
 
-VERBS: tuple[Verb, ...] = get_args(Verb)
-CALL = ("concurrency", "order", "timeout", "retry", "on_error")
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "source": ("use", "with"),
-    "requests": ("type",),
-    "map": ("use", "with", *CALL),
-    "flatmap": ("use", "with", "on_error"),
-    "filter": ("use", "with", "on_error"),
-    "map_batch": ("use", "with", "batch", *CALL),
-    "scan": ("key", "init", "step"),
-    "sink": ("use", "with"),
-    "reply": (),
-}
 PLAIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, object)}
 ERRORS = "sage.common.errors"
 
@@ -73,63 +74,6 @@ def from_dict(data: Any, *, allow: tuple[str, ...] = (), where: str = "") -> Pla
     return builder.plan()
 
 
-def flow_schema() -> dict[str, Any]:
-    """The JSON Schema of the plain-data form."""
-    count = {"type": "integer", "minimum": 1}
-    seconds = {"type": "number", "minimum": 0}
-    reference = {
-        "type": "object",
-        "properties": {"use": {"type": "string"}, "with": {"type": "object"}},
-        "required": ["use"],
-        "additionalProperties": False,
-    }
-    named = {"anyOf": [{"type": "string"}, reference]}
-    retry = {"attempts": count, "backoff": seconds, "on": {"type": "array", "items": {"type": "string"}}}
-    properties: dict[str, Any] = {
-        **reference["properties"],  # type: ignore[dict-item] # a literal of this very dict
-        "type": {"type": "string"},
-        "concurrency": count,
-        "order": {"enum": ["input", "any"]},
-        "timeout": {"type": "number", "exclusiveMinimum": 0},
-        "retry": {"type": "object", "properties": retry, "additionalProperties": False},
-        "on_error": {"enum": ["fail", "skip", "divert"]},
-        "batch": {
-            "type": "object",
-            "properties": {"size": count, "wait": seconds},
-            "additionalProperties": False,
-        },
-        **dict.fromkeys(("key", "init", "step"), named),
-    }
-    steps = [_step_schema(verb, options, properties) for verb, options in OPTIONS.items()]
-    merge = {"merge": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "id": {"type": "string"}}
-    steps.append(
-        {"type": "object", "properties": merge, "required": ["merge"], "additionalProperties": False}
-    )
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "SAGE pipeline",
-        "type": "object",
-        "properties": {"name": {"type": "string"}, "steps": {"type": "array", "items": {"oneOf": steps}}},
-        "required": ["name", "steps"],
-        "additionalProperties": False,
-    }
-
-
-def _step_schema(verb: str, options: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:
-    required = ["use"] if "use" in options else list(options) if verb == "scan" else []
-    body: dict[str, Any] = {
-        "type": ["object", "null"] if not required else "object",
-        "properties": {name: properties[name] for name in options},
-        "required": required,
-        "additionalProperties": False,
-    }
-    whole = {"anyOf": [{"type": "string"}, body]} if "use" in options else body
-    keys = {verb: whole, "id": {"type": "string"}}
-    if verb not in ("source", "requests"):
-        keys["from"] = {"type": "string"}
-    return {"type": "object", "properties": keys, "required": [verb], "additionalProperties": False}
-
-
 def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
     origins = [f"{plan.nodes[p.node].name}{'.diverted' * (p.output == 'diverted')}" for p in node.inputs]
     if node.verb == "merge":
@@ -137,15 +81,29 @@ def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if node.verb == "requests":
         body["type"] = node.fn.__name__ if node.fn in PLAIN_TYPES.values() else _code(node, node.fn, problems)
-    elif isinstance(node.fn, Fold):
-        parts = {"key": node.fn.key, "init": node.fn.init, "step": node.fn.step}
-        body |= {name: _reference(node, fn, problems) for name, fn in parts.items()}
+    elif isinstance(node.fn, Spec):
+        body |= _spec_data(node, node.fn, problems)
     elif node.verb != "reply":
         body |= _reference(node, node.fn, problems)
     body |= {name: value for name, value in _call_data(node.call).items() if value is not None}
     if node.batch:
         body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
-    return {node.verb: body, "id": node.name, **({"from": origins[0]} if origins else {})}
+    origin = origins if node.verb == "join" else origins[0] if origins else None
+    return {node.verb: body, "id": node.name, **({"from": origin} if origin else {})}
+
+
+def _spec_data(node: Node, spec: Any, problems: list[str]) -> dict[str, Any]:
+    """The parts of an operator that is more than one function, without those that are as they are anyway."""
+    found: dict[str, Any] = {}
+    for part in fields(spec):
+        value = getattr(spec, part.name)
+        if part.name in NAMED and value is not None:
+            found[part.name] = _reference(node, value, problems)
+        elif isinstance(value, Window):
+            found |= _spec_data(node, value, problems)
+        elif value != part.default:
+            found[part.name] = value
+    return found
 
 
 def _call_data(call: Call) -> dict[str, Any]:
@@ -203,6 +161,12 @@ def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     return dict(body)
 
 
+def _seconds(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadRequestError(f"{name} is {value!r}, not a number of seconds")
+    return float(value)
+
+
 class _Reader:
     """Adds the steps of a document to a plan, noting whatever it cannot read."""
 
@@ -251,6 +215,8 @@ class _Reader:
             if "from" in step:
                 self._problems.append(f"{at}: a {verb} reads from nothing")
             return ()
+        if verb == "join":
+            return self._pair(at, step.get("from"))
         wanted = step["merge"] if verb == "merge" else [step["from"]] if "from" in step else None
         if wanted is not None and not isinstance(wanted, list):
             self._problems.append(f"{at}.merge lists the steps to join, it is not {wanted!r}")
@@ -260,6 +226,12 @@ class _Reader:
                 self._problems.append(f"{at}: no step before it has an output: say which one with 'from'")
                 return ()
             return (Port(self._last),)
+        return tuple(port for name in wanted if (port := self._port(at, str(name))))
+
+    def _pair(self, at: str, wanted: Any) -> tuple[Port, ...]:
+        if not isinstance(wanted, list) or len(wanted) != 2:
+            self._problems.append(f"{at}: a join reads two steps: from: [LEFT, RIGHT], not {wanted!r}")
+            return ()
         return tuple(port for name in wanted if (port := self._port(at, str(name))))
 
     def _port(self, at: str, name: str) -> Port | None:
@@ -313,9 +285,23 @@ class _Reader:
             return PLAIN_TYPES.get(kind) or self._import(kind)
         if verb == "reply":
             return None
-        if verb == "scan":
-            return Fold(*(self._referred(f"{at}.{part}", body.get(part)) for part in ("key", "init", "step")))
+        if verb in REQUIRED:
+            return self._spec(at, verb, body)
         return self._referred(at, body)
+
+    def _spec(self, at: str, verb: Verb, body: Mapping[str, Any]) -> Any:
+        """The parts of an operator that is more than one function."""
+        given: dict[str, Any] = {}
+        for name in OPTIONS[verb]:
+            if name in NAMED and (name in body or name in REQUIRED[verb]):
+                given[name] = self._referred(f"{at}.{name}", body.get(name))
+            elif name not in CALL and name in (*body, *REQUIRED[verb]):
+                given[name] = _seconds(name, body.get(name)) if name != "on_late" else body[name]
+        if verb == "window":
+            window = Window(**{name: given.pop(name) for name in WINDOW if name in given})
+            return WindowFold(window, **given)
+        kind: Any = {"scan": Fold, "event_time": EventTime, "join": Join}[verb]
+        return kind(**given)
 
     def _referred(self, at: str, body: Any) -> Any:
         body = {"use": body} if isinstance(body, str) else body

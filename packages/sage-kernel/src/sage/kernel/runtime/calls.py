@@ -1,4 +1,7 @@
-"""Async operators of a finite run: long-lived workers, a bounded window, results in either order."""
+"""Async operators of a finite run: long-lived workers, a bounded window, results in either order.
+
+A result keeps the event time of its record. A watermark waits for the results of all records before it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Any
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Batch
+from sage.kernel.runtime.chain import Chain
 from sage.kernel.runtime.channel import Channel
-from sage.kernel.runtime.kernels import AsyncCall, Faults, Kernel
+from sage.kernel.runtime.columns import LAST, Columns, Control, joined
+from sage.kernel.runtime.kernels import AsyncCall, Faults
 from sage.kernel.runtime.stages import Outputs, collect
 
 __all__ = ["BATCH_CALLS", "CALLS", "AsyncStage"]
@@ -47,14 +52,15 @@ class AsyncStage:
     """
 
     def __init__(
-        self, op: Op, call: AsyncCall, faults: Faults, inbox: Channel, kernel: Kernel, outputs: Outputs
+        self, op: Op, call: AsyncCall, faults: Faults, inbox: Channel, chain: Chain, outputs: Outputs
     ) -> None:
         self._batch = op.node.batch
-        self._call = call
+        self._timed = op.timed
+        self._call = _with_times(call, batches=op.node.batch is not None) if op.timed else call
         self._faults = faults
         self._counters = faults.counters
         self._inbox = inbox
-        self._kernel = kernel
+        self._chain = chain
         self._outputs = outputs
         self._concurrency = op.node.call.concurrency or (BATCH_CALLS if self._batch else CALLS)
         self._ordered = op.node.call.order == "input"
@@ -62,6 +68,9 @@ class AsyncStage:
         self._idle: list[asyncio.Future[None]] = []
         self._workers = 0
         self._started = 0
+        self._taken = 0
+        self._open: dict[int, None] = {}  # numbers of the calls in flight, the oldest first
+        self._messages: deque[tuple[int, Control]] = deque()  # each behind so many units
         self._offsets: list[int] = []
         self._done: list[Any] = []
         self._early: dict[int, Any] = {}
@@ -76,6 +85,7 @@ class AsyncStage:
         flusher = group.create_task(self._flush())
         while (units := await self._take()) is not None:
             self._held += len(units)
+            self._taken += len(units)
             self._queue.extend(units)
             self._wake(group)
         self._closed = True
@@ -84,6 +94,7 @@ class AsyncStage:
             if not waiter.done():
                 waiter.set_result(None)
         await flusher
+        await self._outputs.send(self._chain.control(LAST))
         self._outputs.close()
 
     async def _take(self) -> list[Any] | None:
@@ -94,11 +105,17 @@ class AsyncStage:
         items = await collect(self._inbox, batch, self._counters)
         if items is None:
             return None
+        if isinstance(items, Control):
+            self._messages.append((self._taken, items))
+            self._ready.wake()
+            return []
         if self._batch:
             self._offsets.append(self._counters.items_in)
         self._counters.items_in += len(items)
         self._counters.in_flight += len(items)
-        return [items] if self._batch else items
+        if self._batch:
+            return [items]
+        return items if isinstance(items, list) else list(zip(items.values, items.times, strict=True))
 
     def _wake(self, group: asyncio.TaskGroup) -> None:
         wanted = len(self._queue)
@@ -115,12 +132,15 @@ class AsyncStage:
         # What is read for every item is a local name: a lookup here costs as much as the bookkeeping.
         queue, call, ordered, clock = self._queue, self._call, self._ordered, perf_counter_ns
         early, finish, ready, counters = self._early, self._done.append, self._ready, self._counters
+        in_flight, timed = self._open, self._timed
         while queue or await self._more():
             if not queue:
                 continue
             unit = queue.popleft()
             number = self._started
             self._started = number + 1
+            if timed:
+                in_flight[number] = None
             start = clock()
             try:
                 result = await call(unit)
@@ -129,6 +149,8 @@ class AsyncStage:
             except asyncio.CancelledError as error:
                 result = self._settle(unit, _own(error), number)
             counters.busy += clock() - start
+            if timed:
+                del in_flight[number]
             if not ordered:
                 finish(result)
             else:
@@ -148,25 +170,42 @@ class AsyncStage:
 
     def _settle(self, unit: Any, error: Exception, number: int) -> Any:
         first = self._offsets[number] if self._batch else number
-        for at, item in enumerate(unit if self._batch else (unit,)):
+        for at, item in enumerate(self._items(unit)):
             self._faults.settle(item, error, first + at)
         return _NOTHING
 
+    def _items(self, unit: Any) -> list[Any]:
+        if self._batch:
+            return unit.values if self._timed else unit  # type: ignore[no-any-return]
+        return [unit[0] if self._timed else unit]
+
     async def _flush(self) -> None:
-        counters = self._counters
-        while self._held or not self._closed:
+        while self._held or self._messages or not self._closed:
             done = self._finished()
-            if not done:
+            # What is done is in `done`: all calls before the oldest that is in flight.
+            oldest = self._next if self._ordered else next(iter(self._open), self._started)
+            if done:
+                await self._pass_on(done)
+            elif not (self._messages and self._messages[0][0] <= oldest):
                 await self._ready.wait()
                 continue
-            results = [result for result in done if result is not _NOTHING]
-            if self._batch:
-                results = [result for batch in results for result in batch]
-            counters.items_out += len(results)
-            counters.in_flight = counters.items_in - counters.items_out - counters.skipped - counters.diverted
-            await self._outputs.send(self._kernel(results))
-            self._held -= len(done)
-            self._room.wake()
+            while self._messages and self._messages[0][0] <= oldest:
+                message = self._messages.popleft()[1]
+                await self._outputs.send(self._chain.control(message))
+                self._outputs.control(message)
+
+    async def _pass_on(self, done: list[Any]) -> None:
+        counters = self._counters
+        results: Any = [result for result in done if result is not _NOTHING]
+        if self._batch:
+            results = joined(results) if results else []
+        elif self._timed:
+            results = Columns([value for value, _ in results], [time for _, time in results])
+        counters.items_out += len(results)
+        counters.in_flight = counters.items_in - counters.items_out - counters.skipped - counters.diverted
+        await self._outputs.send(self._chain.run(results))
+        self._held -= len(done)
+        self._room.wake()
 
     def _finished(self) -> list[Any]:
         if not self._ordered:
@@ -177,6 +216,18 @@ class AsyncStage:
         while self._next in early:
             self._next += 1
         return [early.pop(at) for at in range(first, self._next)]
+
+
+def _with_times(call: AsyncCall, *, batches: bool) -> AsyncCall:
+    """The call for records with times: a unit is a (record, time) pair, or columns."""
+
+    async def one(unit: tuple[Any, float]) -> tuple[Any, float]:
+        return await call(unit[0]), unit[1]
+
+    async def many(unit: Columns) -> Columns:
+        return Columns(await call(unit.values), unit.times)
+
+    return many if batches else one
 
 
 def _own(error: asyncio.CancelledError) -> Exception:

@@ -19,17 +19,9 @@ from sage.kernel.compile import Compiled, Op, Stage
 from sage.kernel.options import Batch
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.calls import BATCH_CALLS, CALLS
-from sage.kernel.runtime.channel import Channel
-from sage.kernel.runtime.kernels import (
-    PARTS,
-    AsyncCall,
-    Faults,
-    Kernel,
-    call_of,
-    check_length,
-    fuse,
-    kernel_of,
-)
+from sage.kernel.runtime.chain import Chain, step_of
+from sage.kernel.runtime.channel import Channel, Writer
+from sage.kernel.runtime.kernels import PARTS, AsyncCall, Faults, Kernel, call_of, check_length
 from sage.kernel.runtime.report import Counters, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
 
@@ -180,10 +172,10 @@ class ReplyStream:
         if self._begun:
             raise UsageError("A ReplyStream is iterated once; make another with job.stream(item).")
         self._begun = True
-        channel = Channel(PARTS_AHEAD, writers=1)
-        task = asyncio.create_task(self._walk(channel))
+        channel = Channel(PARTS_AHEAD)
+        task = asyncio.create_task(self._walk(channel.writer()))
         try:
-            while (parts := await channel.get()) is not None:
+            while isinstance(parts := await channel.get(), list):
                 for part in parts:
                     yield part
             self._reply = await task
@@ -201,15 +193,15 @@ class ReplyStream:
             raise ReplyError("The stream was left before its end, so there is no reply.")
         return self._reply
 
-    async def _walk(self, channel: Channel) -> Any:
+    async def _walk(self, writer: Writer) -> Any:
         async def send(part: Any) -> None:
-            await channel.put([part])
+            await writer.put([part])
 
         PARTS.set(send)
         try:
             return await self._job.request(self._item)
         finally:
-            channel.close()
+            writer.close()
 
 
 async def _visit(station: _Station, item: Any, walk: _Walk) -> None:
@@ -268,8 +260,10 @@ def _wire(plan: Compiled) -> _Wired:
     # A stage follows those that feed it, so its readers are there when it is made.
     for i in reversed(range(len(plan.stages))):
         stage = plan.stages[i]
-        outs = [stations[r] for r in stage.outs]
-        diverted = [(faults[op], [stations[r] for r in readers]) for op, readers in stage.diverted.items()]
+        outs = [stations[edge.stage] for edge in stage.outs]
+        diverted = [
+            (faults[op], [stations[edge.stage] for edge in readers]) for op, readers in stage.diverted.items()
+        ]
         stations[i] = station = _Station(_fused(stage, faults), outs, diverted)
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
@@ -280,7 +274,7 @@ def _wire(plan: Compiled) -> _Wired:
 
 def _fused(stage: Stage, faults: dict[int, Faults]) -> Kernel:
     ops = [op for op in stage.fused if op.node.verb != "reply"]
-    return fuse([(kernel_of(op, faults[op.index]), faults[op.index].counters) for op in ops])
+    return Chain([step_of(op, faults[op.index]) for op in ops]).run
 
 
 def _give_head(station: _Station, op: Op, faults: Faults, batchers: list[Batcher]) -> None:

@@ -11,14 +11,13 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from operator import length_hint
-from time import perf_counter_ns
 from typing import Any, TypeAlias
 
 from sage.kernel.compile import Op
-from sage.kernel.options import Call, Failure, Part, Retry
+from sage.kernel.options import Call, Failure, OnError, Part, Retry
 from sage.kernel.runtime.report import Counters, operator_error, spell
 
-__all__ = ["PARTS", "AsyncCall", "Faults", "GaveUpError", "Kernel", "call_of", "fuse", "kernel_of"]
+__all__ = ["PARTS", "AsyncCall", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
 
 Kernel: TypeAlias = Callable[[list[Any]], list[Any]]
 AsyncCall: TypeAlias = Callable[[Any], Awaitable[Any]]
@@ -38,28 +37,32 @@ class GaveUpError(Exception):
 class Faults:
     """Settles the failed items of one operator as its `on_error` says."""
 
-    __slots__ = ("_name", "_on_error", "counters", "failures")
+    __slots__ = ("_name", "_on_error", "counters", "failures", "lost")
 
     def __init__(self, op: Op, counters: Counters) -> None:
         self._name = op.node.name
         self._on_error = op.node.call.on_error
         self.counters = counters
         self.failures: list[Failure[Any]] = []
+        self.lost: list[int] | None = None  # places in the present batch, where somebody asks for them
 
-    def settle(self, item: Any, error: Exception, position: int) -> None:
-        """Count and keep the failure, or raise what stops the run."""
+    def settle(self, item: Any, error: Exception, position: int, on_error: OnError | None = None) -> None:
+        """Count and keep the failure, or raise what stops the run; `on_error`: in place of the operator's."""
         attempts = 1
         if isinstance(error, GaveUpError):
             attempts, error = error.attempts, error.error
-        if self._on_error == "skip":
+        wanted = on_error or self._on_error
+        if wanted == "skip":
             self.counters.skipped += 1
-        elif self._on_error == "divert":
+        elif wanted == "divert":
             self.counters.diverted += 1
             text = f"{type(error).__name__}: {error}"
             self.failures.append(Failure(item, self._name, text, attempts))
         else:
             where = f"operator {self._name!r} failed on item {position} ({spell(item)})"
             raise operator_error(where, error) from error
+        if self.lost is not None:
+            self.lost.append(position - self.counters.items_in)
 
     def take(self) -> list[Failure[Any]]:
         """The failures since the last call."""
@@ -69,32 +72,12 @@ class Faults:
 
 def kernel_of(op: Op, faults: Faults) -> Kernel:
     """The list-to-list kernel of a sync operator."""
-    makers = {"map": _map, "flatmap": _flatmap, "filter": _filter, "sink": _sink, "map_batch": _map_batch}
+    makers = {"map": mapped, "flatmap": _flatmap, "filter": _filter, "sink": _sink, "map_batch": _map_batch}
     return _scan(op.fn, faults) if op.node.verb == "scan" else makers[op.node.verb](op.fn, faults)
 
 
-def fuse(kernels: Sequence[tuple[Kernel, Counters]]) -> Kernel:
-    """One kernel after the other, with two clock readings per batch and operator."""
-    steps = tuple(kernels)
-
-    def run(items: list[Any]) -> list[Any]:
-        start = perf_counter_ns()
-        for kernel, counters in steps:
-            if not items:
-                break
-            count = len(items)
-            items = kernel(items)
-            counters.items_in += count
-            counters.items_out += len(items)
-            end = perf_counter_ns()
-            counters.busy += end - start
-            start = end
-        return items
-
-    return run
-
-
-def _map(fn: Callable[[Any], Any], faults: Faults) -> Kernel:
+def mapped(fn: Callable[[Any], Any], faults: Faults) -> Kernel:
+    """One result per item, but for those that fail."""
     counters, settle = faults.counters, faults.settle
 
     def run(items: list[Any]) -> list[Any]:
@@ -158,7 +141,7 @@ def _filter(fn: Callable[[Any], object], faults: Faults) -> Kernel:
 
 
 def _sink(fn: Callable[[Any], object], faults: Faults) -> Kernel:
-    write = _map(fn, faults)
+    write = mapped(fn, faults)
 
     def run(items: list[Any]) -> list[Any]:
         write(items)

@@ -10,18 +10,20 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from sage.common.errors import UsageError
-from sage.kernel.compile import Compiled, Op, Stage, compile_plan
+from sage.kernel.compile import Compiled, Edge, Op, Stage, compile_plan
 from sage.kernel.flow import Flow
 from sage.kernel.options import Batch
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, default_registry
 from sage.kernel.runtime.calls import AsyncStage
-from sage.kernel.runtime.channel import Channel
+from sage.kernel.runtime.chain import Chain, step_of
+from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.job import Job
-from sage.kernel.runtime.kernels import Faults, Kernel, call_of, fuse, kernel_of
+from sage.kernel.runtime.kernels import Faults, call_of
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
-from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, write
+from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, tell_time, write
+from sage.kernel.runtime.timed import Clock
 
 __all__ = ["LocalEnvironment", "Progress"]
 
@@ -97,11 +99,8 @@ class _Run:
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
-        writers = [0] * len(plan.stages)
-        for stage in plan.stages:
-            for reader in (*stage.outs, *(r for readers in stage.diverted.values() for r in readers)):
-                writers[reader] += 1
-        self._inboxes = [Channel(capacity, n) for n in writers]
+        self._inboxes = [Channel(capacity) for _ in plan.stages]
+        self._outputs = [self._outputs_of(stage) for stage in plan.stages]
 
     async def go(self, stop: asyncio.Event | None) -> RunReport:
         """Set up, run every stage, commit, close."""
@@ -128,34 +127,44 @@ class _Run:
             if stop:
                 helping.append(helpers.create_task(self._watch(stop)))
             async with asyncio.TaskGroup() as group:
-                for stage, inbox in zip(self._plan.stages, self._inboxes, strict=True):
-                    self._start(group, stage, inbox)
+                wired = zip(self._plan.stages, self._inboxes, self._outputs, strict=True)
+                for stage, inbox, outputs in wired:
+                    self._start(group, stage, inbox, outputs)
             for helper in helping:
                 helper.cancel()
 
-    def _start(self, group: asyncio.TaskGroup, stage: Stage, inbox: Channel) -> None:
-        head, lead = stage.head, self._counters[stage.ops[0].index] if stage.ops else Counters("", "merge")
-        diverted = [
-            (self._faults[op], [self._inboxes[r] for r in readers]) for op, readers in stage.diverted.items()
-        ]
-        outputs = Outputs([self._inboxes[r] for r in stage.outs], diverted, lead)
+    def _outputs_of(self, stage: Stage) -> Outputs:
+        def writers(readers: list[Edge]) -> list[Writer]:
+            return [self._inboxes[edge.stage].writer(edge.side) for edge in readers]
+
+        diverted = [(self._faults[op], writers(readers)) for op, readers in stage.diverted.items()]
+        return Outputs(writers(stage.outs), diverted, self._lead(stage))
+
+    def _lead(self, stage: Stage) -> Counters:
+        return self._counters[stage.ops[0].index] if stage.ops else Counters("", "merge")
+
+    def _start(self, group: asyncio.TaskGroup, stage: Stage, inbox: Channel, outputs: Outputs) -> None:
+        head, lead = stage.head, self._lead(stage)
         if head is None:
-            group.create_task(pump(inbox, self._batch, self._fuse(stage.fused), outputs, lead))
+            group.create_task(pump(inbox, self._batch, self._chain(stage.fused), outputs, lead))
         elif head.node.verb == "source":
-            kernel = self._fuse(stage.fused)
-            group.create_task(feed(head, lead, self._stop, self._batch.size, kernel, outputs))
+            chain = self._chain(stage.fused)
+            group.create_task(feed(head, lead, self._stop, self._batch.size, chain, outputs))
+        elif head.node.verb == "event_time":
+            clock, chain = Clock(head.fn, self._faults[head.index]), self._chain(stage.fused)
+            group.create_task(tell_time(clock, inbox, self._batch, chain, outputs, lead))
         elif head.node.verb == "sink":
             group.create_task(write(head, inbox, self._batch, lead))
         elif head.mode == "sync":
             batch = head.node.batch or self._batch
-            group.create_task(pump(inbox, batch, self._fuse(stage.ops), outputs, lead))
+            group.create_task(pump(inbox, batch, self._chain(stage.ops), outputs, lead))
         else:
             call, faults = call_of(head, lead), self._faults[head.index]
-            calls = AsyncStage(head, call, faults, inbox, self._fuse(stage.fused), outputs)
+            calls = AsyncStage(head, call, faults, inbox, self._chain(stage.fused), outputs)
             group.create_task(calls.run(group))
 
-    def _fuse(self, ops: list[Op]) -> Kernel:
-        return fuse([(kernel_of(op, self._faults[op.index]), self._counters[op.index]) for op in ops])
+    def _chain(self, ops: list[Op]) -> Chain:
+        return Chain([step_of(op, self._faults[op.index]) for op in ops])
 
     async def _show(self, on_progress: Progress) -> None:
         while True:

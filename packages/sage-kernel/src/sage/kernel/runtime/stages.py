@@ -1,4 +1,4 @@
-"""The stages of a finite run: sources, fused kernels, batches and sinks. Async calls are in `calls`."""
+"""The stages of a finite run: sources, clocks, fused kernels, batches, sinks. Async calls are in `calls`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Any
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Batch
-from sage.kernel.runtime.channel import Channel
-from sage.kernel.runtime.kernels import Faults, Kernel
+from sage.kernel.runtime.chain import Chain
+from sage.kernel.runtime.channel import Channel, Writer
+from sage.kernel.runtime.columns import LAST, Control, Idle, Watermark, joined
+from sage.kernel.runtime.columns import Batch as Records
+from sage.kernel.runtime.kernels import Faults
 from sage.kernel.runtime.report import Counters, operator_error, spell
+from sage.kernel.runtime.timed import Clock
 
-__all__ = ["Outputs", "Stop", "collect", "feed", "pump", "write"]
+__all__ = ["Outputs", "Stop", "collect", "feed", "pump", "tell_time", "write"]
 
 TURN_NS = 2_000_000
 """How long a source may keep the event loop, and how long one of its batches should take."""
@@ -56,44 +60,49 @@ class Outputs:
     """The channels that a stage writes to, its own and those of its diverted items."""
 
     def __init__(
-        self, outs: list[Channel], diverted: list[tuple[Faults, list[Channel]]], counters: Counters
+        self, outs: list[Writer], diverted: list[tuple[Faults, list[Writer]]], counters: Counters
     ) -> None:
         self._outs = outs
         self._diverted = diverted
         self._counters = counters
         self.any = bool(outs or diverted)
 
-    async def send(self, items: list[Any]) -> None:
+    async def send(self, items: Records) -> None:
         """Put a batch and what was diverted meanwhile; returns once there is room for all."""
         if items:
-            for channel in self._outs:
-                if not channel.try_put(items):
-                    await self._wait(channel, items)
-        for faults, channels in self._diverted:
+            for writer in self._outs:
+                if not writer.try_put(items):
+                    await self._wait(writer, items)
+        for faults, writers in self._diverted:
             if faults.failures:
                 failures: list[Any] = list(faults.take())
-                for channel in channels:
-                    if not channel.try_put(failures):
-                        await self._wait(channel, failures)
+                for writer in writers:
+                    if not writer.try_put(failures):
+                        await self._wait(writer, failures)
+
+    def control(self, message: Control) -> None:
+        """Send a message behind all that was put; what is diverted has no event time, and needs none."""
+        for writer in self._outs:
+            writer.control(message)
 
     def close(self) -> None:
         """End the streams."""
-        for channel in (*self._outs, *(c for _, channels in self._diverted for c in channels)):
-            channel.close()
+        for writer in (*self._outs, *(w for _, writers in self._diverted for w in writers)):
+            writer.close()
 
-    async def _wait(self, channel: Channel, items: list[Any]) -> None:
+    async def _wait(self, writer: Writer, items: Records) -> None:
         start = perf_counter_ns()
-        await channel.put(items)
+        await writer.put(items)
         self._counters.wait += perf_counter_ns() - start
 
 
-async def feed(op: Op, counters: Counters, stop: Stop, size: int, kernel: Kernel, outputs: Outputs) -> None:
+async def feed(op: Op, counters: Counters, stop: Stop, size: int, chain: Chain, outputs: Outputs) -> None:
     """Read a source to its end, through the fused kernel, into the outputs."""
     source = op.fn() if callable(op.fn) and not hasattr(op.fn, "__iter__") else op.fn
     if hasattr(source, "__aiter__"):
-        await _feed_async(op.node.name, aiter(source), counters, stop, kernel, outputs)
+        await _feed_async(op.node.name, aiter(source), counters, stop, chain, outputs)
     elif hasattr(source, "__iter__"):
-        await _feed_sync(op.node.name, iter(source), counters, stop, size, kernel, outputs)
+        await _feed_sync(op.node.name, iter(source), counters, stop, size, chain, outputs)
     else:
         error = TypeError(f"{spell(source)} cannot be iterated; a list or a generator can")
         raise operator_error(f"source {op.node.name!r}", error)
@@ -106,7 +115,7 @@ async def _feed_sync(
     counters: Counters,
     stop: Stop,
     limit: int,
-    kernel: Kernel,
+    chain: Chain,
     outputs: Outputs,
 ) -> None:
     # Batches begin small and grow while they come fast, so that the first records of a slow source
@@ -124,7 +133,7 @@ async def _feed_sync(
         if not items:
             return
         counters.items_out += len(items)
-        items = kernel(items)
+        items = chain.run(items)
         if outputs.any:
             await outputs.send(items)
         if size < limit and now - start < TURN_NS:
@@ -137,7 +146,7 @@ async def _feed_sync(
 
 
 async def _feed_async(
-    name: str, source: AsyncIterator[Any], counters: Counters, stop: Stop, kernel: Kernel, outputs: Outputs
+    name: str, source: AsyncIterator[Any], counters: Counters, stop: Stop, chain: Chain, outputs: Outputs
 ) -> None:
     while True:
         start = perf_counter_ns()
@@ -150,31 +159,78 @@ async def _feed_async(
             raise operator_error(where, error) from error
         counters.wait += perf_counter_ns() - start
         counters.items_out += 1
-        await outputs.send(kernel([item]))
+        await outputs.send(chain.run([item]))
 
 
-async def pump(inbox: Channel, batch: Batch, kernel: Kernel, outputs: Outputs, counters: Counters) -> None:
-    """Take batches from a channel, through a kernel, into the outputs, until the channel ends."""
+async def pump(inbox: Channel, batch: Batch, chain: Chain, outputs: Outputs, counters: Counters) -> None:
+    """Take batches from a channel, through a chain, into the outputs, until the channel ends."""
     while (items := await collect(inbox, batch, counters)) is not None:
-        await outputs.send(kernel(items))
+        if isinstance(items, Control):
+            await outputs.send(chain.control(items))
+            outputs.control(items)
+        else:
+            await outputs.send(chain.run(items))
+    await outputs.send(chain.control(LAST))
     outputs.close()
 
 
-async def collect(inbox: Channel, batch: Batch, counters: Counters) -> list[Any] | None:
-    """What is queued, up to `batch.size`; with a wait, more until that is full or the wait is over."""
+async def tell_time(
+    clock: Clock, inbox: Channel, batch: Batch, chain: Chain, outputs: Outputs, counters: Counters
+) -> None:
+    """Give records their event times, and tell those behind how far the stream has come."""
+    told = float("-inf")
+    while (items := await _patiently(clock.idle, inbox, batch, counters)) is not None:
+        if isinstance(items, Control):
+            outputs.control(items)
+            told = float("-inf") if type(items) is Idle else told  # the next batch ends it
+            continue
+        start = perf_counter_ns()
+        assert isinstance(items, list), "records before a clock have no times"
+        timed = clock.run(items)
+        counters.busy += perf_counter_ns() - start
+        counters.items_in += len(items)
+        counters.items_out += len(timed)
+        await outputs.send(chain.run(timed))
+        if clock.watermark > told:
+            told = clock.watermark
+            await outputs.send(chain.control(Watermark(told)))
+            outputs.control(Watermark(told))
+    await outputs.send(chain.control(LAST))
+    outputs.close()
+
+
+async def _patiently(
+    idle: float, inbox: Channel, batch: Batch, counters: Counters
+) -> Records | Control | None:
+    """The next batch or message; `Idle` when there was none for so many seconds, 0 = however long."""
+    if not idle or inbox.entries:
+        return await collect(inbox, batch, counters)
+    try:
+        async with asyncio.timeout(idle):
+            return await collect(inbox, batch, counters)
+    except TimeoutError:
+        return Idle()
+
+
+async def collect(inbox: Channel, batch: Batch, counters: Counters) -> Records | Control | None:
+    """A message; or what is queued, up to `batch.size`; with a wait, more until full or that is over."""
     start = perf_counter_ns()
     items = await inbox.get(batch.size)
-    if items is not None and batch.wait and len(items) < batch.size:
-        items = list(items)
+    if batch.wait and items is not None and not isinstance(items, Control) and len(items) < batch.size:
+        parts = [items]
         try:
             async with asyncio.timeout(batch.wait):
-                while len(items) < batch.size:
-                    more = await inbox.get(batch.size - len(items))
+                while (room := batch.size - sum(map(len, parts))) > 0:
+                    more = await inbox.get(room)
                     if more is None:
                         break
-                    items += more
+                    if isinstance(more, Control):
+                        inbox.unget(more)
+                        break
+                    parts.append(more)
         except TimeoutError:
             pass
+        items = joined(parts)
     counters.wait += perf_counter_ns() - start
     return items
 
@@ -184,6 +240,9 @@ async def write(op: Op, inbox: Channel, batch: Batch, counters: Counters) -> Non
     sink = op.fn
     put: Callable[[list[Any]], Awaitable[Any]] = sink.write if hasattr(sink, "write") else _one_by_one(sink)
     while (items := await collect(inbox, batch, counters)) is not None:
+        if isinstance(items, Control):
+            continue
+        items = items if isinstance(items, list) else items.values
         start = perf_counter_ns()
         counters.in_flight = len(items)
         try:

@@ -1,0 +1,86 @@
+"""Operators that are fused: batches go through one after the other, and so do control messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+from sage.kernel.compile import Op
+from sage.kernel.runtime.columns import Control, joined
+from sage.kernel.runtime.joins import IntervalJoin
+from sage.kernel.runtime.kernels import Faults, kernel_of
+from sage.kernel.runtime.report import Counters
+from sage.kernel.runtime.timed import timed_kernel_of
+from sage.kernel.runtime.windows import windows_of
+
+__all__ = ["Chain", "Step", "step_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operator. `control`: what it gives when a message passes, where it gives anything then."""
+
+    run: Callable[[Any], Any]
+    counters: Counters
+    control: Callable[[Control], Any] | None = None
+
+
+def step_of(op: Op, faults: Faults) -> Step:
+    """The step of a sync operator."""
+    counters = faults.counters
+    if op.node.verb == "window":
+        windows = windows_of(op.fn, faults)
+        return Step(windows.run, counters, windows.control)
+    if op.node.verb == "join":
+        join = IntervalJoin(op.fn, faults)
+        return Step(join.run, counters, join.control)
+    return Step(timed_kernel_of(op, faults) if op.timed else kernel_of(op, faults), counters)
+
+
+class Chain:
+    """Steps in their order; `run` takes a batch, with two clock readings per batch and step."""
+
+    __slots__ = ("_heeds", "_steps", "run")
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = tuple(steps)
+        self._heeds = any(step.control for step in steps)
+        self.run = _fused(self._steps)
+
+    def control(self, message: Control) -> Any:
+        """What comes out ahead of a message: what each step gives, through the steps behind it."""
+        out: Any = ()
+        if not self._heeds:
+            return out
+        for at, step in enumerate(self._steps):
+            if step.control is None:
+                continue
+            start = perf_counter_ns()
+            given = step.control(message)
+            step.counters.busy += perf_counter_ns() - start
+            step.counters.items_out += len(given)
+            if given and (passed := _fused(self._steps[at + 1 :])(given)):
+                out = joined([out, passed]) if out else passed
+        return out
+
+
+def _fused(steps: tuple[Step, ...]) -> Callable[[Any], Any]:
+    parts = tuple((step.run, step.counters) for step in steps)
+
+    def run(items: Any) -> Any:
+        start = perf_counter_ns()
+        for kernel, counters in parts:
+            if not items:
+                break
+            count = len(items)
+            items = kernel(items)
+            counters.items_in += count
+            counters.items_out += len(items)
+            end = perf_counter_ns()
+            counters.busy += end - start
+            start = end
+        return items
+
+    return run
