@@ -10,7 +10,7 @@ from sage.middleware.control_plane.engine_table import Attempt, EngineLoad, Engi
 from sage.middleware.control_plane.lanes import Lane, Lanes
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import Choice, Policy, Shed
-from sage.middleware.control_plane.prefix import BLOCK, LruPrefixIndex
+from sage.middleware.control_plane.prefix import BLOCK, new_prefix_index
 from sage.middleware.control_plane.records import Candidate, Record
 from sage.middleware.control_plane.types import Action, Dispatch, Slice
 
@@ -31,7 +31,7 @@ class Placement:
         self._engines = engines
         self._lanes = lanes
         self._attempts = attempts
-        self._prefixes = LruPrefixIndex()
+        self._prefixes = new_prefix_index()
         self._wake: float | None = None
         self._hedges = HEDGE_RESERVE
         self._details = options.details_per_s
