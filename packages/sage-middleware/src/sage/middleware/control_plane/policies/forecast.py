@@ -184,10 +184,10 @@ def worth_waiting(
 ) -> bool:
     """Whether a busy engine is better: in time where the open ones are late, or far ahead of them.
 
-    `left`: seconds to the goal. No engine is quicker than `record.quick`, so that the busy ones are seldom
+    There are `closed` ones. `left`: seconds to the goal. No engine is quicker than `record.quick`, so that the busy ones are seldom
     looked at.
     """
-    if not forecast.closed or forecast.seconds <= min(left, 2.0 * record.quick):
+    if forecast.seconds <= min(left, 2.0 * record.quick):
         return False
     soonest = min(model.busy(record, engine, now) for engine in forecast.closed)
     return soonest <= left and (forecast.seconds > left or soonest < 0.5 * forecast.seconds)
