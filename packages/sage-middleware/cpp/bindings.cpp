@@ -2,9 +2,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "sage/prefix.hpp"
@@ -66,9 +66,9 @@ py::tuple top_k(const py::array& vectors, const py::array& queries, py::ssize_t 
   return py::make_tuple(indices, scores);
 }
 
-// ---- requests: short enough to be read under the lock, whose holder owns the reader ----
+// ---- requests: short enough to be read under the lock ----
 
-sage::Reader& reader() {
+sage::Reader& reader() {  // belongs to the lock's holder, until it calls Python again
   static sage::Reader one;
   return one;
 }
@@ -88,24 +88,35 @@ py::tuple integers(const std::vector<std::uint64_t>& values) {
   return out;
 }
 
+// A name, as the very object that was returned for it last: whoever looks it up finds the same one at once.
+py::object name_of(const std::string& text) {
+  static std::string last;
+  static PyObject* kept = nullptr;  // and never freed: at the end of the process there is no interpreter any more
+  if (kept == nullptr || text != last) {
+    py::str made(text);
+    last = text;
+    Py_XDECREF(std::exchange(kept, made.release().ptr()));
+  }
+  return py::reinterpret_borrow<py::object>(kept);
+}
+
 py::object read_chat(const py::bytes& body, bool blocks) {
-  static std::vector<std::uint64_t> hashes;
-  hashes.clear();
+  std::vector<std::uint64_t> hashes;
   sage::Chat chat;
   if (!reader().chat(view(body), chat, blocks ? &hashes : nullptr)) return py::none();
-  return py::make_tuple(chat.model, chat.stream, chat.include_usage, integer_or_none(chat.max_tokens), chat.needs,
-                        integers(hashes));
+  return py::make_tuple(name_of(chat.model), chat.stream, chat.include_usage, integer_or_none(chat.max_tokens),
+                        chat.needs, integers(hashes));
 }
 
 py::object read_embedding(const py::bytes& body) {
   sage::Embedding found;
   if (!reader().embedding(view(body), found)) return py::none();
-  return py::make_tuple(found.model, found.texts, found.bytes, found.encoding_format,
+  return py::make_tuple(name_of(found.model), found.texts, found.bytes, found.encoding_format,
                         integer_or_none(found.dimensions), found.alone);
 }
 
 py::tuple prompt_blocks(const py::bytes& text) {
-  static std::vector<std::uint64_t> hashes;
+  std::vector<std::uint64_t> hashes;
   sage::BlockHasher hasher(hashes);
   hasher.put(view(text));
   return integers(hashes);
@@ -148,8 +159,8 @@ class PrefixIndex {
   static std::size_t checked(py::ssize_t blocks) {
     if (blocks >= 0) return static_cast<std::size_t>(blocks);
     const py::object error = py::module_::import("sage.common.errors").attr("UsageError");
-    const py::object raised = error("A prefix index of " + std::to_string(blocks) + " blocks cannot be; 0 or more can.");
-    PyErr_SetObject(error.ptr(), raised.ptr());
+    const std::string what = "A prefix index of " + std::to_string(blocks) + " blocks cannot be; 0 or more can.";
+    PyErr_SetObject(error.ptr(), error(what).ptr());
     throw py::error_already_set();
   }
 

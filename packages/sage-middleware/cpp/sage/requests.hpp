@@ -39,7 +39,13 @@ class Fields {
 };
 
 // What is needed of an engine beside the route itself.
-enum Need : unsigned { need_n = 1, need_logprobs = 2, need_response_format = 4, need_tools = 8, need_tool_choice = 16 };
+enum Need : unsigned {
+  need_n = 1,
+  need_logprobs = 2,
+  need_response_format = 4,
+  need_tools = 8,
+  need_tool_choice = 16
+};
 
 struct Chat {
   std::string model;

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from random import Random
 from typing import Any
 
@@ -273,3 +276,33 @@ def test_limits_on_embeddings_are_the_callers() -> None:
 
 def test_other_routes_are_not_read_here() -> None:
     assert plain(COMPLETIONS, b'{"model":"m","prompt":"p"}') is None
+
+
+WITHOUT = """
+import sys
+sys.modules["sage.middleware._native"] = None
+from sage.middleware.control_plane.classify import ParseLimits, parse
+from sage.middleware.control_plane.prefix import new_prefix_index
+from sage.middleware.engines.port import Route
+body = b'{"model": "m", "messages": [{"role": "user", "content": "%b"}]}' % (b"x" * 600)
+try:
+    job = parse(Route.CHAT, body, limits=ParseLimits(), tenant="t", headers={}, blocks=True).job
+    index = new_prefix_index()
+    index.insert("e", job.blocks)
+    print(index.match(job.blocks), len(job.blocks), job.max_tokens)
+except Exception as exc:
+    print(type(exc).__name__, exc)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("", "ConfigError The native module"), ("0", "{'e': 2} 2 None")],
+    ids=["native", "python"],
+)
+def test_without_the_native_module_it_runs_in_python_only_where_asked(setting: str, expected: str) -> None:
+    env = {**os.environ, "SAGE_NATIVE": setting}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(expected)

@@ -248,10 +248,11 @@ class Placement:
             BLOCK * record.prompt_tokens / job.prompt_bytes if job.prompt_bytes else BLOCK / BYTES_PER_TOKEN
         )
         most = record.prompt_tokens - 1
-        return {
-            name: min(most, int(blocks * per_block))
-            for name, blocks in self._prefixes.match(job.blocks).items()
-        }
+        cached = self._prefixes.match(job.blocks)
+        for name, blocks in cached.items():
+            tokens = int(blocks * per_block)
+            cached[name] = tokens if tokens < most else most
+        return cached
 
     def _detail(self, record: Record, engines: list[EngineLoad], now: float) -> tuple[Candidate, ...]:
         """All candidates as they are now, for so many decisions a second, and where it was asked for."""
