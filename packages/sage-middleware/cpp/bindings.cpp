@@ -130,13 +130,16 @@ class PrefixIndex {
 
   py::dict match(const py::tuple& blocks) const {
     py::dict found;
-    read(blocks);
-    index_.match(blocks_, [&](std::size_t engine, std::size_t count) { found[names_[engine]] = py::int_(count); });
+    index_.match(
+        blocks.size(),
+        [&](std::size_t at) { return hash(PyTuple_GET_ITEM(blocks.ptr(), static_cast<py::ssize_t>(at))); },
+        [&](std::size_t engine, std::size_t count) { found[names_[engine]] = py::int_(count); });
     return found;
   }
 
   void insert(const py::str& name, const py::tuple& blocks) {
-    read(blocks);
+    blocks_.clear();
+    for (const py::handle block : blocks) blocks_.push_back(hash(block.ptr()));
     index_.insert(number(name, capacity_), blocks_);
   }
 
@@ -164,12 +167,10 @@ class PrefixIndex {
     throw py::error_already_set();
   }
 
-  void read(const py::tuple& blocks) const {
-    blocks_.clear();
-    for (const py::handle block : blocks) {
-      blocks_.push_back(PyLong_AsUnsignedLongLong(block.ptr()));
-      if (blocks_.back() == UINT64_MAX && PyErr_Occurred()) throw py::error_already_set();
-    }
+  static std::uint64_t hash(PyObject* block) {
+    const std::uint64_t value = PyLong_AsUnsignedLongLong(block);
+    if (value == UINT64_MAX && PyErr_Occurred()) throw py::error_already_set();
+    return value;
   }
 
   // That of an engine, which is new with this capacity unless it is known. The lowest free one keeps sets small.
@@ -189,7 +190,7 @@ class PrefixIndex {
   sage::PrefixIndex index_;
   py::dict numbers_;
   std::vector<py::object> names_;  // None where a number is free
-  mutable std::vector<std::uint64_t> blocks_;
+  std::vector<std::uint64_t> blocks_;
 };
 
 }  // namespace

@@ -91,7 +91,9 @@ bool agrees(std::size_t engines, std::size_t capacity, int steps, std::mt19937& 
         naive.insert(engine, blocks);
     }
     std::map<std::size_t, std::size_t> found;
-    index.match(blocks, [&](std::size_t one, std::size_t count) { found[one] = count; });
+    index.match(
+        blocks.size(), [&](std::size_t at) { return blocks[at]; },
+        [&](std::size_t one, std::size_t count) { found[one] = count; });
     if (found != naive.match(blocks) || index.size() != naive.size()) return false;
   }
   return true;

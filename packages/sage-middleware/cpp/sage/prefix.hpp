@@ -175,21 +175,24 @@ class PrefixIndex {
     engines_[engine] = Engine{Recent(seed_), 0};
   }
 
-  // For each engine that has the first of the blocks, calls `found(engine, how many of the leading ones)`, those
-  // with fewer first. An engine has a block only with all before it: rows can only lose bits along a prompt.
-  template <class Found>
-  void match(std::span<const std::uint64_t> blocks, Found&& found) const {
-    std::vector<Word> have, remaining(width_);
-    if (!blocks.empty()) have = row(blocks[0]);
+  // For each engine that has the first of `count` blocks, calls `found(engine, how many of the leading ones)`, those
+  // with fewer first. An engine has a block only with all before it: rows can only lose bits along a prompt. Few
+  // blocks are looked at, so that they are asked for one by one, as `block(number)`.
+  template <class Block, class Found>
+  void match(std::size_t count, Block&& block, Found&& found) const {
+    const std::uint32_t first = count == 0 ? Places::none : rows_.find(block(0));
+    if (first == Places::none) return;
+    const auto row = sets_.begin() + static_cast<std::ptrdiff_t>(first * width_);
+    std::vector<Word> have(row, row + static_cast<std::ptrdiff_t>(width_)), remaining(width_);
     std::size_t start = 0;
     while (std::any_of(have.begin(), have.end(), [](Word word) { return word != 0; })) {
       // The engines of the last block of the range have all of it; else halve it towards the first loss.
-      std::size_t low = start, high = blocks.size();
+      std::size_t low = start, high = count;
       while (high - low > 1) {
         const std::size_t middle = low + (high - low) / 2;
-        (same(blocks[middle], have) ? low : high) = middle;
+        (same(block(middle), have) ? low : high) = middle;
       }
-      const std::uint32_t after = high < blocks.size() ? rows_.find(blocks[high]) : Places::none;
+      const std::uint32_t after = high < count ? rows_.find(block(high)) : Places::none;
       for (std::size_t word = 0; word < width_; ++word) {
         remaining[word] = after == Places::none ? 0 : have[word] & sets_[after * width_ + word];
         for (Word lost = have[word] ^ remaining[word]; lost != 0; lost &= lost - 1)
@@ -207,13 +210,6 @@ class PrefixIndex {
     Recent recent;
     std::size_t capacity;
   };
-
-  std::vector<Word> row(std::uint64_t block) const {
-    std::vector<Word> out(width_);
-    if (const std::uint32_t at = rows_.find(block); at != Places::none)
-      std::copy_n(sets_.begin() + static_cast<std::ptrdiff_t>(at * width_), width_, out.begin());
-    return out;
-  }
 
   bool same(std::uint64_t block, const std::vector<Word>& have) const {
     const std::uint32_t at = rows_.find(block);
