@@ -2,7 +2,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -126,7 +125,7 @@ py::tuple prompt_blocks(const py::bytes& text) {
 
 class PrefixIndex {
  public:
-  explicit PrefixIndex(py::ssize_t capacity) : capacity_(checked(capacity)), index_(std::random_device{}()) {}
+  explicit PrefixIndex(py::ssize_t capacity) : capacity_(checked(capacity)), index_(seed()) {}
 
   py::dict match(const py::tuple& blocks) const {
     py::dict found;
@@ -159,6 +158,13 @@ class PrefixIndex {
   std::size_t size() const { return index_.size(); }
 
  private:
+  static std::uint64_t seed() {
+    const py::bytes drawn = py::module_::import("os").attr("urandom")(sizeof(std::uint64_t));
+    std::uint64_t value = 0;
+    std::memcpy(&value, view(drawn).data(), sizeof(value));
+    return value;
+  }
+
   static std::size_t checked(py::ssize_t blocks) {
     if (blocks >= 0) return static_cast<std::size_t>(blocks);
     const py::object error = py::module_::import("sage.common.errors").attr("UsageError");
