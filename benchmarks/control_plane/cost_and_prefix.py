@@ -2,7 +2,8 @@
 
 Run: python benchmarks/control_plane/cost_and_prefix.py — prints one JSON object. The call of an empty
 function, which every figure contains, is the first row. Prompts are 4,000 tokens: 62 blocks of 256 bytes, of
-which 10 are one of 20 system prompts, which all engines have.
+which 10 are one of 20 system prompts, which all engines have. What is native stands beside its like in
+Python, which runs with `SAGE_NATIVE=0`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sage.middleware import _native
+from sage.middleware.control_plane.bodies import read_body
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost, OutputLengths, PromptTokens
-from sage.middleware.control_plane.prefix import BLOCK, LruPrefixIndex, prompt_blocks
+from sage.middleware.control_plane.facts import ParseLimits
+from sage.middleware.control_plane.plain import read_plain
+from sage.middleware.control_plane.prefix import (
+    BLOCK,
+    LruPrefixIndex,
+    PrefixIndex,
+    prompt_blocks,
+    python_blocks,
+)
+from sage.middleware.engines.port import CHAT
 
 CALLS = 20_000
 RUNS = 7
@@ -79,10 +91,24 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def prefix_index(engines: int, capacity: int) -> dict[str, Any]:
+def reading() -> dict[str, dict[str, float]]:
+    """Judging a chat and hashing its text, by the size of its prompt."""
+    limits, found = ParseLimits(), {}
+    for size in (240, 2_000, 16_000):
+        content = ("Say something about gateways. " * (size // 30 + 1))[:size]
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": content}]}).encode()
+        inputs = [(body,)] * 2000
+        found[f"{size} bytes"] = {
+            "native": best(lambda one: read_plain(CHAT, one, limits, blocks=True), inputs),
+            "python": best(lambda one: read_body(CHAT, one, limits, None, blocks=True), inputs),
+        }
+    return found
+
+
+def prefix_index(kind: type[PrefixIndex], engines: int, capacity: int) -> dict[str, Any]:
     """An index filled to its capacity, then asked for and told again what is in it."""
     prompts = conversations(engines * capacity // (PROMPT - SHARED) + 1)
-    index = LruPrefixIndex(capacity)
+    index = kind(capacity)
     before = resident()
     placed = [(f"engine-{number % engines}", prompt) for number, prompt in enumerate(prompts)]
     filling = once(index.insert, placed)
@@ -91,6 +117,7 @@ def prefix_index(engines: int, capacity: int) -> dict[str, Any]:
     asked = [(prompt,) for _, prompt in recent]
     random.Random(1).shuffle(asked)
     return {
+        "kind": kind.__name__,
         "engines": engines,
         "blocks": len(index),
         "MiB": round(memory, 1),
@@ -105,13 +132,16 @@ def prefix_index(engines: int, capacity: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    text = os.urandom(PROMPT * BLOCK)
-    hashing = best(prompt_blocks, [(text,)] * 1000)
+    text = [(os.urandom(PROMPT * BLOCK),)] * 1000
+    sizes = [(4, 1024), (32, 1024), (32, 32_768)]
     figures = {
         "unit": "us of CPU per call, best of 7",
         "cost": cost_model(),
-        "prompt_blocks": {"per prompt": hashing, "per block": round(hashing / PROMPT, 3)},
-        "prefix index": [prefix_index(4, 1024), prefix_index(32, 1024), prefix_index(32, 32_768)],
+        "hashing a prompt": {"native": best(prompt_blocks, text), "python": best(python_blocks, text)},
+        "reading a chat": reading(),
+        "prefix index": [
+            prefix_index(kind, *size) for kind in (_native.PrefixIndex, LruPrefixIndex) for size in sizes
+        ],
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, other work running",
     }

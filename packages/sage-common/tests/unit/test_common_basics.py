@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,19 +72,28 @@ def test_ids_are_unique_and_have_their_form() -> None:
     assert len(secret.partition(".")[2]) == 43
 
 
-def test_a_forked_child_does_not_give_its_parents_ids() -> None:
-    script = """if True:
-        import os
-        from sage.common.ids import new_id
-        new_id("a")  # many are ready now
-        child = os.fork()
-        if child:
-            os.waitpid(child, 0)
-        print(new_id("a"), flush=True)
-        """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    first, second = run.stdout.split()
-    assert first != second
+def test_ids_of_many_threads_are_unique() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda _: [new_id("t") for _ in range(1500)], range(8)))
+    ids = {one for some in drawn for one in some}
+    assert len(ids) == 12_000
+    assert all(re.fullmatch(r"t-[0-9a-f]{16}", one) for one in ids)
+
+
+FORKED = """
+import os
+from sage.common.ids import new_id
+new_id("x")
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+print("\\n".join(new_id("x") for _ in range(50)), flush=True)
+"""
+
+
+def test_a_forked_process_draws_ids_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.split())) == 100
 
 
 def test_the_virtual_clock_moves_only_when_told() -> None:

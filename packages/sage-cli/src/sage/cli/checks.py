@@ -37,7 +37,7 @@ def _python() -> Finding:
 def _native() -> Finding:
     if os.environ.get("SAGE_NATIVE") == "0":
         return Finding(
-            "native", "warn", "NumPy, as SAGE_NATIVE=0 asks", "Unset SAGE_NATIVE for the fast one."
+            "native", "warn", "Python and NumPy, as SAGE_NATIVE=0 asks", "Unset SAGE_NATIVE for the fast one."
         )
     if find_spec("sage.middleware._native") is None:
         return Finding("native", "fail", "not built", "Install sage-middleware again, with a C++20 compiler.")

@@ -67,7 +67,8 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A request arrived."""
-        self._left = min(self.RESERVE, self._left + self._limits.retry_share)
+        left = self._left + self._limits.retry_share
+        self._left = left if left < self.RESERVE else self.RESERVE
 
     def spend(self) -> bool:
         """Take one retry, if there is one."""

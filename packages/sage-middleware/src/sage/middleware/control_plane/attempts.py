@@ -52,10 +52,10 @@ class Attempts(dict[int, Attempt]):
         """When one of these times is next."""
         if not self._presumed and not self._late:
             return None
-        due: float | None = None
-        for heap in (self._presumed, self._late):
-            while heap and heap[0][1] not in self:
-                heapq.heappop(heap)
-            if heap and (due is None or heap[0][0] < due):
-                due = heap[0][0]
-        return due
+        presumed, late = self._presumed, self._late
+        while presumed and presumed[0][1] not in self:
+            heapq.heappop(presumed)
+        while late and late[0][1] not in self:
+            heapq.heappop(late)
+        due = presumed[0][0] if presumed else None
+        return late[0][0] if late and (due is None or late[0][0] < due) else due

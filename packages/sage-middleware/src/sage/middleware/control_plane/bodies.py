@@ -1,10 +1,14 @@
-"""What one route's body asks for: a few of its fields, judged by name and bound. Pure."""
+"""What one route's body asks for: a few of its fields, judged by name and bound. Pure.
+
+What is plain has been read by `plain` before; this reads all that there is, and says what is wrong with it.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
 from sage.common.errors import BadRequestError
 from sage.common.telemetry import Bound
@@ -13,13 +17,16 @@ from sage.middleware.control_plane.facts import (
     DecodeTokens,
     Facts,
     ParseLimits,
+    batch_key,
     bounded,
     convert,
     estimate,
     kind_of,
     within_tokens,
 )
+from sage.middleware.control_plane.json_guard import strict_object
 from sage.middleware.control_plane.pair_bodies import read_rerank, read_score
+from sage.middleware.control_plane.prefix import prompt_blocks
 from sage.middleware.control_plane.token_bodies import MAX_MESSAGES, read_detokenize, read_tokenize
 from sage.middleware.engines.port import (
     CHAT,
@@ -32,7 +39,7 @@ from sage.middleware.engines.port import (
     Route,
 )
 
-__all__ = ["prompt_text", "read_body"]
+__all__ = ["read_body"]
 
 MAX_TOOLS: Final = 128
 MAX_N: Final = 8
@@ -81,13 +88,26 @@ _BATCHED: Final = frozenset(_Embedding.__struct_fields__)
 
 
 def read_body(
+    route: Route, body: bytes, limits: ParseLimits, decode_tokens: DecodeTokens | None, *, blocks: bool
+) -> Facts:
+    """Judge a body, and hash its text if `blocks` says so.
+
+    Raises BadRequestError, with `param` naming the field if it is one.
+    """
+    fields = strict_object(body)
+    facts = _read(route, fields, body, limits, decode_tokens)
+    if not blocks or facts.texts:
+        return facts
+    return structs.replace(facts, blocks=prompt_blocks(_prompt_text(route, fields)))
+
+
+def _read(
     route: Route,
     fields: dict[str, Any],
     body: bytes,
     limits: ParseLimits,
     decode_tokens: DecodeTokens | None,
 ) -> Facts:
-    """Judge the fields of `body`. Raises BadRequestError with `param` naming the field."""
     if route is CHAT:
         return _chat(fields, body)
     if route is COMPLETIONS:
@@ -103,7 +123,7 @@ def read_body(
     return read_detokenize(fields, body, limits)
 
 
-def prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
+def _prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
     """The text of which equal beginnings can be served from an engine's cache; empty where there is none.
 
     Of a chat: its tools, then its messages, each with sorted keys, so that a conversation begins with what
@@ -207,13 +227,13 @@ def _embedding(
         prompt_tokens=tokens,
         prompt_bytes=size,
         texts=len(texts),
-        batch_key=_batch_key(embedding) if size and fields.keys() <= _BATCHED else "",
+        batch_key=(
+            # a field that is not in the key could ask for something else of each request in a batch
+            batch_key(embedding.model, embedding.dimensions, embedding.encoding_format)
+            if size and fields.keys() <= _BATCHED
+            else ""
+        ),
     )
-
-
-def _batch_key(embedding: _Embedding) -> str:
-    """A field that is not in the key could ask for something else of each request in a batch."""
-    return f"{embedding.model}|{embedding.dimensions or ''}|{embedding.encoding_format or 'float'}"
 
 
 def _inputs(

@@ -7,19 +7,22 @@ read in another way than we did (duplicate keys, NaN, lone surrogates, deep nest
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from sage.common.telemetry import RequestClass
-from sage.middleware.control_plane.bodies import prompt_text, read_body
+from sage.middleware.control_plane.bodies import read_body
 from sage.middleware.control_plane.facts import DecodeTokens, Facts, ParseLimits
-from sage.middleware.control_plane.json_guard import strict_object
-from sage.middleware.control_plane.prefix import prompt_blocks
+from sage.middleware.control_plane.plain import read_plain
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
 from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Call, Route
 
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
+
+
+EMBED_INTERACTIVE: Final = RequestClass.EMBED_INTERACTIVE
 
 
 class Parsed(msgspec.Struct, frozen=True, gc=False):
@@ -46,30 +49,32 @@ def parse(
     that it does not know. `blocks`: hash the prompt for a policy that looks for cached prefixes. Raises
     BadRequestError with `param` naming the field or header.
     """
-    fields = strict_object(body)
-    facts = read_body(route, fields, body, limits, decode_tokens)
+    facts = read_plain(route, body, limits, blocks=blocks)
+    if facts is None:
+        facts = read_body(route, body, limits, decode_tokens, blocks=blocks)
     wishes = read_wishes(route, headers, tenant=tenant, tenants=limits.tenants)
     ident = request_id(headers)
     request_class = _request_class(route, facts, limits, wishes)
+    # in the order of the fields: by name it would take twice as long
     job = Job(
-        id=ident,
-        model=facts.model,
-        request_class=request_class,
-        tenant=wishes.tenant,
-        needs=facts.needs,
-        body_bytes=len(facts.body),
-        prompt_tokens=facts.prompt_tokens,
-        max_tokens=facts.max_tokens,
-        texts=facts.texts,
-        prompt_bytes=facts.prompt_bytes,
-        stream=facts.stream,
-        slo=wishes.slo,
-        priority=wishes.priority,
-        blocks=prompt_blocks(prompt_text(route, fields)) if blocks and not facts.texts else (),
-        batch_key=facts.batch_key,
-        hedgeable=request_class is RequestClass.EMBED_INTERACTIVE,
-        parent=wishes.parent,
-        explain=wishes.explain,
+        ident,
+        facts.model,
+        request_class,
+        wishes.tenant,
+        facts.needs,
+        len(facts.body),
+        facts.prompt_tokens,
+        facts.max_tokens,
+        facts.texts,
+        facts.prompt_bytes,
+        wishes.slo,
+        wishes.priority,
+        facts.blocks,
+        facts.batch_key,
+        facts.stream,
+        request_class is EMBED_INTERACTIVE,
+        wishes.parent,
+        wishes.explain,
     )
     call = Call(ident, route, facts.body, facts.stream, facts.include_usage)
     return Parsed(job, call, wishes.deadline)

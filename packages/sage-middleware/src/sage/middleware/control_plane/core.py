@@ -143,7 +143,7 @@ class Core(Requests):
             return
         lane.estimate(record)
         if not lane.records and self._placement.place(lane, record, now, self._actions):
-            if not record.waiting_units:
+            if record.taken == record.units:
                 return
         elif refused := refusal(
             record, lane, engines, self._lanes.counts[job.request_class], self._limits, self.policy, now

@@ -268,7 +268,8 @@ class OutputLengths:
         p50, p90 = (self._P50, self._P90) if known is None else (known[0].value, known[1].value)
         if max_tokens is None or p50 < max_tokens > p90:
             return p50, p90
-        return min(p50, float(max_tokens)), min(p90, float(max_tokens))
+        most = float(max_tokens)
+        return p50 if p50 < most else most, p90 if p90 < most else most
 
     def p50(self, model: str, tenant: str, max_tokens: int | None) -> float:
         """Tokens that half of such answers do not exceed."""

@@ -45,6 +45,7 @@ class Attempt(msgspec.Struct, eq=False):
     predicted: float
     service: float  # predicted engine-seconds of an embedding call
     silence: float  # seconds without a byte that are no reason to worry
+    ready: float  # predicted seconds to the first token of a generation
     threads: int = 0
     hedge: bool = False
     first_byte: float | None = None
@@ -61,6 +62,7 @@ class EngineLoad:
         "_prefilling",
         "_running_seconds",
         "_since",
+        "_slots",
         "attempts",
         "breaker",
         "busy_until",
@@ -114,6 +116,7 @@ class EngineLoad:
         self.llm = LlmCost(chunk=spec.chunk)
         self.embed = EmbedCost()
         self.latency = Quantile(0.95, 1.0)  # of its answers, for hedging
+        self._slots = spec.max_running
         self._since = 0.0
         self._running_seconds = 0.0
         self._prefilling = 0.0
@@ -128,13 +131,13 @@ class EngineLoad:
         self._advance(now)
         number = attempt.number
         self.attempts[number] = attempt
-        self.running += 1
+        self.running = running = self.running + 1
+        self.free = self._slots - running if self._slots > running else 0
         self.outstanding_tokens += attempt.outstanding
         self.prefill_tokens += attempt.tokens
         self.last_dispatch = number
         if not self.generates:
             self.busy_until = max(self.busy_until, now) + attempt.service
-        self._count_free()
 
     def began(self, attempt: Attempt, now: float) -> None:
         """Account for its first byte: its prompt has been read."""
@@ -146,7 +149,8 @@ class EngineLoad:
         """Account for its end."""
         self._advance(now)
         del self.attempts[attempt.number]
-        self.running -= 1
+        self.running = running = self.running - 1
+        self.free = self._slots - running if self._slots > running else 0
         self.outstanding_tokens -= attempt.outstanding
         if attempt.first_byte is None:
             self.prefill_tokens -= attempt.tokens
@@ -154,9 +158,8 @@ class EngineLoad:
             self.busy_until = now
             for other in self.attempts.values():
                 self.busy_until += other.service
-        if not self.running:
+        if not running:
             self.idle_since = now
-        self._count_free()
 
     def mark(self, now: float) -> tuple[float, float, float]:
         """Integrals over time so far: attempts running, prefill going on, anything going on beside it.
@@ -185,7 +188,6 @@ class EngineLoad:
     def set_state(self, state: EngineState, detail: str) -> None:
         """Where it is in its life."""
         self.state, self.detail = state, detail
-        self._count_free()
 
     def become(self, spec: EngineSpec) -> None:
         """Be what `spec` says now. Of another model nothing is known; a device is joined by the table."""
@@ -195,7 +197,7 @@ class EngineLoad:
         self.generates = spec.task == "generate"
         self.llm.chunk = spec.chunk
         self.device = [self]
-        self._count_free()
+        self._count_slots()
 
     def restarted(self) -> None:
         """Its process is new: what was learned of the old one is where it begins; see `LlmCost.restart`."""
@@ -204,7 +206,7 @@ class EngineLoad:
 
     def changed_health(self) -> None:
         """Its breaker changed: on probation there is one slot."""
-        self._count_free()
+        self._count_slots()
 
     def _advance(self, now: float) -> None:
         passed = now - self._since
@@ -216,8 +218,8 @@ class EngineLoad:
                     self._prefilling += passed
             self._since = now
 
-    def _count_free(self) -> None:
-        slots = self.max_running if self.breaker.faults < FAULTS_TO_EJECT else 1
+    def _count_slots(self) -> None:
+        self._slots = slots = self.max_running if self.breaker.faults < FAULTS_TO_EJECT else 1
         self.free = slots - self.running if slots > self.running else 0
 
     # ---- prediction ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ __all__ = [
     "DecodeTokens",
     "Facts",
     "ParseLimits",
+    "batch_key",
     "bounded",
     "convert",
     "estimate",
@@ -62,7 +63,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """What one route's body says; `body` differs from the client's only where tokens were decoded.
 
     `batch_key`: requests for vectors or scores, of one key, could have been sent as one. `texts`: how many of
-    them it asks for.
+    them it asks for. `blocks`: see `Job`.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     batch_key: str = ""
     stream: bool = False
     include_usage: bool = False
+    blocks: tuple[int, ...] = ()
 
 
 def convert(fields: dict[str, Any], to: type[_T]) -> _T:
@@ -114,6 +116,11 @@ def within_tokens(param: str, tokens: int, limits: ParseLimits) -> None:
 def estimate(size: int) -> int:
     """About how many tokens so many bytes of text are."""
     return max(1, size // BYTES_PER_TOKEN)
+
+
+def batch_key(model: str, dimensions: int | None, encoding_format: str | None) -> str:
+    """Of embedding requests that may share a call: all that they ask for beside their texts."""
+    return f"{model}|{dimensions or ''}|{encoding_format or 'float'}"
 
 
 def kind_of(value: object) -> str:

@@ -71,11 +71,13 @@ class Lane:
         reference = self.reference
         if reference is not None:
             record.cost = reference.seconds(record, record.units)
-            record.quick = reference.quickest(record)
+            record.quick = quick = reference.quickest(record)
             if record.ends_by < inf:
                 self._limit(record, reference)
             if record.deadline is None:  # a goal that not even an idle engine meets is no reason to refuse
-                record.due = max(record.due, record.arrived + STRETCH * record.quick)
+                soonest = record.arrived + STRETCH * quick
+                if record.due < soonest:
+                    record.due = soonest
 
     @staticmethod
     def _limit(record: Record, reference: EngineLoad) -> None:

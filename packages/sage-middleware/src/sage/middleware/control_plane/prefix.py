@@ -7,12 +7,23 @@ everything before it, so that an equal hash means an equal beginning. No clock, 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
 from typing import Final, Protocol
 from zlib import crc32
 
 from sage.common.errors import UsageError
+from sage.middleware.native import uses_native
 
-__all__ = ["BLOCK", "DEFAULT_BLOCKS", "LruPrefixIndex", "PrefixIndex", "prompt_blocks"]
+__all__ = [
+    "BLOCK",
+    "DEFAULT_BLOCKS",
+    "LruPrefixIndex",
+    "PrefixIndex",
+    "new_prefix_index",
+    "prompt_blocks",
+    "python_blocks",
+]
 
 BLOCK: Final = 256  # bytes
 DEFAULT_BLOCKS: Final = 1024  # 65,536 tokens of 4 bytes
@@ -28,6 +39,20 @@ def prompt_blocks(text: bytes) -> tuple[int, ...]:
     Two prompts of one beginning that differ in a block share its hash with probability 2^-32; whoever forges
     one gets a worse placement and nothing else.
     """
+    return _hasher()(text)
+
+
+@cache
+def _hasher() -> Callable[[bytes], tuple[int, ...]]:
+    if not uses_native():
+        return python_blocks
+    from sage.middleware import _native
+
+    return _native.prompt_blocks
+
+
+def python_blocks(text: bytes) -> tuple[int, ...]:
+    """The same as `prompt_blocks` in Python: its definition, and what runs with `SAGE_NATIVE=0`."""
     chained = 1
     blocks = []
     for start in range(0, len(text) - BLOCK + 1, BLOCK):
@@ -60,6 +85,22 @@ class PrefixIndex(Protocol):
         """Set its capacity, and forget what exceeds it. Raises UsageError below 0."""
         ...
 
+    def __len__(self) -> int:
+        """Different blocks that some engine has."""
+        ...
+
+
+def new_prefix_index(capacity: int = DEFAULT_BLOCKS) -> PrefixIndex:
+    """An empty index, whose engines hold `capacity` blocks until they are resized.
+
+    Native, or in Python with `SAGE_NATIVE=0`. Raises UsageError below 0.
+    """
+    if not uses_native():
+        return LruPrefixIndex(capacity)
+    from sage.middleware import _native
+
+    return _native.PrefixIndex(capacity)
+
 
 class _Engine:
     """One engine's blocks, least recently used first, and the bit that stands for it."""
@@ -73,7 +114,7 @@ class _Engine:
 
 
 class LruPrefixIndex:
-    """Fits `PrefixIndex`: one bit mask per block says which engines have it.
+    """Fits `PrefixIndex` in Python: one bit mask per block says which engines have it.
 
     A prompt's blocks are used from the last to the first, so that the oldest block of an engine is always a
     leaf of what it has.

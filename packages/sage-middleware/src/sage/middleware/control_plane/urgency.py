@@ -129,17 +129,14 @@ class Floor:
     MOST: Final = 5.0  # engine-seconds of the upper level for which the lower one can be owed its share
 
     def __init__(self) -> None:
+        self.owed = False  # something of the lower level waits: else what is charged does not matter
         self._used: dict[str, list[float]] = {}
         self._waiting: dict[str, set[Floored]] = {}  # lanes in which something of the lower level waits
-
-    @property
-    def owed(self) -> bool:
-        """Whether anything of the lower level waits anywhere: else what is charged does not matter."""
-        return bool(self._waiting)
 
     def enter(self, model: str, lane: Floored) -> None:
         """Something of the lower level waits in a lane of the model."""
         self._waiting.setdefault(model, set()).add(lane)
+        self.owed = True
 
     def leave(self, model: str, lane: Floored) -> None:
         """Nothing does there any more. Where nothing does in any lane, nothing is owed."""
@@ -148,6 +145,7 @@ class Floor:
         if not lanes:
             self._waiting.pop(model, None)
             self._used.pop(model, None)
+            self.owed = bool(self._waiting)
 
     def charge(self, model: str, level: int, seconds: float) -> None:
         """So much of a level's work was sent."""

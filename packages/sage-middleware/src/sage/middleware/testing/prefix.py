@@ -57,6 +57,10 @@ class NaivePrefixIndex:
         self._used.setdefault(engine, {})
         self._shrink(engine)
 
+    def __len__(self) -> int:
+        """Different blocks."""
+        return len(set().union(*self._used.values()))
+
     def _shrink(self, engine: str) -> None:
         newest = sorted(self._used[engine].items(), key=lambda item: item[1], reverse=True)
         self._used[engine] = dict(newest[: self._capacities[engine]])
@@ -192,3 +196,4 @@ class PrefixIndexSuite(ABC):
             elif step == "drop":
                 each.drop(engine)
         assert index.match(blocks) == naive.match(blocks)
+        assert len(index) == len(naive)

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sage.common.errors import ConfigError
+from sage.middleware.native import wants_native
 from sage.middleware.vector.port import FloatMatrix
 
 __all__ = ["Metric", "TopK", "numpy_top_k", "select_top_k", "top_k"]
@@ -44,20 +44,12 @@ def top_k(
 def select_top_k(setting: str) -> TopK:
     """The implementation for a value of `SAGE_NATIVE`: "0" is NumPy, "" or "1" the native one.
 
-    Raises ConfigError when the native module is missing: a slow search is never a silent fallback.
+    Raises ConfigError when the native module is missing; see `wants_native`.
     """
-    if setting == "0":
+    if not wants_native(setting):
         return numpy_top_k
-    if setting not in ("", "1"):
-        raise ConfigError(f"SAGE_NATIVE is {setting!r}; it can be 0 (NumPy), 1 or unset (native).")
-    try:
-        from sage.middleware import _native
-    except ImportError as exc:
-        raise ConfigError(
-            f"The native module sage.middleware._native cannot be loaded ({exc}).",
-            hint="Install sage-middleware again with a C++20 compiler at hand (pip install --force-reinstall "
-            "--no-deps sage-middleware), or set SAGE_NATIVE=0 to search with NumPy.",
-        ) from exc
+    from sage.middleware import _native
+
     return _native.top_k
 
 

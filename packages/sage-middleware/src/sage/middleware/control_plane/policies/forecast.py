@@ -23,6 +23,8 @@ BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind
 EARLY_S: Final = 0.003  # before the predicted end of a bulk call the next one is sent
 WORTH: Final = 0.9  # of the time on its own cores: what lent ones must bring it down to
 TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
+_LESS: Final = 1.0 - TIE
+_MORE: Final = 1.0 + TIE
 ENOUGH: Final = 10  # samples of a model, before work is refused by what it says
 SOON_S: Final = 0.001  # no look sooner than that: times add up only so exactly
 BATCH: Final = RequestClass.BATCH
@@ -53,11 +55,11 @@ class Forecast(msgspec.Struct):
     def offer(self, engine: EngineView, seconds: float) -> None:
         """An engine that is open."""
         self.open.append((engine, seconds))
-        best = self.best
+        best, least = self.best, self.seconds
         if (
             best is None
-            or seconds < self.seconds * (1.0 - TIE)
-            or (seconds < self.seconds * (1.0 + TIE) and engine.last_dispatch < best.last_dispatch)
+            or seconds < least * _LESS
+            or (seconds < least * _MORE and engine.last_dispatch < best.last_dispatch)
         ):
             self.best, self.seconds = engine, seconds
 
@@ -184,10 +186,10 @@ def worth_waiting(
 ) -> bool:
     """Whether a busy engine is better: in time where the open ones are late, or far ahead of them.
 
-    `left`: seconds to the goal. No engine is quicker than `record.quick`, so that the busy ones are seldom
-    looked at.
+    There are `closed` ones. `left`: seconds to the goal. No engine is quicker than `record.quick`, so that
+    the busy ones are seldom looked at.
     """
-    if not forecast.closed or forecast.seconds <= min(left, 2.0 * record.quick):
+    if forecast.seconds <= min(left, 2.0 * record.quick):
         return False
     soonest = min(model.busy(record, engine, now) for engine in forecast.closed)
     return soonest <= left and (forecast.seconds > left or soonest < 0.5 * forecast.seconds)

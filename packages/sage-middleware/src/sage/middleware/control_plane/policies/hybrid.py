@@ -104,20 +104,23 @@ class Hybrid(BasePolicy):
         if engine is None:
             hopeless = left < 0.0
         else:
-            grace = GRACE * max(0.0, record.due - record.arrived)
-            hopeless = forecast.seconds > left + grace and engine.running > 0
+            hopeless = (
+                forecast.seconds > left
+                and engine.running > 0
+                and forecast.seconds > left + GRACE * max(0.0, record.due - record.arrived)
+            )
         begun = record.running or record.left < record.units  # what was computed of it would be lost
         if hopeless and not begun and forecast.known and record.job.tenant not in self.options.best_effort:
             waited = now - record.queued
             return Shed(f"it can no longer be in time after waiting {waited:.2f} s", max(1.0, waited))
-        if engine is None or worth_waiting(record, forecast, model, left, now):
+        if engine is None or (forecast.closed and worth_waiting(record, forecast, model, left, now)):
             return Wait(forecast.look_again)
         seconds = forecast.seconds
         if self.options.exploration and self._random.random() < self.options.exploration:
             most = min(2.0 * seconds, max(left, seconds))  # never at the price of the goal
             engine, seconds = self._random.choice([one for one in forecast.open if one[1] <= most])
         reason = forecast.reason(engine, len(engines))
-        return Choice(engine.name, reason, seconds, forecast.threads(engine))
+        return Choice(engine.name, reason, seconds, forecast.threads(engine) if forecast.lent else 0)
 
     def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""
