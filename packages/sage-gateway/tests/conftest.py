@@ -19,15 +19,19 @@ import pytest
 import pytest_asyncio
 
 from sage.common.api import RunInfo
+from sage.common.clock import SystemClock
 from sage.common.errors import OverloadedError
 from sage.gateway.app import data_app
 from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Settings
+from sage.gateway.responseroutes import response_handlers
+from sage.gateway.responsestore import ResponseLimits, ResponseStore
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import ring_of
 from sage.middleware.engines.port import Route
+from sage.platform.storage.sqlite import Database
 
 BODY_LIMIT = 64 * 1024
 
@@ -223,9 +227,12 @@ def keys() -> Keys:
 
 
 @pytest.fixture
-async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
+async def make_front(keys: Keys, tmp_path: Path) -> AsyncIterator[MakeFront]:
     """Makes front doors; keyword arguments are those of `Settings`."""
     fronts: list[Front] = []
+    database = Database(tmp_path / "front" / "gateway.db")
+    store = await ResponseStore.open(database, ResponseLimits(9, 9999, 9.0), SystemClock())
+    stored = response_handlers(store)
 
     async def make(**settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
@@ -233,7 +240,7 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         ring = ring_of(keys.default, admin_token=keys.admin)
         edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT))
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
-        app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"])
+        app = data_app(lambda: [tiny], stored, lambda: ["org/tiny", "org/coming"])
         listener = Listener(app, Settings(edge, handler, **settings))
         port = sock.getsockname()[1]
         front = Front(keys, ring, handler, listener, port, asyncio.create_task(listener.serve([sock])))
@@ -244,6 +251,7 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
     yield make
     for front in fronts:
         await front.stop()
+    await database.close()
 
 
 @pytest.fixture

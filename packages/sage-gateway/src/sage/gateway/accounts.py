@@ -23,6 +23,8 @@ __all__ = ["Accounts", "Visit", "lowered"]
 _USUAL: Final[dict[Route, str]] = {
     Route.CHAT: RequestClass.CHAT,
     Route.COMPLETIONS: RequestClass.COMPLETION,
+    Route.MESSAGES: RequestClass.CHAT,
+    Route.RESPONSES: RequestClass.CHAT,
     Route.EMBEDDINGS: RequestClass.EMBED_INTERACTIVE,
     Route.RERANK: RequestClass.RERANK,
     Route.SCORE: RequestClass.RERANK,
@@ -31,6 +33,8 @@ _USUAL: Final[dict[Route, str]] = {
 _LOW: Final = {
     Route.CHAT: RequestClass.BATCH,
     Route.COMPLETIONS: RequestClass.BATCH,
+    Route.MESSAGES: RequestClass.BATCH,
+    Route.RESPONSES: RequestClass.BATCH,
     Route.EMBEDDINGS: RequestClass.EMBED_BULK,
 }
 _NO_LIMITS: Final = Limits()

@@ -11,13 +11,14 @@ from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
 from sage.gateway.accounts import Accounts, Visit, lowered
+from sage.gateway.conversations import Conversations, Exchange
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
+from sage.middleware.engines.port import EMBEDDINGS, RESPONSES, Call, Route, Sink, Usage
 
 __all__ = ["DataPlane", "Submitter"]
 
@@ -55,8 +56,10 @@ class DataPlane:
         decoder: TokenDecoder,
         prefixes: Callable[[], bool],
         accounts: Accounts,
+        conversations: Conversations,
     ) -> None:
         self._control_plane = control_plane
+        self._conversations = conversations
         self._limits = limits
         self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
         self._decoder = decoder
@@ -94,12 +97,15 @@ class DataPlane:
         principal = request.admission.principal
         if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
             await asyncio.to_thread(self._decoder.load)
+        exchange: Exchange | None = None
+        if route is RESPONSES:
+            exchange = await self._conversations.open(principal.id, request.body, reply)
         headers = self._headers(request)
         if principal.lowered:
             lowered(headers, route)
         parsed = parse(
             route,
-            request.body,
+            request.body if exchange is None else exchange.body,
             limits=self._bound if principal.tenant else self._limits,
             tenant=principal.tenant or principal.id,
             headers=headers,
@@ -112,8 +118,10 @@ class DataPlane:
         if principal.admin:
             reply.explain(lambda: self._explain(request.id))
         ended = await self._control_plane.submit(
-            parsed.job, parsed.call, reply, deadline=parsed.deadline, used=visit.use
+            parsed.job, parsed.call, exchange or reply, deadline=parsed.deadline, used=visit.use
         )
+        if exchange is not None:
+            await exchange.close(ended)
         if ended == "failed":
             visit.fail(ended)
 

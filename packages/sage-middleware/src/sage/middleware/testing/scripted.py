@@ -18,6 +18,7 @@ import msgspec
 
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
+from sage.middleware.engines.sse import Splitter
 from sage.middleware.testing.memory import pair_score
 
 __all__ = ["Flaw", "Script", "ScriptedEngine"]
@@ -45,7 +46,8 @@ class Script:
     `words` are the streamed pieces. With `gate`, the engine waits for that event after `gate_after` pieces
     (-1 = before the status line). `cut_at` closes the connection after that many bytes of the body;
     `fragment` sends the body in pieces of that many bytes. `error` is the body that goes with a `status`
-    other than 200; a stream holds it as an event, after the words and in place of the end.
+    other than 200; a stream holds it as an event, after the words and in place of the end. `raw` is sent as
+    the answer, whatever was asked for: event by event if it is a stream.
     """
 
     words: tuple[str, ...] = ("one ", "two ", "three")
@@ -55,6 +57,7 @@ class Script:
     cut_at: int | None = None
     fragment: int | None = None
     error: bytes | None = None
+    raw: bytes | None = None
     flaw: Flaw = Flaw()
 
 
@@ -175,7 +178,11 @@ class ScriptedEngine:
             error = {"message": f"scripted {status}", "type": "scripted", "param": None, "code": None}
             exchange.respond(status, script.error or msgspec.json.encode({"error": error}))
             return
-        if request.get("stream"):
+        if script.raw is not None:
+            streams = bool(request.get("stream"))
+            parts = Splitter().feed(script.raw) if streams else [script.raw]
+            exchange.begin(200, "text/event-stream" if streams else "application/json")
+        elif request.get("stream"):
             parts = _stream(exchange.request.path, request, self.model, script.words)
             if script.error is not None:
                 parts[len(script.words) :] = [b"data: " + script.error + b"\n\n"]
@@ -232,12 +239,22 @@ def _stream(path: str, request: dict[str, Any], model: str, words: tuple[str, ..
         text: dict[str, Any] = {"delta": {"content": word} if word else {}} if chat else {"text": word}
         return {"index": 0, **text, "finish_reason": finish}
 
-    parts = [chunk([choice(word, None)]) for word in words]
+    if isinstance(request.get("tool_choice"), dict):
+        parts = [chunk([piece]) for piece in _tool_pieces(request["tool_choice"]["function"]["name"], words)]
+    else:
+        parts = [chunk([choice(word, None)]) for word in words]
     parts.append(chunk([choice("", "stop")]))
     if (request.get("stream_options") or {}).get("include_usage"):
         parts.append(chunk([], usage=_usage(request, words)))
     parts.append(b"data: [DONE]\n\n")
     return parts
+
+
+def _tool_pieces(name: str, words: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A named tool is called with the words as the pieces of its arguments."""
+    first = {"index": 0, "id": "call-1", "type": "function", "function": {"name": name, "arguments": ""}}
+    rest = [{"index": 0, "function": {"arguments": word}} for word in words]
+    return [{"index": 0, "delta": {"tool_calls": [one]}, "finish_reason": None} for one in (first, *rest)]
 
 
 def _whole(path: str, request: dict[str, Any], model: str, words: tuple[str, ...]) -> bytes:
