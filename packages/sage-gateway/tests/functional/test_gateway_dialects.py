@@ -73,12 +73,8 @@ async def test_tokens_are_counted_for_the_key(stack: Stack) -> None:
     key = await stack.another_key(name="counted")
     for path, body in (("messages", {**ASK, "stream": True}), ("responses", INPUT)):
         assert (await stack.ask("POST", path, body, key=key)).status == 200
-    async with asyncio.timeout(60):
-        while True:  # it is stored about once a second, of which no event tells
-            rows = (await stack.gateway.admin("GET", "/usage?key=counted")).json["rows"]
-            if sum(row["requests"] for row in rows) == 2:
-                break
-            await asyncio.sleep(0.02)
+    rows = (await stack.gateway.admin("GET", "/usage?key=counted")).json["rows"]
+    assert sum(row["requests"] for row in rows) == 2
     assert sum(row["completion_tokens"] for row in rows) == 6
     assert {row["request_class"] for row in rows} == {"chat"}
 
@@ -112,11 +108,8 @@ async def test_errors_of_the_edge_are_anthropics_too(stack: Stack) -> None:
     ):
         answer = await stack.ask(method, path, ASK if method == "POST" else None, key=key)
         assert (answer.status, answer.json["type"], answer.error["type"]) == (status, "error", kind)
-        assert (
-            answer.json["request_id"]
-            == answer.headers["request-id" if path != "messages/none" else "x-request-id"]
-        )
-    key = await stack.another_key(name="slow", limits={"rpm": 1})
+        assert answer.json["request_id"] == answer.headers["x-request-id"]
+    key = await stack.another_key(name="slow", rpm=1)
     assert (await stack.ask("POST", "messages", ASK, key=key)).status == 200
     answer = await stack.ask("POST", "messages", ASK, key=key)
     assert (answer.status, answer.error["type"]) == (429, "rate_limit_error")
@@ -159,7 +152,7 @@ async def test_a_client_that_goes_away_frees_the_engine(
 
 async def test_an_engine_that_speaks_messages_is_asked_and_heard_as_it_is(stack: Stack) -> None:
     spoken = (
-        b'event: message_start\ndata: {"type": "message_start", "message": {"usage": {"input_tokens": 3}}}\n\n'
+        b'event: message_start\ndata: {"type": "message_start", "message": {"usage": {"input_tokens":3}}}\n\n'
         b'event: message_delta\ndata: {"type": "message_delta", "usage": {"output_tokens": 4}}\n\n'
         b'event: message_stop\ndata: {"type": "message_stop"}\n\n'
     )
