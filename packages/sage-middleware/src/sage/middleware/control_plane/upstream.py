@@ -19,7 +19,7 @@ from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
-from sage.middleware.engines.port import EMBEDDINGS, GENERATES, Call, Engine, Route, Usage
+from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, Call, Engine, Route, Usage
 
 __all__ = ["Upstreams", "refusal"]
 
@@ -83,7 +83,7 @@ class Upstreams:
         ticket = up.parts[0].ticket
         up.begun = True
         try:
-            if ticket.call.route in GENERATES:
+            if ticket.call.route is CHAT or ticket.call.route in GENERATES:
                 await self._generate(up, ticket)
             else:
                 await self._embed(up)

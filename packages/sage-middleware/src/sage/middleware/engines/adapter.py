@@ -16,6 +16,7 @@ from sage.middleware.engines.dialects.native import NATIVE, NativeStream
 from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import (
+    CHAT,
     DETOKENIZE,
     EMBEDDINGS,
     MESSAGES,
@@ -298,7 +299,7 @@ class PassThroughDialect:
 
     def translator(self, call: Call) -> PassThrough | NativeStream:
         """Hide the usage chunk of a chat unless the client asked for it; other dialects have none."""
-        ends = NATIVE.get(call.route)
+        ends = None if call.route is CHAT else NATIVE.get(call.route)
         if ends is not None:
             return NativeStream(ends)
         return PassThrough(hide_usage=not call.include_usage)
