@@ -9,7 +9,7 @@ import msgspec
 from sage.common.errors import EngineError
 from sage.middleware.engines.faults import UpstreamError
 
-__all__ = ["Call", "Chunk", "Delta", "Function", "Tokens", "given", "read_chunk", "read_whole"]
+__all__ = ["Call", "CallOrder", "Chunk", "Delta", "Function", "Tokens", "given", "read_chunk", "read_whole"]
 
 
 class Function(msgspec.Struct):
@@ -86,6 +86,39 @@ class Chunk(msgspec.Struct):
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
+
+
+class CallOrder:
+    """Which piece of a stream begins a call. Calls must come one after the other."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._open: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def begins(self, call: Call) -> bool:
+        """Whether this piece does; else it belongs to the call that is open.
+
+        Raises EngineError for a piece of a call that is over, and for a call without a name.
+        """
+        index = call.index
+        if index is None:  # of a server that sends each call whole, and does not number them
+            index = len(self._seen) - (not call.id)
+        if index == self._open:
+            return False
+        if index in self._seen:
+            raise EngineError("The engine went back to a tool call after it had begun another.")
+        if not call.function.name:
+            raise EngineError("The engine began to call a tool without its name.")
+        self._seen.add(index)
+        self._open = index
+        return True
+
+    def leave(self) -> None:
+        """Something else is said now."""
+        self._open = None
 
 
 def read_chunk(data: bytes) -> Chunk:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import EngineError
-from sage.middleware.engines.dialects.chat import Call, Chunk, Tokens, read_whole
+from sage.middleware.engines.dialects.chat import Call, CallOrder, Chunk, Tokens, read_whole
 
 __all__ = ["MessagesScribe", "count_of", "message_of"]
 
@@ -32,8 +32,8 @@ class MessagesScribe:
         self._model = model
         self._begun = False
         self._index = -1
-        self._open: str | int | None = None  # "text", or the index of a call
-        self._calls: set[int] = set()
+        self._open = ""  # type of the block that is open
+        self._calls = CallOrder()
         self._finish: str | None = None
         self._stopped_by: str | None = None
         self._usage = Tokens()
@@ -45,7 +45,8 @@ class MessagesScribe:
         for text in (delta.content, delta.refusal):
             if text:
                 if self._open != "text":
-                    out += self._start("text", {"type": "text", "text": ""})
+                    self._calls.leave()
+                    out += self._start({"type": "text", "text": ""})
                 out += self._fill({"type": "text_delta", "text": text})
         for call in delta.tool_calls or ():
             out += self._call(call)
@@ -58,7 +59,7 @@ class MessagesScribe:
         """The last events. Raises EngineError for a stream that did not say why it ended."""
         if self._finish is None:
             raise EngineError("The engine's stream ended without a finish reason.")
-        delta = _end(self._finish, self._stopped_by, bool(self._calls))
+        delta = _end(self._finish, self._stopped_by, len(self._calls) > 0)
         out = b"" if self._begun else self._begin()
         out += self._stop() + _event("message_delta", delta=delta, usage=_usage(self._usage))
         return out + _event("message_stop")
@@ -71,27 +72,18 @@ class MessagesScribe:
         return _event("message_start", message=message)
 
     def _call(self, call: Call) -> bytes:
-        index = call.index
-        if index is None:  # of a server that sends each call whole, and does not number them
-            index = len(self._calls) - (not call.id)
         out = b""
-        if index != self._open:
-            if index in self._calls:
-                raise EngineError("The engine went back to a tool call after it had begun another.")
-            if not call.function.name:
-                raise EngineError("The engine began to call a tool without its name.")
-            self._calls.add(index)
-            ident = call.id or f"toolu_{self._ident.removeprefix('msg_')}{index}"
-            out = self._start(
-                index, {"type": "tool_use", "id": ident, "name": call.function.name, "input": {}}
-            )
+        if self._calls.begins(call):
+            at = len(self._calls) - 1
+            ident = call.id or f"toolu_{self._ident.removeprefix('msg_')}{at}"
+            out = self._start({"type": "tool_use", "id": ident, "name": call.function.name, "input": {}})
         if call.function.arguments:
             out += self._fill({"type": "input_json_delta", "partial_json": call.function.arguments})
         return out
 
-    def _start(self, what: str | int, block: dict[str, Any]) -> bytes:
+    def _start(self, block: dict[str, Any]) -> bytes:
         out = self._stop()
-        self._open = what
+        self._open = block["type"]
         self._index += 1
         return out + _event("content_block_start", index=self._index, content_block=block)
 
@@ -99,9 +91,9 @@ class MessagesScribe:
         return _event("content_block_delta", index=self._index, delta=delta)
 
     def _stop(self) -> bytes:
-        if self._open is None:
+        if not self._open:
             return b""
-        self._open = None
+        self._open = ""
         return _event("content_block_stop", index=self._index)
 
 

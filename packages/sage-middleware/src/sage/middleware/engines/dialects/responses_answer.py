@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from sage.common.errors import EngineError
-from sage.middleware.engines.dialects.chat import Call, Chunk, Tokens, read_whole
+from sage.middleware.engines.dialects.chat import Call, CallOrder, Chunk, Tokens, read_whole
 from sage.middleware.engines.dialects.responses_body import ResponsesBody
 from sage.middleware.engines.dialects.responses_items import FunctionItem, MessageItem, OpenItem, ThoughtsItem
 
@@ -31,8 +31,7 @@ class ResponsesScribe:
         self._sequence = 0
         self._begun = False
         self._open: OpenItem | None = None
-        self._call: int | None = None  # index of the call that is open
-        self._calls: set[int] = set()
+        self._calls = CallOrder()
         self._output: list[dict[str, Any]] = []
         self._finish: str | None = None
         self._usage = Tokens()
@@ -85,22 +84,13 @@ class ResponsesScribe:
         """See to it that an item of this kind is open."""
         if isinstance(self._open, kind):
             return b""
+        self._calls.leave()
         return self._start(lambda: kind(self._name(kind.prefix)))
 
     def _add_call(self, call: Call) -> bytes:
-        index = call.index
-        if index is None:  # of a server that sends each call whole, and does not number them
-            index = len(self._calls) - (not call.id)
-        out = b""
-        if index != self._call:
-            if index in self._calls:
-                raise EngineError("The engine went back to a tool call after it had begun another.")
-            name = call.function.name
-            if not name:
-                raise EngineError("The engine began to call a tool without its name.")
+        out, name = b"", call.function.name or ""
+        if self._calls.begins(call):
             out = self._start(lambda: FunctionItem(self._name("fc"), call.id or self._name("call"), name))
-            self._calls.add(index)
-            self._call = index
         return out + (self._fill(call.function.arguments) if call.function.arguments else b"")
 
     def _name(self, prefix: str) -> str:
@@ -119,7 +109,7 @@ class ResponsesScribe:
         """End the item that is open; `cut`: it is not whole."""
         if self._open is None:
             return b""
-        item, self._open, self._call = self._open, None, None
+        item, self._open = self._open, None
         out = self._write(item.ending(), len(self._output))
         done = item.done("incomplete" if cut else "completed")
         at = len(self._output)
