@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,7 +19,6 @@ import pytest
 import pytest_asyncio
 
 from sage.common.api import RunInfo
-from sage.common.clock import SystemClock
 from sage.common.errors import OverloadedError
 from sage.gateway.app import data_app
 from sage.gateway.edge import Edge
@@ -27,11 +26,10 @@ from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Settings
 from sage.gateway.responseroutes import response_handlers
-from sage.gateway.responsestore import ResponseLimits, ResponseStore
+from sage.gateway.responsestore import ResponseStore
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import ring_of
 from sage.middleware.engines.port import Route
-from sage.platform.storage.sqlite import Database
 
 BODY_LIMIT = 64 * 1024
 
@@ -227,12 +225,10 @@ def keys() -> Keys:
 
 
 @pytest.fixture
-async def make_front(keys: Keys, tmp_path: Path) -> AsyncIterator[MakeFront]:
+async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
     """Makes front doors; keyword arguments are those of `Settings`."""
     fronts: list[Front] = []
-    database = Database(tmp_path / "front" / "gateway.db")
-    store = await ResponseStore.open(database, ResponseLimits(9, 9999, 9.0), SystemClock())
-    stored = response_handlers(store)
+    stored = response_handlers(cast(ResponseStore, None))  # of which nothing is asked
 
     async def make(**settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
@@ -251,7 +247,6 @@ async def make_front(keys: Keys, tmp_path: Path) -> AsyncIterator[MakeFront]:
     yield make
     for front in fronts:
         await front.stop()
-    await database.close()
 
 
 @pytest.fixture

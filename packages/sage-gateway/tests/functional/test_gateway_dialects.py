@@ -181,7 +181,7 @@ async def test_a_response_whole_and_streamed_by_the_official_client(stack: Stack
             final = await stream.get_final_response()
         assert (pieces, final.output_text) == (["one ", "two ", "three"], "one two three")
         assert final.previous_response_id == whole.id
-        assert (await client.responses.retrieve(final.id)).output == final.output
+        assert (await client.responses.retrieve(final.id)).output_text == final.output_text
         items = [item async for item in client.responses.input_items.list(final.id, order="asc", limit=2)]
         assert [getattr(item, "role", None) for item in items] == ["user", "assistant", "user"]
         await client.responses.delete(whole.id)

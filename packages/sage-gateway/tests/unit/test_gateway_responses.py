@@ -96,11 +96,11 @@ def response(ident: str = "resp_1", **fields: Any) -> dict[str, Any]:
     return {"id": ident, "object": "response", "status": "completed", "output": [thought, said], **fields}
 
 
-async def exchange(store: ResponseStore, owner: str = "ann", most: int = 9999, **fields: Any) -> Any:
+async def exchange(kept: ResponseStore, /, owner: str = "ann", most: int = 9999, **fields: Any) -> Any:
     """An exchange, what its engine is asked, and where its answer goes."""
     sink = RecordingSink()
     body = msgspec.json.encode({"model": "m", **fields})
-    one = await Conversations(store, most).open(owner, body, sink)
+    one = await Conversations(kept, most).open(owner, body, sink)
     return one, json.loads(one.body), sink
 
 

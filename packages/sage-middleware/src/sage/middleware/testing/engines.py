@@ -17,10 +17,8 @@ import msgspec
 import pytest
 
 from sage.common.errors import BadRequestError, EngineError, UnreachableError
-from sage.middleware.engines.dialects.interpreter import Interpreter
 from sage.middleware.engines.port import Call, Capability, Engine, Route, Usage
 from sage.middleware.engines.sse import Splitter, data_of
-from sage.middleware.testing.dialects import read_message_stream, read_response_stream
 from sage.middleware.testing.scripted import Script, ScriptedEngine
 
 __all__ = ["EngineConformance", "LiveEngine", "RecordingSink", "Script", "ScriptedEngine", "call_for"]
@@ -181,35 +179,6 @@ class EngineConformance:
         self._check_stream(sink, usage, include_usage, "chat.completion.chunk", live)
         deltas = [c["delta"].get("content") or "" for e in sink.events() for c in e["choices"]]
         assert "".join(deltas)
-
-    @pytest.mark.parametrize("stream", [False, True])
-    async def test_messages(self, live: LiveEngine, stream: bool) -> None:
-        """Anthropic's messages, of its own or as a chat."""
-        _needs(live, Capability.CHAT)
-        sink, usage = await _ask(
-            Interpreter(live.engine), Route.MESSAGES, stream=stream, include_usage=stream, **_CHAT
-        )
-        message = read_message_stream(sink.body) if stream else sink.json()
-        assert (message["type"], message["role"]) == ("message", "assistant")
-        assert "".join(block["text"] for block in message["content"])
-        assert message["stop_reason"] in ("end_turn", "max_tokens")
-        assert message["usage"]["output_tokens"] == usage.completion_tokens > 0
-        assert usage.prompt_tokens > 0
-
-    @pytest.mark.parametrize("stream", [False, True])
-    async def test_responses(self, live: LiveEngine, stream: bool) -> None:
-        """OpenAI's responses, of its own or as a chat."""
-        _needs(live, Capability.CHAT)
-        body = {"input": "Name a colour.", "max_output_tokens": 8, "store": False}
-        sink, usage = await _ask(
-            Interpreter(live.engine), Route.RESPONSES, stream=stream, include_usage=stream, **body
-        )
-        response = read_response_stream(sink.body) if stream else sink.json()
-        assert response["object"] == "response"
-        assert response["status"] in ("completed", "incomplete")
-        assert "".join(part["text"] for item in response["output"] for part in item["content"])
-        assert response["usage"]["output_tokens"] == usage.completion_tokens > 0
-        assert usage.prompt_tokens > 0
 
     async def test_completion(self, live: LiveEngine) -> None:
         """One whole answer to a bare prompt."""
