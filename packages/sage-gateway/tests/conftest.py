@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +25,8 @@ from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Settings
+from sage.gateway.responseroutes import response_handlers
+from sage.gateway.responsestore import ResponseStore
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import ring_of
 from sage.middleware.engines.port import Route
@@ -226,6 +228,7 @@ def keys() -> Keys:
 async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
     """Makes front doors; keyword arguments are those of `Settings`."""
     fronts: list[Front] = []
+    stored = response_handlers(cast(ResponseStore, None))  # of which nothing is asked
 
     async def make(**settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
@@ -233,7 +236,7 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         ring = ring_of(keys.default, admin_token=keys.admin)
         edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT))
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
-        app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"])
+        app = data_app(lambda: [tiny], stored, lambda: ["org/tiny", "org/coming"])
         listener = Listener(app, Settings(edge, handler, **settings))
         port = sock.getsockname()[1]
         front = Front(keys, ring, handler, listener, port, asyncio.create_task(listener.serve([sock])))

@@ -53,6 +53,9 @@ async def test_chat_stream_embed_and_no_orphan_after_kill_9(
         )
         chunks = [chunk async for chunk in stream]
         assert chunks[-1].usage is not None
+        response = await client.responses.create(model="tiny", input="Say something.", max_output_tokens=8)
+        assert response.usage is not None
+        assert response.usage.output_tokens > 0
         texts = await client.embeddings.create(model="minilm", input=["Hello world", "a cat"])
         ids = await client.embeddings.create(model="minilm", input=[9906, 1917])
         assert len(texts.data[0].embedding) == 384

@@ -13,6 +13,7 @@ from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.testing import VirtualClock
 from sage.gateway.accounts import Accounts
+from sage.gateway.conversations import Conversations
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Admission
 from sage.gateway.keys import Principal
@@ -89,7 +90,8 @@ def ask(
     limits = ParseLimits(tenants=frozenset(("search",)))
     accounts = Accounts(VirtualClock(), Meter(cast(UsageStore, Nowhere())), lambda _: True)
     accounts.put("key-1")
-    handler = DataPlane(submitted, limits, TokenDecoder(), lambda: prefixes, accounts, Watch())
+    conversations = cast(Conversations, None)  # of chats there are none
+    handler = DataPlane(submitted, limits, TokenDecoder(), lambda: prefixes, accounts, Watch(), conversations)
     asker = Principal("key-1", **principal)
     admission = Admission(asker, Route.CHAT, 4096, expect_continue=False)
     raw = {name.encode(): value.encode("latin-1") for name, value in headers.items()}

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sage.common.errors import BadRequestError, EngineError, OverloadedError, UnauthorizedError
 from sage.gateway.edge import MethodError
 from sage.gateway.reply import Reply, error_headers
+from sage.middleware.engines.dialects.envelopes import envelope_of
+from sage.middleware.engines.port import Route
 
 
 class Recorder(asyncio.Transport):
@@ -53,7 +55,7 @@ class Parsed:
 
 def make(*, stream: bool, close: bool = False) -> tuple[Reply, Recorder]:
     transport = Recorder()
-    reply = Reply(transport, Open(), common=b"x-request-id: r\r\n", close=close)
+    reply = Reply(transport, Open(), envelope_of(Route.CHAT, "r"), common=b"x-request-id: r\r\n", close=close)
     reply.configure(stream=stream)
     return reply, transport
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from fastapi.routing import APIRoute
 
 from sage.common.api import SCOPES as ALL_SCOPES
 from sage.gateway.app import data_app
+from sage.gateway.responseroutes import response_handlers
+from sage.gateway.responsestore import ResponseStore
 from sage.gateway.routes import HOT, ROUTES, SCOPES, on_listener
 from sage.middleware.engines.port import Route
 
 
 def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
-    routes = [route for route in data_app(list).routes if isinstance(route, APIRoute)]
+    app = data_app(list, response_handlers(cast(ResponseStore, None)))
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
     served = {(method, route.path) for route in routes for method in route.methods or ()}
     assert served == {(entry.method, entry.path) for entry in on_listener("data")}
-    assert len(data_app(list).routes) == len(routes)
+    assert len(app.routes) == len(routes)
 
 
 def test_every_engine_route_is_hot() -> None:

@@ -21,6 +21,7 @@ from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import Call, Route
 from sage.middleware.engines.registry import engine_kind
 from sage.middleware.models import MINILM, RANDOM, RANDOM_RERANKER
+from sage.middleware.testing.dialect_suite import DialectConformance
 from sage.middleware.testing.engines import (
     EngineConformance,
     LiveEngine,
@@ -199,7 +200,7 @@ def vllm_rerank_host(sage_home: Path) -> Iterator[_Host]:
     )
 
 
-class TestScripted(EngineConformance):
+class TestScripted(EngineConformance, DialectConformance):
     """The double is held to the same contract, by way of the adapter for remote URLs."""
 
     @pytest.fixture
@@ -254,7 +255,7 @@ class TestScripted(EngineConformance):
 
 @pytest.mark.engine
 @pytest.mark.slow
-class TestTransformers(EngineConformance):
+class TestTransformers(EngineConformance, DialectConformance):
     @pytest.fixture
     async def live(self, transformers_host: _Host) -> AsyncIterator[LiveEngine]:
         async for live in transformers_host.live(transformers_host.idle_by_cpu, stop=["x"]):
@@ -332,7 +333,7 @@ async def _vllm_idle(host: _Host) -> bool:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-class TestVllm(EngineConformance):
+class TestVllm(EngineConformance, DialectConformance):
     @pytest.fixture
     async def live(self, vllm_host: _Host) -> AsyncIterator[LiveEngine]:
         async for live in vllm_host.live(lambda: _vllm_idle(vllm_host), max_tokens=-5):

@@ -22,7 +22,7 @@ from sage.middleware.control_plane.policies.fifo import Fifo
 from sage.middleware.control_plane.policy import PolicyOptions, Traits
 from sage.middleware.control_plane.relay import Relay
 from sage.middleware.control_plane.types import RestartEngine
-from sage.middleware.engines.port import Call, Sink, Usage
+from sage.middleware.engines.port import Call, Route, Sink, Usage
 from sage.middleware.testing.bench import Bench, chat
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import virtual
@@ -36,6 +36,7 @@ class Recipient:
     def __init__(self) -> None:
         self.sink = MemorySink()
         self.relay: Relay | None = None
+        self.call = Call("req-1", Route.CHAT, b"{}", stream=True, include_usage=False)
 
 
 def relay_to(recipient: Recipient, number: int = 1, *, stream: bool = True) -> Relay:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sage.common.errors import EngineError
 from sage.middleware.control_plane.relay import Relay
+from sage.middleware.engines.port import Call, Route
+from sage.middleware.testing.dialects import events_of
 from sage.middleware.testing.memory import MemorySink
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant"},"index":0}]}\n\n'
@@ -17,13 +20,14 @@ TOOL = b'data: {"choices":[{"delta":{"role":"assistant","tool_calls":[{"function
 class Client:
     """Whom a relay speaks to."""
 
-    def __init__(self) -> None:
+    def __init__(self, route: Route = Route.CHAT) -> None:
         self.relay: Relay | None = None
         self.sink = MemorySink()
+        self.call = Call("req-1", route, b"{}", stream=True, include_usage=False)
 
 
-def relay(*, stream: bool = True) -> tuple[Relay, Client, list[int]]:
-    client = Client()
+def relay(route: Route = Route.CHAT, *, stream: bool = True) -> tuple[Relay, Client, list[int]]:
+    client = Client(route)
     told: list[int] = []
     return Relay(client, 7, told.append, stream=stream), client, told
 
@@ -79,3 +83,49 @@ def test_of_two_relays_the_first_to_write_is_heard() -> None:
     quick.end()
     assert client.sink.body == BOTH
     assert client.relay is quick
+
+
+MESSAGE = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"role":"assistant","content":[]}}\n\n'
+)
+BLOCK = (
+    b'event: content_block_start\ndata: {"type":"content_block_start","index":0,'
+    b'"content_block":{"type":"text","text":""}}\n\n'
+)
+CREATED = (
+    b'event: response.created\ndata: {"type":"response.created","sequence_number":0,'
+    b'"response":{"tools":[{"type":"function","name":"f"}]}}\n\n'
+)
+ITEM = (
+    b'event: response.output_item.added\ndata: {"type":"response.output_item.added","sequence_number":1,'
+    b'"item":{"role":"assistant"}}\n\n'
+)
+WORD = (
+    b'event: response.output_text.delta\ndata: {"type": "response.output_text.delta","sequence_number": 2,'
+    b'"delta":"Hi"}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("route", "first", "token"), [(Route.MESSAGES, MESSAGE, BLOCK), (Route.RESPONSES, CREATED + ITEM, WORD)]
+)
+def test_other_dialects_too_are_held_until_the_first_token(route: Route, first: bytes, token: bytes) -> None:
+    one, client, told = relay(route)
+    one.head(200, "text/event-stream")
+    one.data(first)
+    assert (told, one.committed) == ([], False)
+    one.data(token)
+    assert (told, client.sink.chunks) == ([7], [first, token])
+
+
+@pytest.mark.parametrize(
+    ("route", "last", "number"), [(Route.MESSAGES, BLOCK, None), (Route.RESPONSES, WORD, 3)]
+)
+def test_a_fault_is_an_event_of_the_dialect(route: Route, last: bytes, number: int | None) -> None:
+    one, client, _ = relay(route)
+    one.data(last)
+    one.fail(EngineError("it broke"))
+    error = events_of(client.sink.body)[-1]
+    assert (error["type"], error.get("sequence_number")) == ("error", number)
+    assert error["error"]["message"] == "it broke"
+    assert client.sink.ended

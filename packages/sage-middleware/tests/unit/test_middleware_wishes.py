@@ -25,6 +25,9 @@ EMBED: Body = {"model": "m", "input": "text"}
 BODIES = {
     Route.CHAT: CHAT,
     Route.COMPLETIONS: COMPLETION,
+    Route.MESSAGES: {**CHAT, "max_tokens": 1},
+    Route.COUNT_TOKENS: CHAT,
+    Route.RESPONSES: EMBED,
     Route.EMBEDDINGS: EMBED,
     Route.RERANK: {"model": "m", "query": "q", "documents": ["d"]},
     Route.SCORE: {"model": "m", "text_1": "a", "text_2": "b"},

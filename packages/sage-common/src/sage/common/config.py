@@ -71,6 +71,13 @@ class GatewayConfig(_Section):
     max_connections: PositiveInt = 8192
     max_connections_per_address: PositiveInt = 256
     drain_s: NonNegativeFloat = 30.0
+    max_stored_responses: PositiveInt = Field(1000, description="of one key, the newest are kept")
+    max_stored_response_bytes: PositiveInt = Field(
+        256 * 1024 * 1024, description="of one key, with what was said before each"
+    )
+    stored_response_age_s: PositiveFloat = Field(
+        30 * 24 * 3600.0, description="after which a response is forgotten"
+    )
 
 
 class SloConfig(_Section):
@@ -164,6 +171,10 @@ class EngineConfig(_Section):
     task: Literal["generate", "embed", "rerank"] = "generate"
     url: str = Field("", description="kind openai: base URL of a server that already runs")
     api_key_env: str = Field("", description="kind openai: environment variable that holds its key")
+    speaks: tuple[Literal["messages", "responses"], ...] = Field(
+        (),
+        description="kind openai: routes that the server has itself, so that nothing is translated for it",
+    )
     python: str = Field("", description="interpreter of another environment, where the engine is installed")
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")
     max_running: PositiveInt = 32

@@ -24,6 +24,8 @@ __all__ = ["Accounts", "Visit", "lowered"]
 _USUAL: Final[dict[Route, str]] = {
     Route.CHAT: RequestClass.CHAT,
     Route.COMPLETIONS: RequestClass.COMPLETION,
+    Route.MESSAGES: RequestClass.CHAT,
+    Route.RESPONSES: RequestClass.CHAT,
     Route.EMBEDDINGS: RequestClass.EMBED_INTERACTIVE,
     Route.RERANK: RequestClass.RERANK,
     Route.SCORE: RequestClass.RERANK,
@@ -32,6 +34,8 @@ _USUAL: Final[dict[Route, str]] = {
 _LOW: Final = {
     Route.CHAT: RequestClass.BATCH,
     Route.COMPLETIONS: RequestClass.BATCH,
+    Route.MESSAGES: RequestClass.BATCH,
+    Route.RESPONSES: RequestClass.BATCH,
     Route.EMBEDDINGS: RequestClass.EMBED_BULK,
 }
 SHOWN: Final = 256  # keys with series of their own

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from sage.common.errors import (
@@ -23,8 +23,9 @@ from sage.gateway.edge import MethodError
 from sage.gateway.keys import Principal
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
+from sage.middleware.engines.dialects.envelopes import envelope_at
 
-__all__ = ["Handlers", "data_app", "make_app"]
+__all__ = ["Handlers", "data_app", "make_app", "principal_of"]
 
 log = logging.getLogger("sage.gateway")
 
@@ -53,23 +54,27 @@ def _needs(scope: str) -> Callable[[Request], Awaitable[None]]:
     """What refuses a key without this scope; who asks was found out by the protocol."""
 
     async def check(request: Request) -> None:
-        _principal(request).check_scope(scope)
+        principal_of(request).check_scope(scope)
 
     return check
 
 
-def _principal(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
+    """Who asks."""
     found = request.state.principal
     assert isinstance(found, Principal)
     return found
 
 
 def data_app(
-    models: Callable[[], Iterable[dict[str, Any]]], known: Callable[[], Iterable[str]] = tuple
+    models: Callable[[], Iterable[dict[str, Any]]],
+    responses: Handlers,
+    known: Callable[[], Iterable[str]] = tuple,
 ) -> FastAPI:
     """What the data plane serves beside the hot routes.
 
-    `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet.
+    `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet;
+    `responses` are the handlers of stored responses.
     """
 
     async def index() -> dict[str, Any]:
@@ -80,11 +85,11 @@ def data_app(
         }
 
     async def list_models(request: Request) -> dict[str, Any]:
-        may_use = _principal(request).may_use
+        may_use = principal_of(request).may_use
         return {"object": "list", "data": [entry for entry in models() if may_use(entry["id"])]}
 
     async def get_model(model: str, request: Request) -> dict[str, Any]:
-        principal = _principal(request)
+        principal = principal_of(request)
         principal.check_model(model)
         ready = {entry["id"]: entry for entry in models()}
         if model in ready:
@@ -98,44 +103,49 @@ def data_app(
             f"There is no model {model!r}; there are: {', '.join(every) or 'none'}.", param="model"
         )
 
-    return make_app("SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model})
+    own: Handlers = {"index": index, "list_models": list_models, "get_model": get_model}
+    return make_app("SAGE", "data", {**own, **responses})
 
 
 def _line(entry: Entry) -> str:
     return f"{entry.method} {entry.path}"
 
 
-def _json(error: SageError, status: int | None = None) -> JSONResponse:
-    return JSONResponse(
-        error.to_openai(), status_code=status or error.status, headers=dict(error_headers(error))
-    )
+def _json(request: Request, error: SageError, status: int | None = None) -> Response:
+    """The error as its path tells it."""
+    body = envelope_at(request.url.path.encode(), request.state.request_id).body(error)
+    headers = dict(error_headers(error))
+    return Response(body, status or error.status, headers, media_type="application/json")
 
 
-async def _answer_sage(_: Request, error: Exception) -> JSONResponse:
+async def _answer_sage(request: Request, error: Exception) -> Response:
     assert isinstance(error, SageError)
-    return _json(error)
+    return _json(request, error)
 
 
-async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         valid = "; ".join(_line(entry) for entry in ROUTES)
         return _json(
-            NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}.")
+            request,
+            NotFoundError(f"There is no {request.method} {request.url.path}.", hint=f"Valid: {valid}."),
         )
     kind = MethodError if error.status_code == 405 else BadRequestError
-    response = _json(kind(f"{request.method} {request.url.path}: {error.detail}."), error.status_code)
+    response = _json(
+        request, kind(f"{request.method} {request.url.path}: {error.detail}."), error.status_code
+    )
     response.headers.update(error.headers or {})
     return response
 
 
-async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
+async def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return _json(BadRequestError(f"{where or 'body'}: {first['msg']}.", param=where or None))
+    return _json(request, BadRequestError(f"{where or 'body'}: {first['msg']}.", param=where or None))
 
 
-async def _answer_fault(request: Request, error: Exception) -> JSONResponse:
+async def _answer_fault(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _json(SageError("The gateway failed to serve this request."))
+    return _json(request, SageError("The gateway failed to serve this request."))

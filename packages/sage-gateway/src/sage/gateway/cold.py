@@ -58,7 +58,7 @@ def new_cycle(
         "raw_path": raw_path,
         "query_string": url.query or b"",
         "headers": item.raw_headers,
-        "state": {"principal": admission.principal},
+        "state": {"principal": admission.principal, "request_id": item.id},
     }
     own = [(b"x-request-id", item.id.encode()), *standing]
     if trace := trace_of(item.headers):

@@ -13,6 +13,7 @@ from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID, Bound
 from sage.gateway.accounts import Accounts, Visit, lowered
+from sage.gateway.conversations import Conversations, Exchange
 from sage.gateway.keys import Principal
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest
@@ -22,7 +23,7 @@ from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import EMBEDDINGS, Call, Route, Sink, Usage
+from sage.middleware.engines.port import EMBEDDINGS, RESPONSES, Call, Route, Sink, Usage
 
 __all__ = ["DataPlane", "Submitter"]
 
@@ -66,8 +67,10 @@ class DataPlane:
         prefixes: Callable[[], bool],
         accounts: Accounts,
         watch: Watch,
+        conversations: Conversations,
     ) -> None:
         self._control_plane = control_plane
+        self._conversations = conversations
         self._limits = limits
         self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
         self._decoder = decoder
@@ -87,26 +90,7 @@ class DataPlane:
         try:
             if visit.account.limiter is not None:
                 reply.always(visit.headers)
-            if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
-                await asyncio.to_thread(self._decoder.load)
-            parsed = self._judge(request, principal, route, visit)
-            call = parsed.call
-            reply.configure(stream=call.stream)
-            if principal.admin:
-                reply.explain(lambda: self._explain(request.id))
-            if reply.trace:
-                call = msgspec.structs.replace(call, trace=reply.trace.decode())
-            ended = await self._control_plane.submit(
-                parsed.job,
-                call,
-                reply,
-                deadline=parsed.deadline,
-                used=visit.use,
-                ended=reply.remember,
-                task=request.task,
-            )
-            if ended == "failed":
-                visit.fail(ended)
+            await self._serve(request, reply, principal, route, visit)
         except SageError as error:
             visit.fail(error)
             reply.fail(principal.told(error))
@@ -122,17 +106,51 @@ class DataPlane:
                 self._watch.bounds[Bound.STREAM_BUFFER] += 1
             visit.close(reply.chunks)
 
-    def _judge(self, request: HotRequest, principal: Principal, route: Route, visit: Visit) -> Parsed:
+    async def _serve(
+        self, request: HotRequest, reply: Reply, principal: Principal, route: Route, visit: Visit
+    ) -> None:
+        """Parse, charge, submit. Raises the SageError that answers it."""
+        if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):
+            await asyncio.to_thread(self._decoder.load)
+        exchange: Exchange | None = None
+        body = request.body
+        if route is RESPONSES:
+            exchange = await self._conversations.open(principal.id, body, reply)
+            body = exchange.body
+        parsed = self._judge(request, body, principal, route, visit)
+        call = parsed.call
+        reply.configure(stream=call.stream)
+        if principal.admin:
+            reply.explain(lambda: self._explain(request.id))
+        if reply.trace:
+            call = msgspec.structs.replace(call, trace=reply.trace.decode())
+        ended = await self._control_plane.submit(
+            parsed.job,
+            call,
+            exchange or reply,
+            deadline=parsed.deadline,
+            used=visit.use,
+            ended=reply.remember,
+            task=request.task,
+        )
+        if exchange is not None:
+            await exchange.close(ended)
+        if ended == "failed":
+            visit.fail(ended)
+
+    def _judge(
+        self, request: HotRequest, body: bytes, principal: Principal, route: Route, visit: Visit
+    ) -> Parsed:
         """What is asked for, and charged. Raises the SageError that answers it."""
         try:
-            parsed = self._parse(request, principal, route)
+            parsed = self._parse(request, body, principal, route)
             visit.admit(parsed.job)
         except SageError as error:
             self._watch.met(error)  # what is met from here on the control plane counts itself
             raise
         return parsed
 
-    def _parse(self, request: HotRequest, principal: Principal, route: Route) -> Parsed:
+    def _parse(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
         """What is asked for."""
         headers = {HEADER_REQUEST_ID: request.id}
         for raw in _WISHES.intersection(request.headers):
@@ -141,7 +159,7 @@ class DataPlane:
             lowered(headers, route)
         parsed = parse(
             route,
-            request.body,
+            body,
             limits=self._bound if principal.tenant else self._limits,
             tenant=principal.tenant or principal.id,
             headers=headers,

@@ -30,11 +30,14 @@ from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
 from sage.gateway.connections import Connections
+from sage.gateway.conversations import Conversations
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.door import samples
 from sage.gateway.edge import Edge
 from sage.gateway.health import Health, Snapshot
 from sage.gateway.requests import Settings
+from sage.gateway.responseroutes import response_handlers
+from sage.gateway.responsestore import ResponseLimits, ResponseStore
 from sage.gateway.serve import Listener, bind
 from sage.gateway.telemetry import Telemetry
 from sage.gateway.tokens import TokenDecoder
@@ -100,6 +103,7 @@ class Gateway:
         control_plane: ControlPlane,
         access: Access,
         telemetry: Telemetry,
+        responses: ResponseStore,
     ) -> None:
         config = loaded.config
         self._config = config
@@ -113,6 +117,7 @@ class Gateway:
         self._control_plane = control_plane
         self._access = access
         self._telemetry = telemetry
+        self._responses = responses
         self._pool = EnginePool(config, paths.logs, self._control_plane, kinds=telemetry.kind)
         self._health = Health(sockets.health)
         self._data = self._data_listener()
@@ -123,6 +128,9 @@ class Gateway:
         bodies = {
             Route.CHAT: gateway.max_body_bytes,
             Route.COMPLETIONS: gateway.max_body_bytes,
+            Route.MESSAGES: gateway.max_body_bytes,
+            Route.COUNT_TOKENS: gateway.max_body_bytes,
+            Route.RESPONSES: gateway.max_body_bytes,
             Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
             Route.RERANK: gateway.max_embedding_body_bytes,
             Route.SCORE: gateway.max_embedding_body_bytes,
@@ -139,6 +147,7 @@ class Gateway:
             lambda: core.policy.traits.prefixes,
             self._access.accounts,
             watch,
+            Conversations(self._responses, gateway.max_body_bytes),
         )
         edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
         settings = Settings(
@@ -148,7 +157,8 @@ class Gateway:
             connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
             standing=self._access.standing,
         )
-        return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
+        app = data_app(self._models, response_handlers(self._responses), self._known_models)
+        return Listener(app, settings, on_beat=self._beat)
 
     def _admin_listener(self, loaded: Loaded) -> Listener:
         edge = Edge(
@@ -325,7 +335,8 @@ async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets:
     database = Database(paths.gateway_database)
     try:
         access = await Access.open(database, state, paths, clock, known=known)
-        await Gateway(loaded, paths, state, sockets, control_plane, access, telemetry).run()
+        responses = await ResponseStore.open(database, ResponseLimits.of(config.gateway), clock)
+        await Gateway(loaded, paths, state, sockets, control_plane, access, telemetry, responses).run()
     finally:
         await database.close()
 

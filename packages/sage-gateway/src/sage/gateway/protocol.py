@@ -281,8 +281,7 @@ class Gate(HttpToolsProtocol):
         if not item.id:
             item.id = request_id_of(item.raw_headers)
         self._state = _DISCARD
-        headers, version = item.headers, item.version
-        self._line.append(Pending(id=item.id, version=version, close=True, headers=headers, refusal=error))
+        self._line.append(item.refused(error))
         if not self._busy:
             self._advance()
 
@@ -313,8 +312,16 @@ class Gate(HttpToolsProtocol):
             lines = b"".join([b"%b: %b\r\n" % header for header in standing])
             self._standing = (standing, lines + b"x-request-id: ")
         common = self._standing[1] + item.id.encode() + b"\r\n"
-        http10, trace = item.version == "1.0", trace_of(item.headers)
-        return Reply(self.transport, self.flow, common=common, close=item.close, http10=http10, trace=trace)
+        envelope, trace = item.envelope, trace_of(item.headers)
+        return Reply(
+            self.transport,
+            self.flow,
+            envelope,
+            common=common,
+            close=item.close,
+            http10=item.http10,
+            trace=trace,
+        )
 
     def _start_hot(self, item: Pending, admission: Admission, body: bytes) -> None:
         active = self._settings.active
@@ -361,9 +368,7 @@ class Gate(HttpToolsProtocol):
             url = httptools.parse_url(item.target)
         except httptools.HttpParserInvalidURLError:
             self._busy = False
-            self._line.appendleft(
-                Pending(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
-            )
+            self._line.appendleft(item.refused(BadRequestError("The URL is not valid.")))
             return
         assert item.admission is not None
         standing = self._settings.standing(item.admission.principal.id)

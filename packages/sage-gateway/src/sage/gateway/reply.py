@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Final, Protocol
 
-import msgspec
-
 from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
 from sage.middleware.control_plane.records import Record
+from sage.middleware.engines.dialects.envelopes import Envelope
 
-__all__ = ["Flow", "Reply", "error_body", "error_headers", "reason_of"]
+__all__ = ["Flow", "Reply", "error_headers", "reason_of"]
 
 _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -36,11 +35,6 @@ class Flow(Protocol):
     async def drain(self) -> None:
         """Wait until it is below its low-water mark."""
         ...
-
-
-def error_body(error: SageError) -> bytes:
-    """The OpenAI error object as JSON."""
-    return msgspec.json.encode(error.to_openai())
 
 
 def error_headers(error: SageError) -> list[tuple[str, str]]:
@@ -78,10 +72,12 @@ class Reply:
     __slots__ = (
         "_always",
         "_common",
+        "_envelope",
         "_extra",
         "_flow",
         "_head",
         "_http10",
+        "_last",
         "_parts",
         "_stream",
         "_transport",
@@ -100,6 +96,7 @@ class Reply:
         self,
         transport: asyncio.Transport,
         flow: Flow,
+        envelope: Envelope,
         *,
         common: bytes,
         close: bool,
@@ -108,7 +105,8 @@ class Reply:
     ) -> None:
         self._transport = transport
         self._flow = flow
-        self._common = common
+        self._envelope = envelope
+        self._common = common + envelope.head
         self.closes = close or http10
         self._http10 = http10
         self._stream = False
@@ -116,6 +114,7 @@ class Reply:
         self._always: ExtraHeaders | None = None
         self._head = b""
         self._parts: list[bytes] = []
+        self._last = b""
         self.chunks = 0  # of a stream, passed on
         self.paused = False  # the client was slower than the engine
         self.record: Record | None = None  # what was decided about it, once it has ended
@@ -159,6 +158,7 @@ class Reply:
             self._parts.append(chunk)
             return
         self.chunks += 1
+        self._last = chunk
         framed = chunk if self._http10 else b"%x\r\n%b\r\n" % (len(chunk), chunk)
         if self.started:
             self._transport.write(framed)
@@ -192,16 +192,15 @@ class Reply:
     # ---- errors --------------------------------------------------------------------------------------------
 
     def fail(self, error: SageError) -> None:
-        """Answer with an error: a whole body while nothing is out, else an SSE event and no `[DONE]`."""
+        """Answer with an error: a whole body while nothing is out, else an event of the stream and no end."""
         if self.done:
             return
         self.reason = reason_of(error)
-        body = error_body(error)
         if self.started:
-            self.data(b"data: " + body + b"\n\n")
+            self.data(self._envelope.event(error, self._last))
             self.end()
             return
-        self._whole(self._line(error.status, _JSON, error_headers(error)), body)
+        self._whole(self._line(error.status, _JSON, error_headers(error)), self._envelope.body(error))
 
     # ---- bytes ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Reply
 from sage.gateway.watch import Watch
+from sage.middleware.engines.dialects.envelopes import Envelope, envelope_at, envelope_of
 
 __all__ = ["Handler", "HotRequest", "Pending", "Settings"]
 
@@ -59,3 +60,26 @@ class Pending(msgspec.Struct):
     parts: list[bytes] = []
     size: int = 0
     refusal: SageError | None = None
+
+    @property
+    def http10(self) -> bool:
+        """Whether the client speaks HTTP/1.0."""
+        return self.version == "1.0"
+
+    @property
+    def envelope(self) -> Envelope:
+        """How its answer tells of an error: by its route, or where it would be."""
+        if self.admission is not None and self.admission.route is not None:
+            return envelope_of(self.admission.route, self.id)
+        return envelope_at(self.target, self.id)
+
+    def refused(self, error: SageError) -> Pending:
+        """What stands in line for it, to be answered with `error` as the last."""
+        return Pending(
+            self.id,
+            target=self.target,
+            version=self.version,
+            close=True,
+            headers=self.headers,
+            refusal=error,
+        )

@@ -17,6 +17,7 @@ from sage.middleware.control_plane.core import Core
 from sage.middleware.control_plane.fleet import AutoscaleOptions, Template
 from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
+from sage.middleware.engines.dialects.interpreter import Interpreter
 from sage.middleware.engines.port import Engine, EngineKind, EngineSpec
 from sage.middleware.engines.registry import engine_kind
 from sage.platform.leases import PortLease, lease_port
@@ -175,7 +176,7 @@ class Equipment:
             member.spec = msgspec.structs.replace(member.spec, managed=True)
         member.url = config.url or f"http://{LOOPBACK}:{port}"
         if member.engine is None:
-            member.engine = Served(member, member.kind.connect(config, member.url))
+            member.engine = Served(member, Interpreter(member.kind.connect(config, member.url)))
 
     def _no_keys(self) -> dict[str, str]:
         """No engine's process needs the keys that this one has; an empty variable counts as none."""

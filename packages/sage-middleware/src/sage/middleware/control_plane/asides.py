@@ -19,11 +19,11 @@ from sage.common.errors import (
     UnreachableError,
 )
 from sage.common.telemetry import Bound
-from sage.middleware.engines.port import DETOKENIZE, TOKENIZE, Call, Engine, Sink
+from sage.middleware.engines.port import COUNT_TOKENS, DETOKENIZE, TOKENIZE, Call, Engine, Sink
 
 __all__ = ["ASIDES", "MOST", "Asides"]
 
-ASIDES: Final = frozenset((TOKENIZE, DETOKENIZE))
+ASIDES: Final = frozenset((TOKENIZE, DETOKENIZE, COUNT_TOKENS))
 MOST: Final = 64  # at a time: what is more is refused, as nothing else bounds it
 LONGEST_S: Final = 10.0
 ATTEMPTS: Final = 2

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from sage.common.errors import BadRequestError
 from sage.common.telemetry import Bound
+from sage.middleware.control_plane.dialect_bodies import dialect_text, read_dialect
 from sage.middleware.control_plane.facts import (
     BYTES_PER_TOKEN,
     DecodeTokens,
@@ -31,8 +32,11 @@ from sage.middleware.control_plane.token_bodies import MAX_MESSAGES, read_detoke
 from sage.middleware.engines.port import (
     CHAT,
     COMPLETIONS,
+    COUNT_TOKENS,
     EMBEDDINGS,
+    MESSAGES,
     RERANK,
+    RESPONSES,
     SCORE,
     TOKENIZE,
     Capability,
@@ -112,6 +116,8 @@ def _read(
         return _chat(fields, body)
     if route is COMPLETIONS:
         return _completion(fields, body, limits)
+    if route is MESSAGES or route is RESPONSES or route is COUNT_TOKENS:
+        return read_dialect(route, fields, body, _chat)
     if route is EMBEDDINGS:
         return _embedding(fields, body, limits, decode_tokens)
     if route is RERANK:
@@ -132,6 +138,8 @@ def _prompt_text(route: Route, fields: dict[str, Any]) -> bytes:
     if route is CHAT:
         parts = [fields["tools"]] if fields.get("tools") else []
         return b"\n".join(msgspec.json.encode(part, order="sorted") for part in parts + fields["messages"])
+    if route is MESSAGES or route is RESPONSES:
+        return dialect_text(fields)
     prompt = fields.get("prompt")
     return prompt.encode() if isinstance(prompt, str) else b""
 

@@ -17,7 +17,7 @@ from sage.middleware.control_plane.facts import DecodeTokens, Facts, ParseLimits
 from sage.middleware.control_plane.plain import read_plain
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
-from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Call, Route
+from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, GENERATES, Call, Route
 
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
@@ -82,8 +82,8 @@ def parse(
 
 def _request_class(route: Route, facts: Facts, limits: ParseLimits, wishes: Wishes) -> RequestClass:
     """The class by route and size. A caller may lower it by a header; a higher one is not granted."""
-    if route is CHAT or route is COMPLETIONS:
-        natural = RequestClass.CHAT if route is CHAT else RequestClass.COMPLETION
+    if route is CHAT or route in GENERATES:
+        natural = RequestClass.COMPLETION if route is COMPLETIONS else RequestClass.CHAT
         return RequestClass.BATCH if wishes.lowered else natural
     if route is not EMBEDDINGS:
         return RequestClass.RERANK  # the core never sees the class of an aside

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
 from sage.common.telemetry import Bound
+from sage.middleware.engines.fields import convert
 from sage.middleware.engines.port import Capability
 
 __all__ = [
@@ -29,13 +29,7 @@ __all__ = [
 
 DecodeTokens = Callable[[list[int]], str]
 
-_T = TypeVar("_T", bound=msgspec.Struct)
-
 BYTES_PER_TOKEN: Final = 4  # rule of thumb for English text; the scheduler only needs the order of magnitude
-
-_ERROR_PATH: Final = re.compile(r"^(?P<what>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
-_MAX_NAME: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +71,6 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     stream: bool = False
     include_usage: bool = False
     blocks: tuple[int, ...] = ()
-
-
-def convert(fields: dict[str, Any], to: type[_T]) -> _T:
-    """The fields as that struct. Raises BadRequestError with `param` naming the one that does not fit."""
-    try:
-        return msgspec.convert(fields, to)
-    except msgspec.ValidationError as exc:
-        raise _bad_field(str(exc), to) from None
 
 
 def bounded(
@@ -134,18 +120,3 @@ def kind_of(value: object) -> str:
         dict: "an object",
     }
     return names.get(type(value), "null")
-
-
-def _bad_field(message: str, to: type[msgspec.Struct]) -> BadRequestError:
-    missing = re.fullmatch(r"Object missing required field `(\w+)`(?: - at `\$\.?([^`]*)`)?", message)
-    if missing:
-        return BadRequestError(f"The field '{missing[1]}' is missing.", param=missing[1])
-    unknown = _UNKNOWN.fullmatch(message)
-    if unknown:
-        name = unknown["name"][:_MAX_NAME]
-        valid = ", ".join(field.encode_name for field in msgspec.structs.fields(to))
-        return BadRequestError(f"The field '{name}' is not known here; valid are: {valid}.", param=name)
-    found = _ERROR_PATH.match(message)
-    if not found or not found["path"]:
-        return BadRequestError(f"The body does not fit: {message}.")
-    return BadRequestError(f"{found['path']}: {found['what'].replace('`', '')}.", param=found["path"])

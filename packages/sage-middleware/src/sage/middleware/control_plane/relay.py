@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import msgspec
-
 from sage.common.errors import SageError
-from sage.middleware.engines.port import Sink
+from sage.middleware.engines.dialects.envelopes import envelope_of
+from sage.middleware.engines.port import RESPONSES, Call, Sink
 
 __all__ = ["Collector", "Recipient", "Relay"]
 
 _TOKEN: Final = re.compile(rb'"(?:content|text|reasoning_content|refusal|name|arguments)" ?: ?"[^"]')
+_SAYS: Final = re.compile(
+    rb'"type" ?: ?"response\.(?!created"|in_progress"|queued"|output_item\.added"|content_part\.added")'
+)
 
 
 def _announces(chunk: bytes) -> bool:
@@ -21,10 +23,20 @@ def _announces(chunk: bytes) -> bool:
     return b'"role"' in chunk and _TOKEN.search(chunk) is None
 
 
+def _prepares(chunk: bytes) -> bool:
+    """The same of a response: its first events only repeat what was asked for."""
+    return b'"response.' in chunk and _SAYS.search(chunk) is None
+
+
 class Recipient(Protocol):
     """Who an answer is for. `relay` is the one that reached the client first."""
 
     relay: Relay | None
+
+    @property
+    def call(self) -> Call:
+        """What it has asked."""
+        ...
 
     @property
     def sink(self) -> Sink:
@@ -42,6 +54,7 @@ class Relay:
     """
 
     __slots__ = (
+        "_announces",
         "_head",
         "_held",
         "_last",
@@ -65,6 +78,7 @@ class Relay:
         self._number = number
         self._on_first_byte: Callable[[int], None] | None = on_first_byte if stream else None
         self._stream = stream
+        self._announces = _prepares if recipient.call.route is RESPONSES else _announces
         self._head: tuple[int, str] = (200, "text/event-stream" if stream else "application/json")
         self._held: list[bytes] = []
         self._last = b""
@@ -82,7 +96,7 @@ class Relay:
         if self.committed:
             self._pass_on(chunk)
             self._last = chunk
-        elif not self._stream or (self._on_first_byte is not None and _announces(chunk)):
+        elif not self._stream or (self._on_first_byte is not None and self._announces(chunk)):
             self._held.append(chunk)
         else:
             if self._on_first_byte is not None:
@@ -102,11 +116,10 @@ class Relay:
         self.ended = True
 
     def fail(self, error: SageError) -> None:
-        """Finish a committed stream with an SSE error event, and no `[DONE]`."""
+        """Finish a committed stream with the error event of its dialect, and no `[DONE]`."""
         if not self.ended:
-            if not self._last.endswith(b"\n\n"):  # it broke inside an event: end it, so that ours is one
-                self._sink.data(b"\n\n")
-            self._sink.data(b"data: " + msgspec.json.encode(error.to_openai()) + b"\n\n")
+            call = self._recipient.call
+            self._sink.data(envelope_of(call.route, call.request_id).event(error, self._last))
             self._sink.end()
             self.ended = True
 

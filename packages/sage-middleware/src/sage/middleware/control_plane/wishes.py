@@ -28,7 +28,7 @@ from sage.common.telemetry import (
 )
 from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.types import Slo
-from sage.middleware.engines.port import CHAT, COMPLETIONS, Route
+from sage.middleware.engines.port import GENERATES, Route
 
 __all__ = ["WISHES", "Wishes", "read_wishes", "request_id"]
 
@@ -47,6 +47,8 @@ _WISHES: Final = frozenset(WISHES)
 _CLASSES: Final[Mapping[Route, tuple[RequestClass, ...]]] = {  # the usual one, and the lower one if any
     Route.CHAT: (RequestClass.CHAT, RequestClass.BATCH),
     Route.COMPLETIONS: (RequestClass.COMPLETION, RequestClass.BATCH),
+    Route.MESSAGES: (RequestClass.CHAT, RequestClass.BATCH),
+    Route.RESPONSES: (RequestClass.CHAT, RequestClass.BATCH),
     Route.EMBEDDINGS: (RequestClass.EMBED_INTERACTIVE, RequestClass.EMBED_BULK),
     Route.RERANK: (RequestClass.RERANK,),
     Route.SCORE: (RequestClass.RERANK,),
@@ -120,7 +122,7 @@ def _lowered(route: Route, headers: Mapping[str, str]) -> bool:
 def _slo(route: Route, headers: Mapping[str, str], deadline: float | None) -> Slo | None:
     """An answer of vectors or scores has no first token: its goal is the whole."""
     ttft, tpot = _seconds(headers, HEADER_SLO_TTFT), _seconds(headers, HEADER_SLO_TPOT)
-    if route is CHAT or route is COMPLETIONS:
+    if route in GENERATES:
         asked = Slo(ttft, tpot, deadline)
     elif tpot is not None:
         raise _refused(HEADER_SLO_TPOT, headers[HEADER_SLO_TPOT], f"/v1/{route} has no tokens to wait for")

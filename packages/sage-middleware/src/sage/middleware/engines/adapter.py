@@ -13,12 +13,16 @@ import msgspec
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.middleware.engines.aggregate import Aggregator
+from sage.middleware.engines.dialects.native import NATIVE, NativeStream
 from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import (
+    CHAT,
     DETOKENIZE,
     EMBEDDINGS,
+    MESSAGES,
     RERANK,
+    RESPONSES,
     SCORE,
     TOKENIZE,
     Call,
@@ -35,7 +39,7 @@ _log = logging.getLogger("sage.engines")
 _MAX_ERROR_BYTES = 64 * 1024
 _NO_PATHS: Mapping[Route, str] = {}
 # a server of one of these may lack another, and is none the worse
-_OPTIONAL = frozenset({RERANK, SCORE, TOKENIZE, DETOKENIZE})
+_OPTIONAL = frozenset({MESSAGES, RERANK, RESPONSES, SCORE, TOKENIZE, DETOKENIZE})
 _MISSING = frozenset({404, 405, 501})
 _REFUSALS = frozenset({400, 413, 415, 422})  # the request's own fault; anything else is the engine's
 
@@ -301,8 +305,11 @@ class PassThroughDialect:
         """As the client asked."""
         return call.stream
 
-    def translator(self, call: Call) -> PassThrough:
-        """Hide the usage chunk unless the client asked for it."""
+    def translator(self, call: Call) -> PassThrough | NativeStream:
+        """Hide the usage chunk of a chat unless the client asked for it; other dialects have none."""
+        ends = None if call.route is CHAT else NATIVE.get(call.route)
+        if ends is not None:
+            return NativeStream(ends)
         return PassThrough(hide_usage=not call.include_usage)
 
 

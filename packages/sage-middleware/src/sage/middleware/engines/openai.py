@@ -15,9 +15,10 @@ from sage.platform.service import ServiceSpec
 __all__ = ["KIND", "OpenAIKind"]
 
 # vLLM's own: OpenAI itself refuses `priority` and has no route for tokens
-_OTHERS = frozenset({Capability.PRIORITY, Capability.TOKENIZE})
+_OTHERS = frozenset({Capability.PRIORITY, Capability.TOKENIZE, Capability.TOP_K})
+_DIALECTS = frozenset({Capability.MESSAGES, Capability.RESPONSES})  # of which only the configuration knows
 _TASKS = {
-    "generate": frozenset(Capability) - _OTHERS - {Capability.EMBEDDINGS, Capability.RERANK},
+    "generate": frozenset(Capability) - _OTHERS - _DIALECTS - {Capability.EMBEDDINGS, Capability.RERANK},
     "embed": frozenset({Capability.EMBEDDINGS}),
     "rerank": frozenset({Capability.RERANK}),
 }
@@ -42,7 +43,8 @@ class OpenAIKind:
                 hint=f"Set {config.api_key_env}, or leave api_key_env out for a server without keys.",
             )
         # many servers rerank by one query at a time only, so that requests are not put together for them
-        return describe(config, _TASKS[config.task], coalesces=config.task != "rerank")
+        can = _TASKS[config.task].union(map(Capability, config.speaks))
+        return describe(config, can, coalesces=config.task != "rerank")
 
     def service(self, _config: EngineConfig, _port: int, _cores: tuple[int, ...]) -> ServiceSpec | None:
         """It runs elsewhere."""

@@ -17,9 +17,13 @@ from sage.platform.service import ServiceSpec
 __all__ = [
     "CHAT",
     "COMPLETIONS",
+    "COUNT_TOKENS",
     "DETOKENIZE",
     "EMBEDDINGS",
+    "GENERATES",
+    "MESSAGES",
     "RERANK",
+    "RESPONSES",
     "SCORE",
     "TOKENIZE",
     "Call",
@@ -34,10 +38,15 @@ __all__ = [
 
 
 class Route(StrEnum):
-    """The routes that engines serve: OpenAI's, and those of rerankers; the value is the path below `/v1/`."""
+    """The routes that engines serve: OpenAI's, Anthropic's, those of rerankers. The value is the path below
+    `/v1/`.
+    """
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "messages/count_tokens"
+    RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
     SCORE = "score"
@@ -48,11 +57,16 @@ class Route(StrEnum):
 # A member looked up on its class costs 0.2 us before Python 3.12: what runs for each request takes these.
 CHAT: Final = Route.CHAT
 COMPLETIONS: Final = Route.COMPLETIONS
+MESSAGES: Final = Route.MESSAGES
+COUNT_TOKENS: Final = Route.COUNT_TOKENS
+RESPONSES: Final = Route.RESPONSES
 EMBEDDINGS: Final = Route.EMBEDDINGS
 RERANK: Final = Route.RERANK
 SCORE: Final = Route.SCORE
 TOKENIZE: Final = Route.TOKENIZE
 DETOKENIZE: Final = Route.DETOKENIZE
+
+GENERATES: Final = frozenset((CHAT, COMPLETIONS, MESSAGES, RESPONSES))  # those that write text
 
 
 class Capability(StrEnum):
@@ -60,6 +74,8 @@ class Capability(StrEnum):
 
     CHAT = "chat"
     COMPLETIONS = "completions"
+    MESSAGES = "messages"  # as it is; an engine that only chats is asked by a translation
+    RESPONSES = "responses"  # the same
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"  # scores a query and a document together; vectors that are compared do not count
     TOKENIZE = "tokenize"  # and back
@@ -68,6 +84,7 @@ class Capability(StrEnum):
     TOOL_CHOICE = "tool_choice"
     N = "n"
     LOGPROBS = "logprobs"
+    TOP_K = "top_k"
     PRIORITY = "priority"
 
 

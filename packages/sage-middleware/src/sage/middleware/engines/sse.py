@@ -11,7 +11,7 @@ from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 
-__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "data_of", "usage_of"]
+__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "Tokens", "data_of", "usage_of"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
@@ -72,13 +72,26 @@ def data_of(event: bytes) -> bytes:
     return b"\n".join(lines)
 
 
-class _Tokens(msgspec.Struct):
+class Tokens(msgspec.Struct):
+    """Tokens by either of the two names that they have; by Anthropic's, a cache's are counted beside."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """They, as they are counted here."""
+        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
+        prompt = self.prompt_tokens or (self.input_tokens or 0) + cached
+        return Usage(prompt, self.completion_tokens or self.output_tokens or 0)
 
 
 class _HasUsage(msgspec.Struct):
-    usage: _Tokens | None = None
+    usage: Tokens | None = None
 
 
 _USAGE = msgspec.json.Decoder(_HasUsage)
@@ -93,4 +106,4 @@ def usage_of(body: bytes) -> Usage | None:
         found = _USAGE.decode(body).usage
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UpstreamError("The engine's answer cannot be read.", str(error)) from error
-    return None if found is None else Usage(found.prompt_tokens, found.completion_tokens)
+    return None if found is None else found.usage

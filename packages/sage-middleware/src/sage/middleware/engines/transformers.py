@@ -71,6 +71,9 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "prediction": (None,),
     "web_search_options": (None,),
+    "top_k": (None,),
+    "reasoning_effort": (None,),
+    "parallel_tool_calls": (None, True),
 }
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
+from sage.middleware.engines.sse import Splitter
 from sage.middleware.testing.memory import pair_score
 from sage.middleware.testing.obedience import Said, heed
 
@@ -47,7 +48,8 @@ class Script:
     `gate`, the engine waits for that event after `gate_after` pieces (-1 = before the status line). `cut_at`
     closes the connection after that many bytes of the body; `fragment` sends the body in pieces of that many
     bytes. `error` is the body that goes with a `status` other than 200; a stream holds it as an event, after
-    the words and in place of the end.
+    the words and in place of the end. `raw` is sent as the answer, whatever was asked for: event by event if
+    it is a stream.
     """
 
     words: tuple[str, ...] = ("one ", "two ", "three")
@@ -57,6 +59,7 @@ class Script:
     cut_at: int | None = None
     fragment: int | None = None
     error: bytes | None = None
+    raw: bytes | None = None
     flaw: Flaw = Flaw()
 
 
@@ -177,7 +180,11 @@ class ScriptedEngine:
             error = {"message": f"scripted {status}", "type": "scripted", "param": None, "code": None}
             exchange.respond(status, script.error or msgspec.json.encode({"error": error}))
             return
-        if request.get("stream"):
+        if script.raw is not None:
+            streams = bool(request.get("stream"))
+            parts = Splitter().feed(script.raw) if streams else [script.raw]
+            exchange.begin(200, "text/event-stream" if streams else "application/json")
+        elif request.get("stream"):
             said = heed(request, script.words)
             parts = _stream(exchange.request.path, request, self.model, said)
             if script.error is not None:
