@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "BatchesConfig",
     "ControlPlaneConfig",
     "EngineConfig",
     "GatewayConfig",
@@ -66,10 +67,22 @@ class GatewayConfig(_Section):
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_embedding_body_bytes: PositiveInt = 16 * 1024 * 1024
+    max_file_bytes: PositiveInt = 512 * 1024 * 1024
     max_inputs: PositiveInt = 2048
     max_connections: PositiveInt = 8192
     max_connections_per_address: PositiveInt = 256
     drain_s: NonNegativeFloat = 30.0
+
+
+class BatchesConfig(_Section):
+    """Files and batches: what one key may have, and how fast its batches run."""
+
+    max_files: PositiveInt = Field(1000, description="of one key")
+    max_stored_bytes: PositiveInt = Field(8 * 1024**3, description="of one key, all of its files together")
+    files_expire_s: PositiveInt | None = Field(None, description="files are deleted after it; empty = kept")
+    max_lines: PositiveInt = Field(50_000, description="of one batch")
+    max_open: PositiveInt = Field(20, description="batches of one key that have not ended")
+    in_flight: PositiveInt = Field(32, description="lines of one batch that run at once")
 
 
 class SloConfig(_Section):
@@ -173,4 +186,5 @@ class SageConfig(_Section):
     ports: PortsConfig = PortsConfig()
     gateway: GatewayConfig = GatewayConfig()
     control_plane: ControlPlaneConfig = ControlPlaneConfig()
+    batches: BatchesConfig = BatchesConfig()
     engines: tuple[EngineConfig, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Response
@@ -26,7 +26,7 @@ from sage.gateway.access import Access
 from sage.gateway.app import Handlers, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.control_plane.metrics import collect
+from sage.middleware.control_plane.metrics import Sample, collect
 from sage.middleware.control_plane.policy import available_policies, policy_summaries
 from sage.platform.nodes import inventory
 
@@ -50,11 +50,14 @@ def admin_app(
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
     access: Access,
+    others: Callable[[], Iterable[Sample]],
 ) -> FastAPI:
-    """The application behind the admin listener. `origin` says where each configured value came from."""
+    """The application behind the admin listener. `origin` says where each configured value came from;
+    `others` are metrics that are counted elsewhere in this process.
+    """
     handlers = {
         **_state(control_plane, engines_of, uptime),
-        **_metrics(control_plane, engines_of, uptime, access),
+        **_metrics(control_plane, engines_of, uptime, others),
         **_policy(control_plane),
         **_decisions(control_plane),
         **_machine(config, origin),
@@ -89,7 +92,7 @@ def _metrics(
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
-    access: Access,
+    others: Callable[[], Iterable[Sample]],
 ) -> Handlers:
     async def metrics() -> MetricList:
         return collect(
@@ -98,7 +101,7 @@ def _metrics(
             control_plane.queues(),
             policy=control_plane.policy,
             uptime=uptime(),
-            others=access.accounts.samples(),
+            others=others(),
         )
 
     async def metrics_text() -> Response:

@@ -24,7 +24,7 @@ from sage.gateway.keys import Principal
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 
-__all__ = ["Handlers", "data_app", "make_app"]
+__all__ = ["Handlers", "data_app", "make_app", "principal_of"]
 
 log = logging.getLogger("sage.gateway")
 
@@ -53,23 +53,28 @@ def _needs(scope: str) -> Callable[[Request], Awaitable[None]]:
     """What refuses a key without this scope; who asks was found out by the protocol."""
 
     async def check(request: Request) -> None:
-        _principal(request).check_scope(scope)
+        principal_of(request).check_scope(scope)
 
     return check
 
 
-def _principal(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
+    """Who asks, as the protocol found out."""
     found = request.state.principal
     assert isinstance(found, Principal)
     return found
 
 
 def data_app(
-    models: Callable[[], Iterable[dict[str, Any]]], known: Callable[[], Iterable[str]] = tuple
+    models: Callable[[], Iterable[dict[str, Any]]],
+    known: Callable[[], Iterable[str]] = tuple,
+    *,
+    others: Handlers,
 ) -> FastAPI:
     """What the data plane serves beside the hot routes.
 
-    `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet.
+    `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet;
+    `others` serve the entries of files and batches.
     """
 
     async def index() -> dict[str, Any]:
@@ -80,11 +85,11 @@ def data_app(
         }
 
     async def list_models(request: Request) -> dict[str, Any]:
-        may_use = _principal(request).may_use
+        may_use = principal_of(request).may_use
         return {"object": "list", "data": [entry for entry in models() if may_use(entry["id"])]}
 
     async def get_model(model: str, request: Request) -> dict[str, Any]:
-        principal = _principal(request)
+        principal = principal_of(request)
         principal.check_model(model)
         ready = {entry["id"]: entry for entry in models()}
         if model in ready:
@@ -98,7 +103,8 @@ def data_app(
             f"There is no model {model!r}; there are: {', '.join(every) or 'none'}.", param="model"
         )
 
-    return make_app("SAGE", "data", {"index": index, "list_models": list_models, "get_model": get_model})
+    own: Handlers = {"index": index, "list_models": list_models, "get_model": get_model}
+    return make_app("SAGE", "data", {**own, **others})
 
 
 def _line(entry: Entry) -> str:

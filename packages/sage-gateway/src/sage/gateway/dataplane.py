@@ -11,7 +11,7 @@ from sage.common.api import Decision
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID
 from sage.gateway.accounts import Accounts, Visit, lowered
-from sage.gateway.reply import Reply
+from sage.gateway.reply import Answer
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.middleware.control_plane.classify import ParseLimits, parse
@@ -63,7 +63,7 @@ class DataPlane:
         self._prefixes = prefixes
         self._accounts = accounts
 
-    async def __call__(self, request: HotRequest, reply: Reply) -> None:
+    async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
         route = request.admission.route
         assert route is not None
@@ -89,7 +89,7 @@ class DataPlane:
         finally:
             visit.close(reply.chunks)
 
-    async def _serve(self, request: HotRequest, route: Route, reply: Reply, visit: Visit) -> None:
+    async def _serve(self, request: HotRequest, route: Route, reply: Answer, visit: Visit) -> None:
         """Parse, charge, submit. Raises the SageError that answers it."""
         principal = request.admission.principal
         if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):

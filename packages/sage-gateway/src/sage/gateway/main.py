@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -29,6 +30,9 @@ from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
+from sage.gateway.batch.api import batch_handlers, file_handlers
+from sage.gateway.batch.caller import LineCaller
+from sage.gateway.batch.service import Batches, Stores
 from sage.gateway.connections import Connections
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Edge
@@ -96,6 +100,7 @@ class Gateway:
         sockets: Sockets,
         control_plane: ControlPlane,
         access: Access,
+        stores: Stores,
     ) -> None:
         config = loaded.config
         self._config = config
@@ -110,10 +115,10 @@ class Gateway:
         self._access = access
         self._pool = EnginePool(config, paths.logs, self._control_plane)
         self._health = Health(sockets.health)
-        self._data = self._data_listener()
+        self._data = self._data_listener(stores)
         self._admin = self._admin_listener(loaded)
 
-    def _data_listener(self) -> Listener:
+    def _data_listener(self, stores: Stores) -> Listener:
         gateway = self._config.gateway
         bodies = {
             Route.CHAT: gateway.max_body_bytes,
@@ -133,14 +138,23 @@ class Gateway:
             lambda: core.policy.traits.prefixes,
             self._access.accounts,
         )
-        edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
+        caller = LineCaller(handler, self._access.ring, bodies, self._control_plane.decision)
+        self._batches = Batches(stores, caller, self._access.accounts, self._clock, self._config, bodies)
+        edge = Edge(
+            self._access.ring,
+            hosts=gateway.allowed_hosts,
+            bodies=bodies,
+            max_file=gateway.max_file_bytes,
+        )
         settings = Settings(
             edge,
             handler,
             connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
             standing=self._access.standing,
         )
-        return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
+        others = {**file_handlers(stores.files), **batch_handlers(self._batches)}
+        app = data_app(self._models, self._known_models, others=others)
+        return Listener(app, settings, on_beat=self._beat)
 
     def _admin_listener(self, loaded: Loaded) -> Listener:
         edge = Edge(
@@ -153,6 +167,7 @@ class Gateway:
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
             self._access,
+            lambda: itertools.chain(self._access.accounts.samples(), self._batches.samples()),
         )
         return Listener(app, Settings(edge))
 
@@ -193,6 +208,7 @@ class Gateway:
         engines = asyncio.create_task(self._pool.start())
         keeper = asyncio.create_task(self._access.keep())
         try:
+            await self._batches.start()
             self._announce()
             await self._wait(engines, servers)
         finally:
@@ -230,7 +246,9 @@ class Gateway:
         self._stopping = True
         self._beat()
         self._data.begin_drain(self._config.gateway.drain_s)
+        self._batches.begin_drain(self._config.gateway.drain_s)
         await asyncio.gather(servers[0], return_exceptions=True)
+        await self._batches.close()
         engines.cancel()
         await asyncio.gather(engines, return_exceptions=True)
         await self._control_plane.close(0.0)
@@ -313,7 +331,8 @@ async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets:
     database = Database(paths.gateway_database)
     try:
         access = await Access.open(database, state, paths, clock, known=known)
-        await Gateway(loaded, paths, state, sockets, control_plane, access).run()
+        async with await Stores.open(paths, config, clock) as stores:
+            await Gateway(loaded, paths, state, sockets, control_plane, access, stores).run()
     finally:
         await database.close()
 

@@ -11,8 +11,9 @@ import msgspec
 
 from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
+from sage.middleware.engines.port import Sink
 
-__all__ = ["Flow", "Reply", "error_body", "error_headers"]
+__all__ = ["Answer", "ExtraHeaders", "Flow", "Reply", "error_body", "error_headers"]
 
 _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -31,6 +32,28 @@ class Flow(Protocol):
 
     async def drain(self) -> None:
         """Wait until it is below its low-water mark."""
+        ...
+
+
+class Answer(Sink, Protocol):
+    """What a request is answered into: over a connection, or for a line of a batch."""
+
+    chunks: int  # of a stream, passed on
+
+    def configure(self, *, stream: bool) -> None:
+        """Say what kind of answer this will be, before `head`."""
+        ...
+
+    def explain(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for more headers when the head is made."""
+        ...
+
+    def always(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for headers of every head, that of an error too."""
+        ...
+
+    def fail(self, error: SageError) -> None:
+        """Answer with an error."""
         ...
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,7 +14,9 @@ from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Reply
 
-__all__ = ["Handler", "HotRequest", "Pending", "Settings"]
+__all__ = ["Handler", "HotRequest", "Pending", "Settings", "too_much"]
+
+MAX_PIPELINED: Final = 32
 
 
 class HotRequest(msgspec.Struct):
@@ -57,3 +59,9 @@ class Pending(msgspec.Struct):
     parts: list[bytes] = []
     size: int = 0
     refusal: SageError | None = None
+
+
+def too_much(line: Collection[Pending]) -> bool:
+    """Whether more waits on one connection than it may."""
+    most = max((item.admission.max_body for item in line if item.admission), default=0)
+    return len(line) > MAX_PIPELINED or sum(item.size for item in line) > most
