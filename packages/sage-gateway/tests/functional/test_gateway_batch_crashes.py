@@ -38,7 +38,7 @@ async def check(stack: BatchStack, ident: str, lines: int) -> None:
     await stack.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_a_kill_at_any_point_loses_no_line_and_doubles_none(spawner: Any, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
     async with ScriptedEngine(model="talker") as engine:
@@ -50,7 +50,6 @@ async def test_a_kill_at_any_point_loses_no_line_and_doubles_none(spawner: Any, 
             # Anywhere from before the first line to the writing of the files.
             served = engine.served + chance.choice((0, 0, 1, 7, 15, 30))
             await engine.until(lambda served=served: engine.served >= min(served, LINES - 6))
-            await asyncio.to_thread(lambda: None)
             await stack.gateway.stop(signal.SIGKILL)
             await stack.close()
             stack = await begun(spawner, engine)

@@ -23,7 +23,7 @@ from sage.common.ids import new_id
 from sage.common.telemetry import HEADER_CLASS, RequestClass
 from sage.gateway.batch.batchstore import Result
 from sage.gateway.batch.lines import Line
-from sage.gateway.edge import Admission
+from sage.gateway.edge import Admission, too_large
 from sage.gateway.keys import KeyRing
 from sage.gateway.limits import LimitError
 from sage.gateway.reply import Answer, ExtraHeaders, error_body
@@ -140,6 +140,8 @@ class LineCaller:
         if line.stream:
             error: SageError = BadRequestError("The lines of a batch cannot stream.", param="stream")
             return _refused(line, new_id("req"), error)
+        if len(line.body) > self._bodies[route]:
+            return _refused(line, new_id("req"), too_large(self._bodies[route]))
         faults = crashes = 0
         pause = FIRST_PAUSE_S
         while True:
