@@ -85,6 +85,8 @@ def metrics(books: Books) -> MetricList:
     others = [
         (telemetry.KEY_RUNNING, 1.0, {"key": "k"}),
         (telemetry.KEY_REFUSED, 2.0, {"key": "k", "limit": "rpm"}),
+        (telemetry.BATCHES, 1.0, {"status": "completed"}),
+        (telemetry.BATCH_LINES, 3.0, {"outcome": "failed"}),
     ]
     return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 
