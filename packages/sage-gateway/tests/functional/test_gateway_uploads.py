@@ -19,7 +19,7 @@ from sage.common.paths import SagePaths
 from sage.gateway.batch.api import file_handlers
 from sage.gateway.batch.service import Stores
 from sage.gateway.edge import Deadlines
-from sage.platform.state import FileSystem
+from sage.platform.testing.faults import Call, FaultFileSystem, Faults, Kind
 
 HEAD = (
     b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -177,42 +177,20 @@ async def test_a_key_has_few_uploads_at_once(make_front: Any, stores: Stores) ->
     assert (await front.ask(request)).status == 200
 
 
-class Full(FileSystem):
-    """A disk that fails at one of the steps."""
-
-    def __init__(self, step: str) -> None:
-        self.step = step
-
-    def write(self, fd: int, data: bytes) -> None:
-        if self.step == "write":
-            raise OSError(28, "No space left on device")
-        super().write(fd, data)
-
-    def sync(self, fd: int) -> None:
-        if self.step == "sync":
-            raise OSError(5, "Input/output error")
-        super().sync(fd)
-
-    def rename(self, source: Path, target: Path) -> None:
-        if self.step == "rename":
-            raise OSError(5, "Input/output error")
-        super().rename(source, target)
-
-    def sync_folder(self, path: Path) -> None:
-        if self.step == "folder":
-            raise OSError(5, "Input/output error")
-        super().sync_folder(path)
-
-
-@pytest.mark.parametrize("step", ["write", "sync", "rename", "folder"])
-async def test_a_disk_that_fails_acknowledges_nothing(make_front: Any, stores: Stores, step: str) -> None:
-    stores.files.folder.fs = Full(step)
+@pytest.mark.parametrize("call", ["write", "sync", "rename", "sync_folder"])
+@pytest.mark.parametrize("kind", ["full", "io"])
+async def test_a_disk_that_fails_acknowledges_nothing(
+    make_front: Any, stores: Stores, call: Call, kind: Kind
+) -> None:
+    faults = Faults()
+    stores.files.folder.fs = FaultFileSystem(faults)
+    faults.arm(call, 1, kind)
     front = await make_front(file_handlers(stores.files))
     request = front.request("POST", "/v1/files", HEAD + b"x" * 900_000 + TAIL, **MEDIA)
     answer = await front.ask(request)
     assert (answer.status, str(stores.files.folder.path) in answer.body.decode()) == (500, False)
     assert names(stores) == []
-    stores.files.folder.fs = FileSystem()
+    assert faults.fired == 1
     assert (await front.ask(request)).status == 200
 
 
