@@ -83,7 +83,7 @@ def test_names_of_parts(disposition: str, part: Part) -> None:
     ("body", "words"),
     [
         (b"preamble\r\n--b\r\n", "does not begin"),
-        (b"--bx", "neither a new line"),
+        (b"--bxy", "neither a new line"),
         (b"--b\r\nContent-Type: text/plain\r\n\r\n", "no Content-Disposition"),
         (b"--b\r\nContent-Disposition: attachment; name=a\r\n\r\n", "no name"),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\n", "no name"),
