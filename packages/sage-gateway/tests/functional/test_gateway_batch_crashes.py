@@ -38,6 +38,10 @@ async def check(stack: BatchStack, ident: str, lines: int) -> None:
     await stack.close()
 
 
+async def served(engine: ScriptedEngine, lines: int) -> None:
+    await engine.until(lambda: engine.served >= lines)
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_kill_at_any_point_loses_no_line_and_doubles_none(spawner: Any, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
@@ -48,8 +52,8 @@ async def test_a_kill_at_any_point_loses_no_line_and_doubles_none(spawner: Any, 
         ident = await stack.client().batch(content)  # acknowledged: it may not be lost
         for _ in range(3):
             # Anywhere from before the first line to the writing of the files.
-            served = engine.served + chance.choice((0, 0, 1, 7, 15, 30))
-            await engine.until(lambda served=served: engine.served >= min(served, LINES - 6))
+            aim = engine.served + chance.choice((0, 0, 1, 7, 15, 30))
+            await served(engine, min(aim, LINES - 6))
             await stack.gateway.stop(signal.SIGKILL)
             await stack.close()
             stack = await begun(spawner, engine)

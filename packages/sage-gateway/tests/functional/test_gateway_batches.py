@@ -254,7 +254,7 @@ async def test_a_key_finds_its_own_only(stack: BatchStack) -> None:
 
 async def test_scopes_open_files_and_batches_apart(stack: BatchStack) -> None:
     files, batches = await stack.key("f", scopes=["files"]), await stack.key("b", scopes=["batches", "files"])
-    await files.put(b"{}")
+    await files.store(b"{}")
     with pytest.raises(openai.PermissionDeniedError, match="batches"):
         await files.batches.list()
     with pytest.raises(openai.PermissionDeniedError, match="chat"):

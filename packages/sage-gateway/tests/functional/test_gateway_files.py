@@ -50,7 +50,7 @@ async def test_a_file_is_what_was_sent_until_it_is_deleted(stack: BatchStack) ->
 
 async def test_files_are_listed_by_purpose_order_and_page(stack: BatchStack) -> None:
     client = await stack.key("many")
-    made = [await client.put(b"{}", f"{n}.jsonl") for n in range(3)]
+    made = [await client.store(b"{}", f"{n}.jsonl") for n in range(3)]
     other = (await client.files.create(file=("e", b"{}"), purpose="evals")).id
     assert [one.id for one in (await client.files.list()).data] == [other, *reversed(made)]
     page = await client.files.list(purpose="batch", order="asc", limit=2)
@@ -60,13 +60,13 @@ async def test_files_are_listed_by_purpose_order_and_page(stack: BatchStack) -> 
 
 async def test_a_quota_is_told_and_a_file_in_use_stays(stack: BatchStack) -> None:
     client = await stack.key("full")
-    first = await client.put(b"x" * 50_000)
+    first = await client.store(b"x" * 50_000)
     with pytest.raises(openai.APIStatusError, match="10000 bytes more") as refused:
-        await client.put(b"x" * 10_001)
+        await client.store(b"x" * 10_001)
     assert refused.value.status_code == 413
-    await client.put(b"x" * 10_000)
+    await client.store(b"x" * 10_000)
     with pytest.raises(openai.RateLimitError, match="60000 bytes") as spent:
-        await client.put(b"x")
+        await client.store(b"x")
     assert spent.value.code == "insufficient_quota"
     await client.files.delete(first)
     gate = asyncio.Event()
@@ -80,9 +80,9 @@ async def test_a_quota_is_told_and_a_file_in_use_stays(stack: BatchStack) -> Non
     await client.files.delete(input_file)
     for _ in range(38):
         with contextlib.suppress(openai.RateLimitError):
-            await client.put(b"x")
+            await client.store(b"x")
     with pytest.raises(openai.RateLimitError, match="40 files"):
-        await client.put(b"x")
+        await client.store(b"x")
 
 
 async def test_an_expiry_may_be_asked_for(stack: BatchStack) -> None:
@@ -128,4 +128,4 @@ async def test_a_purpose_that_is_none(stack: BatchStack) -> None:
             await client.files.create(file=("a", b"{}"), purpose=wrong)
         assert refused.value.param == "purpose"
     with pytest.raises(openai.BadRequestError, match="empty"):
-        await client.put(b"")
+        await client.store(b"")

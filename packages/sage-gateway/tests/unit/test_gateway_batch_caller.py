@@ -64,7 +64,7 @@ class Desk:
 
     def decision(self, ident: str) -> Decision:
         usual = dict.fromkeys(("request_class", "tenant", "model", "route", "policy", "reason"), "")
-        return Decision(request_id=ident, at=0, engine=None, outcome="failed", crashes=self.crashes, **usual)  # type: ignore[arg-type]
+        return Decision(request_id=ident, at=0, engine=None, outcome="failed", crashes=self.crashes, **usual)
 
     async def ask(self, line: Line = LINE, route: Route = Route.CHAT) -> Result | None:
         caller = LineCaller(self, self.ring, dict.fromkeys(Route, 100), self.decision)

@@ -63,7 +63,8 @@ class Files:
             async with self.folder.draft() as draft:
                 form = _Form(draft, min(room, self._max_bytes), self._max_bytes)
                 await form.read(Multipart(boundary), body)
-                record = self._record(owner, form)
+                purpose, name = form.purpose(), form.filename()
+                record = self._record(owner, draft, name, purpose, form.expires() or self._expire_s)
                 await publish([draft], lambda: self._store.add(record))
         finally:
             self._uploads[owner] -= 1
@@ -72,32 +73,20 @@ class Files:
         log.info("file %s of key %s: %d bytes for %s", record.id, owner, record.bytes, record.purpose)
         return record
 
-    def _record(self, owner: str, form: _Form) -> FileRecord:
-        purpose, draft = form.purpose(), form.draft
-        created = int(self._clock.wall())
-        lives = form.expires() or self._expire_s
-        return FileRecord(
-            id=draft.id,
-            owner=owner,
-            filename=form.filename(),
-            purpose=purpose,
-            bytes=draft.size,
-            created=created,
-            expires=None if lives is None else created + lives,
-        )
-
     def output(self, owner: str, draft: Draft, filename: str) -> FileRecord:
         """What is to be known of a file that a batch wrote."""
+        return self._record(owner, draft, filename, "batch_output", self._expire_s)
+
+    def _record(self, owner: str, draft: Draft, filename: str, purpose: str, lives: int | None) -> FileRecord:
         created = int(self._clock.wall())
-        expires = None if self._expire_s is None else created + self._expire_s
         return FileRecord(
             id=draft.id,
             owner=owner,
             filename=filename,
-            purpose="batch_output",
+            purpose=purpose,
             bytes=draft.size,
             created=created,
-            expires=expires,
+            expires=None if lives is None else created + lives,
         )
 
     async def listed(self, owner: str, asked: Page, purpose: str | None) -> tuple[list[FileRecord], bool]:

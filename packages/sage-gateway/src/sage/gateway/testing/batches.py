@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import openai
@@ -12,7 +12,7 @@ from sage.middleware.testing.engines import ScriptedEngine
 
 __all__ = ["CHAT", "BatchClient", "BatchStack", "jsonl", "line"]
 
-CHAT = "/v1/chat/completions"
+CHAT: Final = "/v1/chat/completions"
 
 
 def line(ident: str, content: str = "hi", **changes: Any) -> dict[str, Any]:
@@ -29,14 +29,14 @@ def jsonl(*lines: dict[str, Any]) -> bytes:
 class BatchClient(openai.AsyncOpenAI):
     """It, with what tests do again and again."""
 
-    async def put(self, content: bytes, name: str = "in.jsonl") -> str:
+    async def store(self, content: bytes, name: str = "in.jsonl") -> str:
         """Upload a file for a batch; its id."""
         return (await self.files.create(file=(name, content), purpose="batch")).id
 
     async def batch(self, content: bytes, endpoint: Any = CHAT, **more: Any) -> str:
         """Upload and start; the id of the batch."""
         made = await self.batches.create(
-            input_file_id=await self.put(content),
+            input_file_id=await self.store(content),
             endpoint=endpoint,
             **{"completion_window": "24h", **more},
         )
