@@ -50,7 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reply(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        asked = json.loads(body) if body else None
+        plain = self.headers["Content-Type"] == "application/json"
+        asked = json.loads(body) if body and plain else body or None
         self.server.asked.append((self.command, self.path, self.headers["Authorization"], asked))
         missing = json.dumps({"error": {"message": f"There is no {self.path}."}}).encode()
         status, raw = self.server.answers.get((self.command, self.path), (404, missing))

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from sage.common.api import RunInfo
 from sage.common.errors import OverloadedError
-from sage.gateway.app import data_app
+from sage.gateway.app import Handlers, data_app
 from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
@@ -28,7 +28,7 @@ from sage.gateway.requests import HotRequest, Settings
 from sage.gateway.responseroutes import response_handlers
 from sage.gateway.responsestore import ResponseStore
 from sage.gateway.serve import Listener, bind
-from sage.gateway.testing import ring_of
+from sage.gateway.testing import idle_handlers, ring_of
 from sage.middleware.engines.port import Route
 
 BODY_LIMIT = 64 * 1024
@@ -226,20 +226,22 @@ def keys() -> Keys:
 
 @pytest.fixture
 async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
-    """Makes front doors; keyword arguments are those of `Settings`."""
+    """Makes front doors; keyword arguments are those of `Settings`, and `files`, which serve files."""
     fronts: list[Front] = []
     stored = response_handlers(cast(ResponseStore, None))  # of which nothing is asked
 
-    async def make(**settings: Any) -> Front:
+    async def make(files: Handlers | None = None, **settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
         handler = Steered()
         ring = ring_of(keys.default, admin_token=keys.admin)
-        edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=dict.fromkeys(Route, BODY_LIMIT))
+        bodies = dict.fromkeys(Route, BODY_LIMIT)
+        edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=bodies, max_file=16 * BODY_LIMIT)
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
-        app = data_app(lambda: [tiny], stored, lambda: ["org/tiny", "org/coming"])
+        others = idle_handlers() | stored | (files or {})
+        app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"], others=others)
         listener = Listener(app, Settings(edge, handler, **settings))
-        port = sock.getsockname()[1]
-        front = Front(keys, ring, handler, listener, port, asyncio.create_task(listener.serve([sock])))
+        port, task = sock.getsockname()[1], asyncio.create_task(listener.serve([sock]))
+        front = Front(keys, ring, handler, listener, port, task)
         await listener.ready.wait()
         fronts.append(front)
         return front
@@ -279,17 +281,25 @@ class Process:
         read = (self.state / name for name in ("default.key", "admin.token"))
         return Keys(*(file.read_text().strip() for file in read))
 
-    async def http(self, method: str, url: str, *, key: str = "", body: Any = None, **headers: str) -> Answer:
-        """One request on a connection of its own."""
+    async def http(
+        self,
+        method: str,
+        url: str,
+        *,
+        key: str = "",
+        body: Any = None,
+        media: str = "application/json",
+        **headers: str,
+    ) -> Answer:
+        """One request on a connection of its own; bytes go as they are."""
         parts = urlsplit(url)
         assert parts.hostname is not None
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        wire = Wire(reader, writer)
-        raw = b"" if body is None else msgspec.json.encode(body)
+        wire = Wire(*await asyncio.open_connection(parts.hostname, parts.port))
+        raw = b"" if body is None else body if isinstance(body, bytes) else msgspec.json.encode(body)
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         lines = [f"{method} {target} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
         lines += [f"authorization: Bearer {key}"] if key else []
-        lines += ["content-type: application/json", f"content-length: {len(raw)}"] if body is not None else []
+        lines += [f"content-type: {media}", f"content-length: {len(raw)}"] if body is not None else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         try:
             await wire.send("\r\n".join([*lines, "", ""]).encode() + raw)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import OverloadedError, UnavailableError
-from sage.gateway.connections import Connections
+from sage.gateway.connections import Connections, Stall
 
 
 def test_the_last_of_all_that_are_let_in_is_named() -> None:
@@ -39,3 +39,9 @@ def test_whoever_was_counted_in_and_has_gone_leaves_nothing(
     assert door.enter("a") is None
     door.leave("a")
     assert not door._open
+
+
+def test_a_stall_is_counted_while_nothing_moves() -> None:
+    stall = Stall()
+    steps = [(1.0, 0), (2.0, 10), (4.0, 10), (5.0, 10), (6.0, 9), (9.0, 9), (10.0, 0), (11.0, 9)]
+    assert [stall.seconds(now, unsent) for now, unsent in steps] == [0, 0, 2, 3, 0, 3, 0, 0]

@@ -9,8 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.common.errors import BadRequestError, ForbiddenError, SageError, UnauthorizedError
-from sage.gateway.edge import Edge, fold_headers, hostname, request_id_of
+from sage.common.errors import (
+    BadRequestError,
+    ForbiddenError,
+    RequestTooLargeError,
+    SageError,
+    UnauthorizedError,
+)
+from sage.gateway.edge import (
+    COLD_BODY_BYTES,
+    FORM_BYTES,
+    Deadlines,
+    Edge,
+    HeadLimits,
+    fold_headers,
+    hostname,
+    request_id_of,
+)
 from sage.gateway.keys import new_admin_token, new_default_key, presented
 from sage.gateway.testing import key_record, ring_of
 from sage.middleware.engines.port import Route
@@ -30,6 +45,37 @@ def head(**changes: bytes | None) -> dict[bytes, bytes]:
     }
     usual |= {name.replace("_", "-"): value for name, value in changes.items()}
     return {name.encode(): value for name, value in usual.items() if value is not None}
+
+
+def test_only_an_upload_may_be_large() -> None:
+    edge = Edge(RING, hosts=("127.0.0.1",), bodies=dict.fromkeys(Route, 1000), max_file=10**6)
+    upload = edge.admit(b"POST", b"/v1/files?x=1", head(content_length=b"1000000"))
+    assert (upload.upload, upload.max_body, upload.route) == (True, 10**6 + FORM_BYTES, None)
+    for method, target in ((b"GET", b"/v1/files"), (b"POST", b"/v1/files/"), (b"POST", b"/v1/batches")):
+        other = edge.admit(method, target, head())
+        assert (other.upload, other.max_body) == (False, COLD_BODY_BYTES)
+    with pytest.raises(RequestTooLargeError):
+        edge.admit(b"POST", b"/v1/files", head(content_length=str(10**6 + FORM_BYTES + 1).encode()))
+    assert not ADMIN.admit(b"POST", b"/v1/files", head(authorization=b"Bearer " + TOKEN.encode())).upload
+
+
+@pytest.mark.parametrize(
+    ("header", "total", "count", "words"),
+    [(8192, 32768, 100, None), (8193, 1, 1, "8192"), (1, 32769, 1, "32768"), (1, 1, 101, "more than 100")],
+)
+def test_headers_are_bounded(header: int, total: int, count: int, words: str | None) -> None:
+    refusal = HeadLimits().refusal(header, total, count)
+    assert (refusal is None) == (words is None)
+    assert words is None or words in str(refusal)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e4), st.integers(0, 2**30))
+def test_a_body_has_until_its_idle_time_or_its_whole_time_ends(began: float, later: float, size: int) -> None:
+    times, now = Deadlines(), began + later
+    due = times.of_body(now, began, size)
+    assert due <= now + times.body_idle
+    assert due <= began + times.body_total + size / times.body_rate
+    assert due in (now + times.body_idle, began + times.body_total + size / times.body_rate)
 
 
 def test_a_good_head_passes() -> None:

@@ -10,12 +10,14 @@ from sage.common.api import SCOPES as ALL_SCOPES
 from sage.gateway.app import data_app
 from sage.gateway.responseroutes import response_handlers
 from sage.gateway.responsestore import ResponseStore
-from sage.gateway.routes import HOT, ROUTES, SCOPES, on_listener
+from sage.gateway.routes import HOT, ROUTES, SCOPES, UPLOADS, on_listener
+from sage.gateway.testing import idle_handlers
 from sage.middleware.engines.port import Route
 
 
 def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
-    app = data_app(list, response_handlers(cast(ResponseStore, None)))
+    others = {**idle_handlers(), **response_handlers(cast(ResponseStore, None))}
+    app = data_app(list, others=others)
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     served = {(method, route.path) for route in routes for method in route.methods or ()}
     assert served == {(entry.method, entry.path) for entry in on_listener("data")}
@@ -39,3 +41,7 @@ def test_no_entry_is_there_twice() -> None:
     assert len(keys) == len(set(keys))
     names = [(entry.listener, entry.name) for entry in ROUTES]
     assert len(names) == len(set(names))
+
+
+def test_only_a_file_is_taken_in_as_it_comes() -> None:
+    assert {(b"POST", b"/v1/files")} == UPLOADS

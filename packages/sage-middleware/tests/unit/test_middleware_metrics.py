@@ -89,6 +89,8 @@ def metrics(books: Books) -> MetricList:
         (telemetry.STREAMS, 1.0, {}),
         (telemetry.LIMIT_HITS, 4.0, {"limit": "json_depth"}),
         (telemetry.LOOP_LAG, books.overhead, {}),
+        (telemetry.BATCHES, 1.0, {"status": "completed"}),
+        (telemetry.BATCH_LINES, 3.0, {"outcome": "failed"}),
     ]
     return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 

@@ -246,7 +246,9 @@ class DecisionList(_Wire):
 
 # ---- keys and usage ----------------------------------------------------------------------------------------
 
-Scope = Literal["chat", "completions", "embeddings", "rerank", "tokens", "models", "admin"]
+Scope = Literal[
+    "chat", "completions", "embeddings", "rerank", "tokens", "models", "files", "batches", "admin"
+]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 DATA_SCOPES: Final[frozenset[Scope]] = frozenset(SCOPES) - {"admin"}
 KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "BatchesConfig",
     "ControlPlaneConfig",
     "EngineConfig",
     "GatewayConfig",
@@ -67,6 +68,7 @@ class GatewayConfig(_Section):
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_embedding_body_bytes: PositiveInt = 16 * 1024 * 1024
+    max_file_bytes: PositiveInt = 512 * 1024 * 1024
     max_inputs: PositiveInt = 2048
     max_connections: PositiveInt = 8192
     max_connections_per_address: PositiveInt = 256
@@ -78,6 +80,17 @@ class GatewayConfig(_Section):
     stored_response_age_s: PositiveFloat = Field(
         30 * 24 * 3600.0, description="after which a response is forgotten"
     )
+
+
+class BatchesConfig(_Section):
+    """Files and batches: what one key may have, and how fast its batches run."""
+
+    max_files: PositiveInt = Field(1000, description="of one key")
+    max_stored_bytes: PositiveInt = Field(8 * 1024**3, description="of one key, all of its files together")
+    files_expire_s: PositiveInt | None = Field(None, description="files are deleted after it; empty = kept")
+    max_lines: PositiveInt = Field(50_000, description="of one batch")
+    max_open: PositiveInt = Field(20, description="batches of one key that have not ended")
+    in_flight: PositiveInt = Field(32, description="lines of one batch that run at once")
 
 
 class SloConfig(_Section):
@@ -200,4 +213,5 @@ class SageConfig(_Section):
     gateway: GatewayConfig = GatewayConfig()
     control_plane: ControlPlaneConfig = ControlPlaneConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    batches: BatchesConfig = BatchesConfig()
     engines: tuple[EngineConfig, ...] = ()

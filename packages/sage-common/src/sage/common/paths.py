@@ -58,6 +58,16 @@ class SagePaths:
         return self.state / "gateway.db"
 
     @property
+    def batch_database(self) -> Path:
+        """What is known of files and batches, and the answers of batches under way."""
+        return self.state / "batches.db"
+
+    @property
+    def files(self) -> Path:
+        """The files that were uploaded and the outputs of batches, by id; mode 0600."""
+        return self.state / "files"
+
+    @property
     def logs(self) -> Path:
         """Logs of the serving process and of each engine."""
         return self.state / "logs"

@@ -7,6 +7,8 @@ from enum import StrEnum
 from typing import Final, Literal
 
 __all__ = [
+    "BATCHES",
+    "BATCH_LINES",
     "BATCH_TEXTS",
     "BATCH_TOKENS",
     "CONNECTIONS",
@@ -318,6 +320,14 @@ KEY_RUNNING: Final = Metric(
 )
 KEY_REFUSED: Final = Metric(
     "sage_key_refusals_total", "counter", "requests", "requests over a limit of their key", ("key", "limit")
+)
+BATCHES: Final = Metric("sage_batches", "gauge", "batches", "batches that are stored", ("status",))
+BATCH_LINES: Final = Metric(
+    "sage_batch_lines_total",
+    "counter",
+    "lines",
+    "lines of batches that have their result, by outcome: completed, failed",
+    ("outcome",),
 )
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -210,6 +210,11 @@ class Accounts:
         account.visits.add(visit)
         return visit
 
+    def concurrent(self, key: str) -> int | None:
+        """Requests that a key may have under way at once; None = any number."""
+        account = self._accounts.get(key)
+        return None if account is None or account.limiter is None else account.limiter.concurrent
+
     def headers(self, key: str) -> Sequence[tuple[str, str]]:
         """What is left of the rates of a key, by OpenAI's names; nothing for one that has none."""
         account = self._accounts.get(key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Response
@@ -51,15 +50,16 @@ def admin_app(
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
     access: Access,
-    door: Callable[[], Iterable[Sample]],
+    others: Callable[[], Iterable[Sample]],
 ) -> FastAPI:
     """The application behind the admin listener.
 
-    `origin` says where each configured value came from; `door` gives the samples of the listeners.
+    `origin` says where each configured value came from; `others` are metrics that are counted elsewhere in
+    this process.
     """
     handlers = {
         **_state(control_plane, engines_of, uptime),
-        **_metrics(control_plane, engines_of, uptime, lambda: chain(door(), access.accounts.samples())),
+        **_metrics(control_plane, engines_of, uptime, others),
         **_policy(control_plane),
         **_decisions(control_plane),
         **_machine(config, origin),

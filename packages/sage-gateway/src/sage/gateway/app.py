@@ -60,7 +60,7 @@ def _needs(scope: str) -> Callable[[Request], Awaitable[None]]:
 
 
 def principal_of(request: Request) -> Principal:
-    """Who asks."""
+    """Who asks, as the protocol found out."""
     found = request.state.principal
     assert isinstance(found, Principal)
     return found
@@ -68,13 +68,14 @@ def principal_of(request: Request) -> Principal:
 
 def data_app(
     models: Callable[[], Iterable[dict[str, Any]]],
-    responses: Handlers,
     known: Callable[[], Iterable[str]] = tuple,
+    *,
+    others: Handlers,
 ) -> FastAPI:
     """What the data plane serves beside the hot routes.
 
     `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet;
-    `responses` are the handlers of stored responses.
+    `others` serve the entries of files, batches and stored responses.
     """
 
     async def index() -> dict[str, Any]:
@@ -104,7 +105,7 @@ def data_app(
         )
 
     own: Handlers = {"index": index, "list_models": list_models, "get_model": get_model}
-    return make_app("SAGE", "data", {**own, **responses})
+    return make_app("SAGE", "data", {**own, **others})
 
 
 def _line(entry: Entry) -> str:

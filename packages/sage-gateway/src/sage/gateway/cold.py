@@ -1,4 +1,4 @@
-"""A request that FastAPI serves: uvicorn's own cycle of it, with a body that is already here."""
+"""A request that FastAPI serves: uvicorn's own cycle of it, whose body is here already or comes in parts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,63 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from uvicorn._types import HTTPScope
+import httptools
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from sage.common.errors import BadRequestError, SageError
 from sage.gateway.edge import Admission, trace_of
 from sage.gateway.requests import Pending
 from sage.gateway.watch import AccessLog
 
-__all__ = ["new_cycle"]
+__all__ = ["Cycle", "new_cycle"]
+
+
+class Cycle(RequestResponseCycle):
+    """One request in the application. Of an upload the body is fed: reading pauses while it is not taken."""
+
+    fault: SageError | None = None  # what the application meets where the rest of the body should be
+
+    def feed(self, part: bytes) -> None:
+        """The next bytes of the body; after the answer has begun they are dropped."""
+        if self.response_started:
+            return
+        self.body += part
+        if len(self.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.message_event.set()
+
+    def finish(self) -> None:
+        """The body was complete."""
+        self.more_body = False
+        self.message_event.set()
+
+    def fail(self, error: SageError) -> None:
+        """The rest of the body does not come; the application answers with this error."""
+        self.fault = error
+        self.message_event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """See ASGI. Raises what `fail` was told."""
+        message = await super().receive()
+        if self.fault is not None:
+            raise self.fault
+        return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """See ASGI. An answer before the end of the body is the last of its connection.
+
+        The protocol ends that: if it were closed here, what is still coming would reset it, and the client
+        would lose the answer.
+        """
+        if not self.more_body or message["type"] != "http.response.start":
+            await super().send(message)
+            return
+        headers = [*message.get("headers", ()), (b"connection", b"close")]
+        await super().send(cast(ASGISendEvent, {**message, "headers": headers}))
+        self.keep_alive = True
+        self.flow.resume_reading()
 
 
 class _Told:
@@ -39,11 +88,17 @@ def new_cycle(
     protocol: HttpToolsProtocol,
     item: Pending,
     admission: Admission,
-    url: Any,
     standing: Sequence[tuple[bytes, bytes]],
     log: AccessLog | None,
-) -> RequestResponseCycle:
-    """The cycle of `item`, which came over `protocol` for the parsed `url`; `standing` goes out with it."""
+) -> Cycle:
+    """The cycle of `item`, which came over `protocol`; `standing` goes out with its answer.
+
+    Raises BadRequestError for a URL that is none.
+    """
+    try:
+        url: Any = httptools.parse_url(item.target)
+    except httptools.HttpParserInvalidURLError:
+        raise BadRequestError("The URL is not valid.") from None
     raw_path: bytes = url.path or b"/"
     scope: HTTPScope = {
         "type": "http",
@@ -63,7 +118,7 @@ def new_cycle(
     own = [(b"x-request-id", item.id.encode()), *standing]
     if trace := trace_of(item.headers):
         own.append((b"traceparent", trace))
-    cycle = RequestResponseCycle(
+    cycle = Cycle(
         scope=scope,
         transport=protocol.transport,
         flow=protocol.flow,
@@ -72,11 +127,11 @@ def new_cycle(
         access_log=log is not None,
         default_headers=[*protocol.server_state.default_headers, *own],
         message_event=asyncio.Event(),
-        expect_100_continue=False,
+        expect_100_continue=admission.upload and admission.expect_continue,
         keep_alive=not item.close,
         on_response=protocol.on_response_complete,
     )
-    cycle.body += b"".join(item.parts)
-    cycle.more_body = False
-    cycle.message_event.set()
+    if not admission.upload:
+        cycle.body += b"".join(item.parts)
+        cycle.finish()
     return cycle

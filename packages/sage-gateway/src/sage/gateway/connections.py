@@ -1,4 +1,4 @@
-"""How many connections a listener lets in, of all and from one address."""
+"""How many connections a listener lets in, of all and from one address; and which of them stand still."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from sage.common.errors import OverloadedError, SageError, UnavailableError
 from sage.common.telemetry import Bound
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "Stall"]
 
 
 class Connections:
@@ -42,3 +42,18 @@ class Connections:
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
+
+
+class Stall:
+    """For how long a client has read nothing of what waits for it."""
+
+    def __init__(self) -> None:
+        self._unsent = 0
+        self._since = 0.0
+
+    def seconds(self, now: float, unsent: int) -> float:
+        """So long as of `now`, when `unsent` bytes wait; 0 = none wait, or there is movement."""
+        if not unsent or unsent != self._unsent:
+            self._unsent = unsent
+            self._since = now
+        return now - self._since

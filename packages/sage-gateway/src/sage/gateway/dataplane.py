@@ -15,7 +15,7 @@ from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON,
 from sage.gateway.accounts import Accounts, Visit, lowered
 from sage.gateway.conversations import Conversations, Exchange
 from sage.gateway.keys import Principal
-from sage.gateway.reply import Reply
+from sage.gateway.reply import Answer
 from sage.gateway.requests import HotRequest
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.gateway.watch import Watch
@@ -78,7 +78,7 @@ class DataPlane:
         self._accounts = accounts
         self._watch = watch
 
-    async def __call__(self, request: HotRequest, reply: Reply) -> None:
+    async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
         principal, route = request.admission.principal, request.admission.route
         assert route is not None
@@ -107,7 +107,7 @@ class DataPlane:
             visit.close(reply.chunks)
 
     async def _serve(
-        self, request: HotRequest, reply: Reply, principal: Principal, route: Route, visit: Visit
+        self, request: HotRequest, reply: Answer, principal: Principal, route: Route, visit: Visit
     ) -> None:
         """Parse, charge, submit. Raises the SageError that answers it."""
         if route is EMBEDDINGS and not self._decoder.loaded and holds_token_ids(request.body):

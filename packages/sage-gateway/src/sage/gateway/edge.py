@@ -17,7 +17,7 @@ from sage.common.errors import (
 from sage.common.ids import new_id
 from sage.common.telemetry import Bound
 from sage.gateway.keys import KeyRing, Principal, presented
-from sage.gateway.routes import HOT, SCOPES
+from sage.gateway.routes import HOT, SCOPES, UPLOADS
 from sage.middleware.engines.port import Route
 
 __all__ = [
@@ -60,6 +60,7 @@ DECISIVE: Final = (b"host", b"origin", b"sec-fetch-site", b"content-type", b"con
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 TRACE: Final = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 COLD_BODY_BYTES: Final = 64 * 1024
+FORM_BYTES: Final = 64 * 1024  # of an upload, around its file
 
 
 class MethodError(BadRequestError):
@@ -120,6 +121,12 @@ class HeadLimits:
             )
         return HeadersTooLargeError(f"There are more than {self.count} headers.", bound=Bound.HEADER_COUNT)
 
+    def refusal(self, header: int, total: int, count: int) -> HeadersTooLargeError | None:
+        """What answers a header of so many bytes, the last of `count` with `total` bytes; None: it may be."""
+        if header > self.header or total > self.total or count > self.count:
+            return self.over(header, total)
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
@@ -132,15 +139,20 @@ class Deadlines:
     keep_alive: float = 75.0
     write_stall: float = 30.0
 
+    def of_body(self, now: float, began: float, size: int) -> float:
+        """When the next bytes must be here of a body that began at `began` and has `size` bytes so far."""
+        return min(now + self.body_idle, began + self.body_total + size / self.body_rate)
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A head that may go on. `route` is None for what FastAPI serves."""
+    """A head that may go on. `route` is None for what FastAPI serves; that gets an `upload` in parts."""
 
     principal: Principal
     route: Route | None
     max_body: int
     expect_continue: bool
+    upload: bool = False
 
 
 def trace_of(headers: Mapping[bytes, bytes]) -> bytes:
@@ -183,12 +195,15 @@ class Edge:
         bodies: Mapping[Route, int],
         admin_only: bool = False,
         hot: Mapping[str, Route] | None = None,
+        max_file: int = 0,
     ) -> None:
+        """`max_file`: bytes of the largest file that an upload may bring."""
         self._keys = keys
         self._hosts = frozenset(host.lower().encode() for host in hosts)
         self._hot = {path.encode(): route for path, route in (HOT if hot is None else hot).items()}
         self._bodies = dict(bodies)
         self._admin_only = admin_only
+        self._max_file = max_file
 
     @property
     def version(self) -> int:
@@ -210,9 +225,12 @@ class Edge:
         if route is not None:
             principal.check_scope(SCOPES[route])
             _check_hot(method, path, headers)
-        limit = COLD_BODY_BYTES if route is None else self._bodies[route]
+        upload = route is None and (method, path) in UPLOADS and not self._admin_only
+        limit = self._max_file + FORM_BYTES if upload else COLD_BODY_BYTES
+        if route is not None:
+            limit = self._bodies[route]
         check_length(headers.get(b"content-length"), limit)
-        return Admission(principal, route, limit, _expects_continue(headers.get(b"expect")))
+        return Admission(principal, route, limit, _expects_continue(headers.get(b"expect")), upload)
 
     def _check_host(self, host: bytes | None) -> None:
         if not host:

@@ -190,6 +190,13 @@ class KeyRing:
             hint="`sage up` prints the one of this stack; `sage key create` makes another.",
         )
 
+    def holder(self, ident: str) -> Principal:
+        """Who holds the key with this id now. Raises UnauthorizedError, which says why it opens nothing."""
+        entry = self._entries.get(ident.encode(), self._nobodys)
+        if entry.principal is None:
+            raise UnauthorizedError(f"The API key {ident} {entry.why}.")
+        return entry.principal
+
     def _entry(self, record: KeyRecord, wall: float) -> _Entry:
         previous, due = self._nobody, math.inf
         if record.previous and wall < record.previous_until:

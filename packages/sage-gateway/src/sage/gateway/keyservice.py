@@ -27,6 +27,8 @@ DEFAULT: Final = "default"  # name of the key of the first start
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"sk-sage-[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{20,}")
 _SHOWN: Final = 20
+# All scopes but admin, as earlier versions had them.
+FORMER_SCOPES: Final[tuple[frozenset[str], ...]] = (DATA_SCOPES - {"files", "batches"},)
 
 
 class DefaultKey(msgspec.Struct, frozen=True):
@@ -95,9 +97,13 @@ class KeyService:
             now = self._clock.wall()  # its file was removed, and another one made
             return await self._store.change(record.id, lambda old: msgspec.structs.replace(old, revoked=now))
         digest = self._ring.digest(self._default.key)
-        if record.digest == digest:
+        # What opened everything when it was made opens what came since; what an admin took away stays so.
+        scopes = DATA_SCOPES if record.scopes in FORMER_SCOPES else record.scopes
+        if record.digest == digest and record.scopes == scopes:
             return record
-        return await self._store.change(record.id, lambda old: msgspec.structs.replace(old, digest=digest))
+        return await self._store.change(
+            record.id, lambda old: msgspec.structs.replace(old, digest=digest, scopes=scopes)
+        )
 
     async def _adopt(self, wall: float) -> None:
         key = self._default.key

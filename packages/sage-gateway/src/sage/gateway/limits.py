@@ -154,6 +154,11 @@ class Limiter:
         self._limits = limits
 
     @property
+    def concurrent(self) -> int | None:
+        """Requests that may run at once."""
+        return self._limits.concurrent
+
+    @property
     def most(self) -> int | None:
         """Tokens that no single request may exceed."""
         given = [n for n in (self._limits.tpm, self._limits.day_tokens, self._limits.total_tokens) if n]

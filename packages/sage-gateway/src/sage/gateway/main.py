@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -29,6 +30,9 @@ from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
+from sage.gateway.batch.api import batch_handlers, file_handlers
+from sage.gateway.batch.caller import LineCaller
+from sage.gateway.batch.service import Batches, Stores
 from sage.gateway.connections import Connections
 from sage.gateway.conversations import Conversations
 from sage.gateway.dataplane import DataPlane
@@ -43,6 +47,7 @@ from sage.gateway.telemetry import Telemetry
 from sage.gateway.tokens import TokenDecoder
 from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.engines.port import Route
 from sage.middleware.members import make_core
 from sage.middleware.pool import EnginePool
@@ -104,6 +109,7 @@ class Gateway:
         access: Access,
         telemetry: Telemetry,
         responses: ResponseStore,
+        stores: Stores,
     ) -> None:
         config = loaded.config
         self._config = config
@@ -120,10 +126,10 @@ class Gateway:
         self._responses = responses
         self._pool = EnginePool(config, paths.logs, self._control_plane, kinds=telemetry.kind)
         self._health = Health(sockets.health)
-        self._data = self._data_listener()
+        self._data = self._data_listener(stores)
         self._admin = self._admin_listener(loaded)
 
-    def _data_listener(self) -> Listener:
+    def _data_listener(self, stores: Stores) -> Listener:
         gateway = self._config.gateway
         bodies = {
             Route.CHAT: gateway.max_body_bytes,
@@ -149,7 +155,14 @@ class Gateway:
             watch,
             Conversations(self._responses, gateway.max_body_bytes),
         )
-        edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
+        caller = LineCaller(handler, self._access.ring, bodies, self._control_plane.decision)
+        self._batches = Batches(stores, caller, self._access.accounts, self._clock, self._config, bodies)
+        edge = Edge(
+            self._access.ring,
+            hosts=gateway.allowed_hosts,
+            bodies=bodies,
+            max_file=gateway.max_file_bytes,
+        )
         settings = Settings(
             edge,
             self._telemetry.around(handler, self._clock.now),
@@ -157,7 +170,12 @@ class Gateway:
             connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
             standing=self._access.standing,
         )
-        app = data_app(self._models, response_handlers(self._responses), self._known_models)
+        others = {
+            **file_handlers(stores.files),
+            **batch_handlers(self._batches),
+            **response_handlers(self._responses),
+        }
+        app = data_app(self._models, self._known_models, others=others)
         return Listener(app, settings, on_beat=self._beat)
 
     def _admin_listener(self, loaded: Loaded) -> Listener:
@@ -171,9 +189,14 @@ class Gateway:
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
             self._access,
-            lambda: samples({"data": self._data, "admin": self._admin}, self._control_plane.core),
+            self._samples,
         )
         return Listener(app, Settings(edge, watch=self._telemetry.watch()))
+
+    def _samples(self) -> Iterable[Sample]:
+        """What is counted beside the control plane."""
+        door = samples({"data": self._data, "admin": self._admin}, self._control_plane.core)
+        return itertools.chain(door, self._access.accounts.samples(), self._batches.samples())
 
     def _models(self) -> list[dict[str, Any]]:
         created = int(self._started)
@@ -213,6 +236,7 @@ class Gateway:
         engines = asyncio.create_task(self._pool.start())
         keeper = asyncio.create_task(self._access.keep())
         try:
+            await self._batches.start()
             self._announce()
             await self._wait(engines, servers)
         finally:
@@ -250,7 +274,9 @@ class Gateway:
         self._stopping = True
         self._beat()
         self._data.begin_drain(self._config.gateway.drain_s)
+        self._batches.begin_drain(self._config.gateway.drain_s)
         await asyncio.gather(servers[0], return_exceptions=True)
+        await self._batches.close()
         engines.cancel()
         await asyncio.gather(engines, return_exceptions=True)
         await self._control_plane.close(0.0)
@@ -336,7 +362,10 @@ async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets:
     try:
         access = await Access.open(database, state, paths, clock, known=known)
         responses = await ResponseStore.open(database, ResponseLimits.of(config.gateway), clock)
-        await Gateway(loaded, paths, state, sockets, control_plane, access, telemetry, responses).run()
+        async with await Stores.open(paths, config, clock) as stores:
+            await Gateway(
+                loaded, paths, state, sockets, control_plane, access, telemetry, responses, stores
+            ).run()
     finally:
         await database.close()
 

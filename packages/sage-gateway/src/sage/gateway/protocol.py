@@ -2,7 +2,8 @@
 
 Each request is collected whole, within limits, and put in line; answers leave in the order of arrival. A
 request on a hot route is given to its handler, which writes to the transport; any other runs in the ASGI
-application through uvicorn's own cycle. Reading is never paused, so a client that leaves is noticed at once.
+application through uvicorn's own cycle. Reading is never paused, so a client that leaves is noticed at once;
+but for an upload, which goes to the application as it comes, and no faster than that takes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from uvicorn.server import ServerState
 from sage.common.errors import BadRequestError, SageError
 from sage.common.ids import new_id
 from sage.common.telemetry import Bound
-from sage.gateway.cold import new_cycle
+from sage.gateway.cold import Cycle, new_cycle
+from sage.gateway.connections import Stall
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
@@ -38,7 +40,7 @@ from sage.gateway.heads import SeenHead
 from sage.gateway.hot import HotTask
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
-from sage.gateway.requests import HotRequest, Pending, Settings
+from sage.gateway.requests import HotRequest, Pending, Settings, too_much
 from sage.middleware.engines.heads import Head
 
 __all__ = ["Gate"]
@@ -46,7 +48,6 @@ __all__ = ["Gate"]
 log = logging.getLogger("sage.gateway")
 
 LINGER_S: Final = 2.0
-MAX_PIPELINED: Final = 32
 _IDLE, _HEAD, _BODY, _DISCARD = range(4)
 
 
@@ -68,6 +69,7 @@ class Gate(HttpToolsProtocol):
         self._item = Pending()
         self._line: deque[Pending] = deque()
         self._busy = False
+        self._upload: Cycle | None = None  # one whose body is still coming
         self._address = ""
         self._hot = HotTask(self.loop, settings.handler)
         self._ending: SageError | None = None  # why the task was told to end, if not by the client
@@ -78,8 +80,7 @@ class Gate(HttpToolsProtocol):
         self._head_bytes = self._raw_bytes = 0
         self._deadline = 0.0
         self._body_began = 0.0
-        self._stalled_since = 0.0
-        self._unsent = 0
+        self._stall = Stall()
 
     # ---- connection ----------------------------------------------------------------------------------------
 
@@ -149,15 +150,13 @@ class Gate(HttpToolsProtocol):
     def _count_body(self, received: int) -> None:
         """Bound what a chunked body may carry beside its content, and push its idle deadline."""
         self._raw_bytes += received
-        self._deadline = self._body_deadline()
+        self._extend(self.loop.time())
         assert self._item.admission is not None
         if self._raw_bytes > 2 * self._item.admission.max_body + self._settings.head.total:
             self._refuse(too_large(self._item.admission.max_body))
 
-    def _body_deadline(self) -> float:
-        times = self._settings.deadlines
-        total = self._body_began + times.body_total + self._item.size / times.body_rate
-        return min(self.loop.time() + times.body_idle, total)
+    def _extend(self, now: float) -> None:
+        self._deadline = self._settings.deadlines.of_body(now, self._body_began, self._item.size)
 
     # ---- parser callbacks ----------------------------------------------------------------------------------
 
@@ -182,13 +181,12 @@ class Gate(HttpToolsProtocol):
         """One header; after the body it would be a trailer, which nothing here reads."""
         if self._state != _HEAD:
             return
-        limits = self._settings.head
         size = len(name) + len(value) + 4
         item = self._item
         item.raw_headers.append((name.lower(), value))
         item.size += size
-        if size > limits.header or item.size > limits.total or len(item.raw_headers) > limits.count:
-            self._refuse(limits.over(size, item.size))
+        if refusal := self._settings.head.refusal(size, item.size, len(item.raw_headers)):
+            self._refuse(refusal)
 
     def on_headers_complete(self) -> None:
         """Judge the head before any of the body."""
@@ -210,7 +208,12 @@ class Gate(HttpToolsProtocol):
         self._state = _BODY
         self._body_began = self.loop.time()
         self._deadline = self._body_began + self._settings.deadlines.body_idle
-        if not self._busy:
+        if item.admission.upload and self._busy:
+            self._refuse(BadRequestError("An upload is not pipelined.", hint="Await the answer before it."))
+        elif item.admission.upload:
+            self._line.append(item)
+            self._advance()
+        elif not self._busy:
             self._invite_body()
 
     def _invite_body(self) -> None:
@@ -247,7 +250,10 @@ class Gate(HttpToolsProtocol):
         if self._state != _BODY or item.admission is None:
             return
         item.size += len(body)
-        item.parts.append(body)
+        if self._upload is not None:
+            self._upload.feed(body)
+        else:
+            item.parts.append(body)
         if item.size > item.admission.max_body:
             self._refuse(too_large(item.admission.max_body))
 
@@ -255,21 +261,19 @@ class Gate(HttpToolsProtocol):
         """The request is whole: it takes its place in line."""
         if self._state != _BODY:
             return
-        self._state = _IDLE
+        self._state = _DISCARD if self._item.close else _IDLE
         if self.parser.should_upgrade():
             return  # feed_data raises next, and that refuses it
+        if self._upload is not None:
+            self._upload.finish()
+            self._upload = None
+            return
         self._line.append(self._item)
-        if self._item.close:
-            self._state = _DISCARD
         if not self._busy:
             self._advance()
-        elif len(self._line) > MAX_PIPELINED or self._too_much_waits():
+        elif too_much(self._line):
             words = "Too much is pipelined on this connection."
             self._refuse(BadRequestError(words, hint="Await the answers.", bound=Bound.PIPELINED))
-
-    def _too_much_waits(self) -> bool:
-        most = max((item.admission.max_body for item in self._line if item.admission), default=0)
-        return sum(item.size for item in self._line) > most
 
     # ---- the line ------------------------------------------------------------------------------------------
 
@@ -281,6 +285,9 @@ class Gate(HttpToolsProtocol):
         if not item.id:
             item.id = request_id_of(item.raw_headers)
         self._state = _DISCARD
+        if self._upload is not None:
+            self._upload.fail(error)
+            return
         self._line.append(item.refused(error))
         if not self._busy:
             self._advance()
@@ -356,30 +363,31 @@ class Gate(HttpToolsProtocol):
         self._state = _DISCARD
         self._line.clear()
         self._deadline = self.loop.time() + LINGER_S
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
+        self.transport.write_eof()
 
     def _start_cold(self, item: Pending) -> None:
-        """Run the ASGI application through uvicorn's cycle, with a body that is already here."""
-        self._busy = True
+        """Run the ASGI application through uvicorn's cycle."""
+        admission = item.admission
+        assert admission is not None
         try:
-            url = httptools.parse_url(item.target)
-        except httptools.HttpParserInvalidURLError:
-            self._busy = False
-            self._line.appendleft(item.refused(BadRequestError("The URL is not valid.")))
+            standing = self._settings.standing(admission.principal.id)
+            cycle = new_cycle(self, item, admission, standing, self._settings.watch.log)
+        except BadRequestError as error:
+            self._line.appendleft(item.refused(error))
             return
-        assert item.admission is not None
-        standing = self._settings.standing(item.admission.principal.id)
-        self.cycle = new_cycle(self, item, item.admission, url, standing, self._settings.watch.log)
-        self._start_asgi_task(self.cycle, self.app)
+        self._busy = True
+        self._upload = cycle if admission.upload else None
+        self.cycle = cycle
+        self._start_asgi_task(cycle, self.app)
 
     def on_response_complete(self) -> None:
         """The ASGI application has answered."""
         self.server_state.total_requests += 1
         self._busy = False
-        if not self.transport.is_closing():
+        if self._upload is not None:  # answered before its end
+            self._upload = None
+            self._finish()
+        elif not self.transport.is_closing():
             self._advance()
 
     # ---- time and the end ----------------------------------------------------------------------------------
@@ -388,14 +396,13 @@ class Gate(HttpToolsProtocol):
         """Enforce the deadlines; called a few times a second for every connection."""
         if self.transport.is_closing():
             return
-        unsent = self.transport.get_write_buffer_size()
-        if not self.flow.write_paused or unsent != self._unsent:
-            self._unsent = unsent
-            self._stalled_since = now
-        elif now - self._stalled_since > self._settings.deadlines.write_stall:
+        unsent = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        if self._stall.seconds(now, unsent) > self._settings.deadlines.write_stall:
             self._settings.watch.bounds[Bound.WRITE_STALL] += 1
             self.transport.abort()
             return
+        if self.flow.read_paused and self._state == _BODY:  # it is us who are slow
+            self._extend(now)
         if now < self._deadline:
             return
         if self._state == _BODY or (self._state == _HEAD and not self._busy):

@@ -11,8 +11,9 @@ from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.dialects.envelopes import Envelope
+from sage.middleware.engines.port import Sink
 
-__all__ = ["Flow", "Reply", "error_headers", "reason_of"]
+__all__ = ["Answer", "ExtraHeaders", "Flow", "Reply", "error_headers", "reason_of"]
 
 _STATUS: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -34,6 +35,34 @@ class Flow(Protocol):
 
     async def drain(self) -> None:
         """Wait until it is below its low-water mark."""
+        ...
+
+
+class Answer(Sink, Protocol):
+    """What a request is answered into: over a connection, or for a line of a batch."""
+
+    chunks: int  # of a stream, passed on
+    paused: bool  # the reader was slower than the engine
+    trace: bytes  # the `traceparent` that goes on to engines
+
+    def configure(self, *, stream: bool) -> None:
+        """Say what kind of answer this will be, before `head`."""
+        ...
+
+    def explain(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for more headers when the head is made."""
+        ...
+
+    def always(self, extra: ExtraHeaders) -> None:
+        """Ask `extra` for headers of every head, that of an error too."""
+        ...
+
+    def remember(self, record: Record) -> None:
+        """Keep what was decided about it."""
+        ...
+
+    def fail(self, error: SageError) -> None:
+        """Answer with an error."""
         ...
 
 

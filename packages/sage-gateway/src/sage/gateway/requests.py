@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,9 @@ from sage.gateway.reply import Reply
 from sage.gateway.watch import Watch
 from sage.middleware.engines.dialects.envelopes import Envelope, envelope_at, envelope_of
 
-__all__ = ["Handler", "HotRequest", "Pending", "Settings"]
+__all__ = ["Handler", "HotRequest", "Pending", "Settings", "too_much"]
+
+MAX_PIPELINED: Final = 32
 
 
 class HotRequest(msgspec.Struct):
@@ -83,3 +85,9 @@ class Pending(msgspec.Struct):
             headers=self.headers,
             refusal=error,
         )
+
+
+def too_much(line: Collection[Pending]) -> bool:
+    """Whether more waits on one connection than it may."""
+    most = max((item.admission.max_body for item in line if item.admission), default=0)
+    return len(line) > MAX_PIPELINED or sum(item.size for item in line) > most

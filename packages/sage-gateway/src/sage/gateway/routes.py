@@ -8,7 +8,7 @@ from typing import Final, Literal
 from sage.common.api import Scope
 from sage.middleware.engines.port import Route
 
-__all__ = ["HOT", "ROUTES", "SCOPES", "Entry", "on_listener"]
+__all__ = ["HOT", "ROUTES", "SCOPES", "UPLOADS", "Entry", "on_listener"]
 
 Listener = Literal["data", "admin"]
 
@@ -17,7 +17,8 @@ Listener = Literal["data", "admin"]
 class Entry:
     """One method on one path. `hot` routes are served in the protocol, the others by FastAPI.
 
-    `scope`: what a key needs for it; only that of the index is empty, which any key may call.
+    `scope`: what a key needs for it; only that of the index is empty, which any key may call. `upload`: its
+    body goes on as it comes.
     """
 
     listener: Listener
@@ -26,6 +27,7 @@ class Entry:
     name: str
     scope: Scope | Literal[""]
     hot: Route | None = None
+    upload: bool = False
 
 
 def _admin(method: str, path: str, name: str) -> Entry:
@@ -57,6 +59,15 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("data", "GET", "/v1/responses/{response_id}", "get_response", "chat"),
     Entry("data", "DELETE", "/v1/responses/{response_id}", "delete_response", "chat"),
     Entry("data", "GET", "/v1/responses/{response_id}/input_items", "response_items", "chat"),
+    Entry("data", "POST", "/v1/files", "upload_file", "files", upload=True),
+    Entry("data", "GET", "/v1/files", "list_files", "files"),
+    Entry("data", "GET", "/v1/files/{file_id}", "get_file", "files"),
+    Entry("data", "GET", "/v1/files/{file_id}/content", "file_content", "files"),
+    Entry("data", "DELETE", "/v1/files/{file_id}", "delete_file", "files"),
+    Entry("data", "POST", "/v1/batches", "create_batch", "batches"),
+    Entry("data", "GET", "/v1/batches", "list_batches", "batches"),
+    Entry("data", "GET", "/v1/batches/{batch_id}", "get_batch", "batches"),
+    Entry("data", "POST", "/v1/batches/{batch_id}/cancel", "cancel_batch", "batches"),
     _admin("GET", "/admin/v1/status", "status"),
     _admin("GET", "/admin/v1/engines", "engines"),
     _admin("GET", "/admin/v1/policy", "policy"),
@@ -79,6 +90,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
 
 HOT: Final[dict[str, Route]] = {entry.path: entry.hot for entry in ROUTES if entry.hot is not None}
 SCOPES: Final[dict[Route, str]] = {entry.hot: entry.scope for entry in ROUTES if entry.hot is not None}
+UPLOADS: Final = frozenset((entry.method.encode(), entry.path.encode()) for entry in ROUTES if entry.upload)
 
 
 def on_listener(listener: Listener) -> tuple[Entry, ...]:

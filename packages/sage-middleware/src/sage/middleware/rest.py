@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from sage.common.errors import (
@@ -30,6 +34,7 @@ from sage.common.telemetry import HEADER_REQUEST_ID
 
 __all__ = ["Rest"]
 
+_PIECE: Final = 256 * 1024
 _BY_STATUS: dict[int, type[SageError]] = {
     cls.status: cls
     for cls in (
@@ -65,6 +70,33 @@ class Rest:
         with self._answer(method, path, body) as response:
             return response.read()
 
+    def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> bytes:
+        """POST a form with `fields` and the file, which is sent as it is read; the whole answer.
+
+        Raises NotFoundError for a file that cannot be read.
+        """
+        boundary = secrets.token_hex(16)
+        head = "".join(f"{_part(boundary, name)}\r\n\r\n{value}\r\n" for name, value in fields.items())
+        quoted = file.name.replace("\\", "\\\\").replace('"', '\\"')
+        before = f'{head}{_part(boundary, "file")}; filename="{quoted}"\r\n\r\n'.encode()
+        after = f"\r\n--{boundary}--\r\n".encode()
+        try:
+            opened = file.open("rb")
+        except OSError as exc:
+            raise NotFoundError(f"Cannot read {file}: {exc.strerror}.") from exc
+        with opened:
+            size = os.fstat(opened.fileno()).st_size
+            form = _Form(f"multipart/form-data; boundary={boundary}", len(before) + size + len(after))
+            pieces = chain((before,), iter(lambda: opened.read(_PIECE), b""), (after,))
+            with self._answer("POST", path, None, (form, pieces)) as response:
+                return response.read()
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """GET, piece by piece."""
+        with self._answer("GET", path, None) as response:
+            while piece := response.read(_PIECE):
+                yield piece
+
     def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """POST and yield each server-sent event's JSON, up to `[DONE]`.
 
@@ -85,13 +117,20 @@ class Rest:
 
     @contextmanager
     def _answer(
-        self, method: str, path: str, body: dict[str, Any] | None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        form: tuple[_Form, Iterable[bytes]] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         url = urlsplit(self.url)
         # Not urllib: it follows proxy variables, and loopback must not go through a proxy.
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=self._timeout)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        raw = None if body is None else json.dumps(body).encode()
+        raw: bytes | Iterable[bytes] | None = None if body is None else json.dumps(body).encode()
+        if form is not None:
+            (media, size), raw = form
+            headers |= {"Content-Type": media, "Content-Length": str(size)}
         try:
             connection.request(method, url.path + path, body=raw, headers=headers)
             response = connection.getresponse()
@@ -106,6 +145,17 @@ class Rest:
             ) from exc
         finally:
             connection.close()
+
+
+class _Form(NamedTuple):
+    """What a form is and how large."""
+
+    media: str
+    size: int
+
+
+def _part(boundary: str, name: str) -> str:
+    return f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"'
 
 
 def _error(status: int, raw: bytes) -> SageError:

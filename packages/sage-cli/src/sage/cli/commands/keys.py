@@ -30,7 +30,8 @@ def create(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="chat, completions, embeddings, rerank, tokens, models or admin; all but admin if not given"
+            help="chat, completions, embeddings, rerank, tokens, models, files, batches or admin;"
+            " all but admin if not given"
         ),
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model it may use; again for more.")] = None,

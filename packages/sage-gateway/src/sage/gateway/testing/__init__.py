@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 
 from sage.common.api import SCOPES
+from sage.gateway.app import Handlers
 from sage.gateway.keys import KeyRing, ident_of
 from sage.gateway.keystore import KeyRecord
+from sage.gateway.routes import on_listener
 
-__all__ = ["key_record", "ring_of"]
+__all__ = ["idle_handlers", "key_record", "ring_of"]
 
 
 def key_record(ring: KeyRing, key: str, **fields: object) -> KeyRecord:
@@ -24,3 +26,12 @@ def ring_of(*keys: str, admin_token: str) -> KeyRing:
     for key in keys:
         ring.put(key_record(ring, key), 0.0)
     return ring
+
+
+def idle_handlers() -> Handlers:
+    """What stands where files and batches are served: it does nothing."""
+
+    async def idle() -> None:
+        return None
+
+    return {entry.name: idle for entry in on_listener("data") if entry.scope in ("files", "batches")}
