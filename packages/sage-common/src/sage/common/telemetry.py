@@ -17,10 +17,12 @@ __all__ = [
     "ENGINE_SERVED",
     "ENGINE_SLOTS",
     "ENGINE_STATE",
+    "FALLBACKS",
     "HEADER_CLASS",
     "HEADER_DEADLINE",
     "HEADER_ENGINE",
     "HEADER_EXPLAIN",
+    "HEADER_FALLBACK",
     "HEADER_PARENT",
     "HEADER_PRIORITY",
     "HEADER_QUEUE_MS",
@@ -89,6 +91,7 @@ HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_ENGINE: Final = "x-sage-engine"
 HEADER_QUEUE_MS: Final = "x-sage-queue-ms"
 HEADER_REASON: Final = "x-sage-reason"
+HEADER_FALLBACK: Final = "x-sage-fallback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,13 @@ ENGINE_RESTARTS: Final = Metric(
     "restarts",
     "times that its process was started again",
     ("engine",),
+)
+FALLBACKS: Final = Metric(
+    "sage_fallbacks_total",
+    "counter",
+    "requests",
+    "requests for a name that went on to another model, by the kind of the error before",
+    ("name", "model", "reason"),
 )
 KEY_RUNNING: Final = Metric(
     "sage_key_running_requests", "gauge", "requests", "requests of a key under way", ("key",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Response
@@ -17,16 +17,17 @@ from sage.common.api import (
     MetricList,
     PolicyStatus,
     QueueStatus,
+    ReloadReport,
     StackStatus,
 )
-from sage.common.config import SageConfig
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.app import Handlers, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
+from sage.gateway.reload import Reloader
 from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.control_plane.metrics import collect
+from sage.middleware.control_plane.metrics import Sample, collect
 from sage.middleware.control_plane.policy import available_policies, policy_summaries
 from sage.platform.nodes import inventory
 
@@ -44,20 +45,20 @@ class PolicyChange(BaseModel):
 
 
 def admin_app(
-    config: SageConfig,
-    origin: dict[str, str],
+    reloader: Reloader,
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
     access: Access,
+    fallbacks: Callable[[], Iterable[Sample]],
 ) -> FastAPI:
-    """The application behind the admin listener. `origin` says where each configured value came from."""
+    """The application behind the admin listener."""
     handlers = {
         **_state(control_plane, engines_of, uptime),
-        **_metrics(control_plane, engines_of, uptime, access),
+        **_metrics(control_plane, engines_of, uptime, lambda: (*access.accounts.samples(), *fallbacks())),
         **_policy(control_plane),
         **_decisions(control_plane),
-        **_machine(config, origin),
+        **_machine(reloader),
         **access.admin,
     }
     return make_app("SAGE admin", "admin", handlers)
@@ -89,7 +90,7 @@ def _metrics(
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
-    access: Access,
+    others: Callable[[], Iterable[Sample]],
 ) -> Handlers:
     async def metrics() -> MetricList:
         return collect(
@@ -98,7 +99,7 @@ def _metrics(
             control_plane.queues(),
             policy=control_plane.policy,
             uptime=uptime(),
-            others=access.accounts.samples(),
+            others=others(),
         )
 
     async def metrics_text() -> Response:
@@ -137,12 +138,16 @@ def _decisions(control_plane: ControlPlane) -> Handlers:
     return {"decisions": decisions, "decision": decision}
 
 
-def _machine(config: SageConfig, origin: dict[str, str]) -> Handlers:
+def _machine(reloader: Reloader) -> Handlers:
     async def config_in_force() -> dict[str, Any]:
-        return {"config": config.model_dump(mode="json"), "origin": origin}
+        loaded = reloader.loaded
+        return {"config": loaded.config.model_dump(mode="json"), "origin": loaded.origin}
+
+    async def reload_config() -> ReloadReport:
+        return await reloader.reload()
 
     def nodes() -> dict[str, Any]:
         # A plain function: FastAPI runs it on a thread, because NVML may take its time.
         return {"nodes": [dataclasses.asdict(dataclasses.replace(inventory(), labels={}))]}
 
-    return {"config": config_in_force, "nodes": nodes}
+    return {"config": config_in_force, "reload_config": reload_config, "nodes": nodes}

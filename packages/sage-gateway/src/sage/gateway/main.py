@@ -22,25 +22,24 @@ from sage.common import log as log_output
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.clock import SystemClock
 from sage.common.config import SageConfig
-from sage.common.errors import ConfigError, NotFoundError, SageError
+from sage.common.errors import ConfigError, ConflictError, SageError
 from sage.common.paths import SagePaths
 from sage.common.settings import Loaded, load
 from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
-from sage.gateway.connections import Connections
-from sage.gateway.dataplane import DataPlane
-from sage.gateway.edge import Edge
+from sage.gateway.checks import check_models
+from sage.gateway.front import Front
+from sage.gateway.hangup import Terminal
 from sage.gateway.health import Health, Snapshot
-from sage.gateway.requests import Settings
+from sage.gateway.reload import Parts, Reloader
 from sage.gateway.serve import Listener, bind
-from sage.gateway.tokens import TokenDecoder
-from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.engines.port import Route
+from sage.middleware.control_plane.router import ModelRouter
+from sage.middleware.live_pool import LivePool
 from sage.middleware.members import make_core
-from sage.middleware.pool import EnginePool
+from sage.middleware.recipe import Recipe
 from sage.platform.state import StateDirectory
 from sage.platform.storage.sqlite import Database
 
@@ -51,7 +50,7 @@ log = logging.getLogger("sage.gateway")
 LOOPBACK: Final = "127.0.0.1"
 ADMIN_DRAIN_S: Final = 1.0
 SECOND_SIGNAL_S: Final = 1.0
-_STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,20 +84,43 @@ class Sockets:
             sock.close()
 
 
+class Sources:
+    """Where the configuration came from, to be asked again.
+
+    With a `recipe` the configuration file is one that `sage up` made by it: what comes later is made anew.
+    """
+
+    def __init__(
+        self, flags: Mapping[str, object], file: Path | None, paths: SagePaths, recipe: Recipe | None
+    ) -> None:
+        self._flags = flags
+        self._file = file
+        self._paths = paths
+        self._recipe = recipe
+        self.first = self._load()
+
+    def again(self, running: SageConfig) -> Loaded:
+        """What they say now. Raises ConfigError with all that is wrong."""
+        return self._load() if self._recipe is None else self._recipe.again(running)
+
+    def _load(self) -> Loaded:
+        return load(self._flags, self._file, cwd=Path.cwd(), env=os.environ, paths=self._paths)
+
+
 class Gateway:
     """One serving process. `run` returns when it was told to stop and everything is down."""
 
     def __init__(
         self,
-        loaded: Loaded,
+        source: Sources,
         paths: SagePaths,
         state: StateDirectory,
         sockets: Sockets,
         control_plane: ControlPlane,
+        router: ModelRouter,
         access: Access,
     ) -> None:
-        config = loaded.config
-        self._config = config
+        config = source.first.config
         self._paths = paths
         self._state = state
         self._sockets = sockets
@@ -107,65 +129,35 @@ class Gateway:
         self._stopping = False
         self._signal = asyncio.Event()
         self._control_plane = control_plane
+        self._router = router
         self._access = access
-        self._pool = EnginePool(config, paths.logs, self._control_plane)
+        self._pool = LivePool(config, paths.logs, self._control_plane)
+        self._front = Front(config, control_plane, router, access)
+        parts = Parts(control_plane, router, self._front, self._pool)
+        self._reloader = Reloader(source.first, source.again, parts, self._keep)
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._terminal = Terminal()
         self._health = Health(sockets.health)
-        self._data = self._data_listener()
-        self._admin = self._admin_listener(loaded)
+        self._data, self._admin = self._listeners()
 
-    def _data_listener(self) -> Listener:
-        gateway = self._config.gateway
-        bodies = {
-            Route.CHAT: gateway.max_body_bytes,
-            Route.COMPLETIONS: gateway.max_body_bytes,
-            Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
-            Route.RERANK: gateway.max_embedding_body_bytes,
-            Route.SCORE: gateway.max_embedding_body_bytes,
-            Route.TOKENIZE: gateway.max_body_bytes,
-            Route.DETOKENIZE: gateway.max_body_bytes,
-        }
-        limits = ParseLimits.of(gateway, self._config.control_plane)
-        core = self._control_plane.core
-        handler = DataPlane(
-            self._control_plane,
-            limits,
-            TokenDecoder(),
-            lambda: core.policy.traits.prefixes,
-            self._access.accounts,
-        )
-        edge = Edge(self._access.ring, hosts=gateway.allowed_hosts, bodies=bodies)
-        settings = Settings(
-            edge,
-            handler,
-            connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
-            standing=self._access.standing,
-        )
-        return Listener(data_app(self._models, self._known_models), settings, on_beat=self._beat)
-
-    def _admin_listener(self, loaded: Loaded) -> Listener:
-        edge = Edge(
-            self._access.ring, hosts=self._config.gateway.allowed_hosts, bodies={}, admin_only=True, hot={}
-        )
-        app = admin_app(
-            loaded.config,
-            dict(loaded.origin),
+    def _listeners(self) -> tuple[Listener, Listener]:
+        data = data_app(self._models, self._router.known)
+        admin = admin_app(
+            self._reloader,
             self._control_plane,
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
             self._access,
+            self._router.samples,
         )
-        return Listener(app, Settings(edge))
+        return Listener(data, self._front.data, on_beat=self._beat), Listener(admin, self._front.admin)
 
     def _models(self) -> list[dict[str, Any]]:
         created = int(self._started)
         return [
             {"id": model, "object": "model", "created": created, "owned_by": "sage"}
-            for model in self._control_plane.models()
+            for model in self._router.models()
         ]
-
-    def _known_models(self) -> set[str]:
-        """With those whose engines are not ready."""
-        return {engine.model for engine in self._control_plane.engines()}
 
     def _beat(self) -> None:
         self._access.beat()
@@ -174,7 +166,7 @@ class Gateway:
     def _missing(self) -> tuple[str, ...]:
         if self._stopping:
             return ("the gateway is shutting down",)
-        return not_ready(self._pool.statuses())
+        return not_ready(self._pool.awaited())
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -183,6 +175,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for number in _STOP:
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._health.start()
         gc.collect()
         gc.freeze()  # what is here stays: no later collection need walk through it
@@ -209,6 +202,30 @@ class Gateway:
             for task in done:
                 task.result()
 
+    def _on_hangup(self) -> None:
+        """Load the configuration again; where it says that our terminal was closed, end like by SIGTERM."""
+        if self._terminal.gone or self._stopping:
+            self._on_signal(signal.SIGHUP)
+            return
+        task = asyncio.create_task(self._reload_unasked(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_unasked(self) -> None:
+        """What is wrong is in the log alone: nobody waits for the answer."""
+        try:
+            await self._reloader.reload()
+        except ConflictError as error:
+            log.warning("the configuration was not loaded again: %s", error)
+        except SageError:
+            return  # which the reloader has told
+
+    def _keep(self, config: SageConfig) -> None:
+        """Whoever stops us reads there how long we may take."""
+        file = self._paths.effective_file
+        if file.exists():
+            self._state.write_atomic(file, config.model_dump_json(indent=2).encode())
+
     def _on_signal(self, number: int) -> None:
         """The first: drain. The second: answer what is open with an error and go; engines die with us."""
         if not self._stopping:
@@ -229,7 +246,7 @@ class Gateway:
     async def _stop(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._beat()
-        self._data.begin_drain(self._config.gateway.drain_s)
+        self._data.begin_drain(self._reloader.loaded.config.gateway.drain_s)
         await asyncio.gather(servers[0], return_exceptions=True)
         engines.cancel()
         await asyncio.gather(engines, return_exceptions=True)
@@ -244,7 +261,7 @@ class Gateway:
     def _announce(self) -> None:
         """Tell where we listen; whoever reads that may ask at once."""
         self._beat()
-        host = self._config.gateway.host
+        host = self._reloader.loaded.config.gateway.host
         base = f"http://{_reachable(host)}:{_port(self._sockets.data)}"
         info = RunInfo(
             pid=os.getpid(),
@@ -278,42 +295,28 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def check_models(config: SageConfig) -> None:
-    """Raise NotFoundError for an engine whose model is a folder that is not there."""
-    for engine in config.engines:
-        if engine.kind == "openai" or not engine.model.startswith(("/", "./", "../", "~")):
-            continue
-        folder = Path(engine.model).expanduser()
-        if not folder.is_dir():
-            raise NotFoundError(
-                f"The model folder {folder} of engine {engine.name!r} does not exist.",
-                hint="Give a folder with a config.json, or a hub name such as Qwen/Qwen3-0.6B.",
-            )
-
-
-def serve(loaded: Loaded, paths: SagePaths) -> None:
+def serve(source: Sources, paths: SagePaths) -> None:
     """Check, bind, own the state directory, then run; nothing is left behind if a step fails."""
-    check_models(loaded.config)
+    check_models(source.first.config)
     with StateDirectory(paths.state) as state:
-        sockets = Sockets.bind(loaded.config)
+        sockets = Sockets.bind(source.first.config)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(loaded, paths, state, sockets))
+                runner.run(_run(source, paths, state, sockets))
         finally:
             sockets.close()
 
 
-async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
-    config, clock = loaded.config, SystemClock()
+async def _run(source: Sources, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
+    config, clock = source.first.config, SystemClock()
     control_plane = ControlPlane(config.control_plane, clock, core=make_core(config))
 
-    def known(model: str) -> bool:
-        return any(load.spec.model == model for load in control_plane.core.engines)
-
+    router = ModelRouter(control_plane, clock)
+    router.configure(config.models, config.control_plane)
     database = Database(paths.gateway_database)
     try:
-        access = await Access.open(database, state, paths, clock, known=known)
-        await Gateway(loaded, paths, state, sockets, control_plane, access).run()
+        access = await Access.open(database, state, paths, clock, known=router.is_known)
+        await Gateway(source, paths, state, sockets, control_plane, router, access).run()
     finally:
         await database.close()
 
@@ -326,6 +329,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("port", "admin-port", "health-port"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help="0 = any free port")
     parser.add_argument("--policy", metavar="NAME", help="scheduling policy")
+    parser.add_argument("--recipe", type=Recipe.parse, help=argparse.SUPPRESS)  # of `sage up`: see Recipe
     return parser.parse_args(argv)
 
 
@@ -366,10 +370,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = SagePaths.default()
     try:
         configure_logs(os.environ)
-        loaded = load(_flags(options), options.config, cwd=Path.cwd(), env=os.environ, paths=paths)
-        if loaded.config.state_dir is not None:
-            paths = dataclasses.replace(paths, state=loaded.config.state_dir.expanduser().resolve())
-        serve(loaded, paths)
+        source = Sources(_flags(options), options.config, paths, options.recipe)
+        if (state := source.first.config.state_dir) is not None:
+            paths = dataclasses.replace(paths, state=state.expanduser().resolve())
+        serve(source, paths)
     except SageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

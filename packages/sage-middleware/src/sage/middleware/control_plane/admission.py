@@ -64,6 +64,10 @@ class RetryBudget:
         self._limits = limits
         self._left = self.RESERVE
 
+    def change(self, limits: Limits) -> None:
+        """From now on these bounds; what is left stays."""
+        self._limits = limits
+
     def earn(self) -> None:
         """A request arrived."""
         self._left = min(self.RESERVE, self._left + self._limits.retry_share)

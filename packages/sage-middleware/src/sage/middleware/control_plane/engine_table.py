@@ -79,6 +79,7 @@ class EngineLoad:
         "name",
         "outstanding_tokens",
         "prefill_tokens",
+        "returning",
         "running",
         "served",
         "silence",
@@ -93,6 +94,7 @@ class EngineLoad:
         self.max_running = spec.max_running
         self.state: EngineState = "starting"
         self.detail = "starting"
+        self.returning = False  # it is made anew
         self.attempts: dict[int, Attempt] = {}
         self.running = 0
         self.free = spec.max_running
@@ -249,6 +251,7 @@ class EngineTable:
 
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
+        self.names: frozenset[str] = frozenset()  # that stand for models, for whoever asks what there is
         self._served: set[tuple[str, frozenset[Capability]]] = set()  # jobs that some engine is made for
         self.version = 0
 
@@ -322,8 +325,9 @@ class EngineTable:
             return
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]
         if not of_model:
-            models = sorted({load.spec.model for load in self._engines.values()})
-            known = f"there are: {', '.join(models)}" if models else "no engine is configured"
+            models = {load.spec.model for load in self._engines.values()}
+            names = ", ".join(sorted(models | self.names))
+            known = f"there are: {names}" if models else "no engine is configured"
             raise ModelNotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
         if any(job.needs <= spec.capabilities for spec in of_model):
             self._served.add((job.model, job.needs))

@@ -74,6 +74,7 @@ class _Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._used = False
         self.idle_since = 0.0
+        self.retry_after = ""  # the header of the last answer
 
     # ---- one request ----
 
@@ -115,7 +116,7 @@ class _Connection(asyncio.Protocol):
         self._receiver = receiver
         self._started = self._complete = self._keep_alive = self._framed = False
         self._wake = None
-        self._content_type = ""
+        self._content_type = self.retry_after = ""
         self._head_bytes = self._body_bytes = 0
         self._deadline = now + limits.first_byte_s
         self._end = now + limits.total_s
@@ -214,12 +215,14 @@ class _Connection(asyncio.Protocol):
     # ---- httptools ----
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; only three matter here."""
+        """One header; only four matter here."""
         lower = name.lower()
         if lower == b"content-type":
             self._content_type = value.decode("latin-1")
         elif lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif lower == b"retry-after":
+            self.retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Pass the head on; interim (1xx) answers are skipped."""
@@ -285,8 +288,10 @@ class HttpPool:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """Send one request and pass the answer to `receiver` until it is whole.
+    ) -> str:
+        """Send one request and pass the answer to `receiver` until it is whole. Returns its Retry-After.
+
+        A redirect is an answer like any other and is not followed, so that no key goes to another server.
 
         A reused connection that turns out to be closed before any byte came is replaced once. Raises
         UnreachableError (no connection) or EngineError (broken, cut, too slow, too large), or what the
@@ -300,6 +305,7 @@ class HttpPool:
             connection = await self._connect()
             await connection.exchange(message, receiver)
         self._give(connection)
+        return connection.retry_after
 
     def close(self) -> None:
         """Close idle connections; those in use close when their request ends."""
