@@ -120,7 +120,8 @@ def test_a_name_of_itself_is_a_circle() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize(("count", "wrong"), [(16, False), (17, True), (5000, True)])
 def test_a_chain_of_names_has_a_bound(count: int, wrong: bool, backwards: bool) -> None:
-    chain = [(f"n{at}", [f"n{at + 1}"], []) for at in range(count)]
+    nothing: list[str] = []
+    chain = [(f"n{at}", [f"n{at + 1}"], nothing) for at in range(count)]
     found = list(name_problems(names(*(reversed(chain) if backwards else chain))))
     assert bool(found) is wrong
     assert all("more than 16 names" in words for _, words in found)

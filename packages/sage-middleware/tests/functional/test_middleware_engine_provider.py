@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from sage.middleware.engines.registry import engine_kind
 from sage.middleware.testing.engines import RecordingSink, call_for
 
 KEY = "provider-secret"
-CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 ANSWER = b'{"choices": [], "model": "m"}'
 
 

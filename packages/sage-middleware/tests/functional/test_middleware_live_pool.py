@@ -218,8 +218,8 @@ async def test_a_new_process_in_place_of_an_old_one_loses_neither_stream_nor_que
     assert await waiting == "one two three"
 
 
-async def test_another_name_comes_up_before_the_old_one_goes(make: Any) -> None:
-    site = await make(engine("a"))
+async def test_another_name_comes_up_before_the_old_one_goes(make: Callable[..., Any]) -> None:
+    site: Site = await make(engine("a"))
     ready: list[bool] = []
 
     def passed() -> bool:
