@@ -76,7 +76,7 @@ class LivePool(EnginePool):
         self._wanted = {one.name: one for one in config.engines}
         for name, wanted in self._wanted.items():
             member = self._members.get(name)
-            if member is not None and in_place(member.config, wanted):
+            if member is not None and wanted != member.config and in_place(member.config, wanted):
                 self._change(member, wanted)
         failed = {one.name for one in self.statuses() if one.state == "failed"}
         self._again = {name for name in failed & set(self._wanted) if not self._wanted[name].url}
