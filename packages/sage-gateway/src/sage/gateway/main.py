@@ -204,7 +204,9 @@ class Gateway:
 
     def _on_hangup(self) -> None:
         """Load the configuration again; where it says that our terminal was closed, end like by SIGTERM."""
-        if self._terminal.gone or self._stopping:
+        if self._stopping:  # kernel and shell may both tell of a closed terminal: that is no hurry
+            return
+        if self._terminal.gone:
             self._on_signal(signal.SIGHUP)
             return
         task = asyncio.create_task(self._reload_unasked(), name="reload")

@@ -163,13 +163,16 @@ class LivePool(EnginePool):
         (fresh,) = describe([wanted], self._kinds)
         await asyncio.to_thread(self._equipment.fit, fresh)
         assert fresh.engine is not None
-        while member.up and not await fresh.engine.ready():
+        while not (ready := await fresh.engine.ready()) and member.up:
             await asyncio.sleep(self._poll_s)
             if self._wanted.get(wanted.name) is not wanted:
                 await fresh.engine.close()
                 return
         self._members[wanted.name] = fresh
-        self._up(fresh)  # if nothing answers there either, its own poll tells so
+        if ready:
+            self._up(fresh)
+        else:  # nothing answered at the old one either
+            self._control_plane.announce(fresh.spec)
         await self._launch(fresh)
         if member.engine is not None:
             await member.engine.close()  # what runs there ends by itself
