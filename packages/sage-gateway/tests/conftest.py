@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,10 +25,9 @@ from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Settings
-from sage.gateway.responseroutes import response_handlers
-from sage.gateway.responsestore import ResponseStore
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import idle_handlers, ring_of
+from sage.gateway.testing.wire import Answer, Wire
 from sage.middleware.engines.port import Route
 
 BODY_LIMIT = 64 * 1024
@@ -38,73 +37,6 @@ BODY_LIMIT = 64 * 1024
 class Keys:
     default: str
     admin: str
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    chunks: list[bytes] = field(default_factory=list)
-
-    @property
-    def json(self) -> Any:
-        return msgspec.json.decode(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        return self.json["error"]  # type: ignore[no-any-return]
-
-
-@dataclass
-class Wire:
-    """One raw connection."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        pairs = (line.split(": ", 1) for line in lines[1:] if line)
-        return int(lines[0].split(" ")[1]), {name.lower(): value for name, value in pairs}
-
-    async def chunk(self) -> bytes:
-        size = int((await self.reader.readline()).strip(), 16)
-        data = await self.reader.readexactly(size)
-        assert await self.reader.readexactly(2) == b"\r\n"
-        return data
-
-    async def answer(self) -> Answer:
-        async with asyncio.timeout(60):
-            status, headers = await self.head()
-            if "content-length" in headers:
-                return Answer(status, headers, await self.reader.readexactly(int(headers["content-length"])))
-            if headers.get("transfer-encoding") != "chunked":
-                return Answer(status, headers, await self.reader.read())
-            chunks: list[bytes] = []
-            while piece := await self.chunk():
-                chunks.append(piece)
-            return Answer(status, headers, b"".join(chunks), chunks)
-
-    async def closed(self) -> bool:
-        """Whether the other side ends the connection, with nothing more to read."""
-        async with asyncio.timeout(60):
-            try:
-                return await self.reader.read() == b""
-            except ConnectionResetError:
-                return True
-
-    def abort(self) -> None:
-        self.writer.transport.abort()
-
-    async def close(self) -> None:
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
 
 
 @dataclass
@@ -228,7 +160,6 @@ def keys() -> Keys:
 async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
     """Makes front doors; keyword arguments are those of `Settings`, and `files`, which serve files."""
     fronts: list[Front] = []
-    stored = response_handlers(cast(ResponseStore, None))  # of which nothing is asked
 
     async def make(files: Handlers | None = None, **settings: Any) -> Front:
         sock = bind("127.0.0.1", 0, "ports.gateway")
@@ -237,7 +168,7 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         bodies = dict.fromkeys(Route, BODY_LIMIT)
         edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=bodies, max_file=16 * BODY_LIMIT)
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
-        others = idle_handlers() | stored | (files or {})
+        others = idle_handlers() | (files or {})
         app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"], others=others)
         listener = Listener(app, Settings(edge, handler, **settings))
         port, task = sock.getsockname()[1], asyncio.create_task(listener.serve([sock]))

@@ -141,6 +141,38 @@ def test_status_shows_who_met_the_goals_and_what_was_refused(running: Run, stack
     assert lines[head + 2].split() == ["embed_bulk", "0", "-", "3", "0", "0", "-", "-", "0"]
 
 
+RELOADED = {
+    "applied": [{"key": "control_plane.policy", "before": "hybrid", "after": "fifo"}],
+    "needs_restart": [{"key": "ports.gateway", "before": 8888, "after": 1}],
+    "engines": {"added": ["b"], "removed": ["a"], "replaced": [], "changed": []},
+}
+
+
+def test_reload_tells_what_it_did_and_what_it_did_not(running: Run, stack: Any) -> None:
+    stack.answer("POST", "/admin/v1/config/reload", RELOADED)
+    done = running("reload")
+    assert done.returncode == 0
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines()[1:]] == [
+        ["added", "engine b"],
+        ["removed", "engine a"],
+        ["applied", 'control_plane.policy  "hybrid" → "fifo"'],
+        ["needs", "restart  ports.gateway         8888 → 1"],
+    ]
+    assert "`sage down`, then `sage up`" in done.stderr
+    assert json.loads(running("reload", "--json").stdout) == RELOADED
+    stack.answer("POST", "/admin/v1/config/reload", {})
+    assert running("reload").stdout == "nothing has changed\n"
+
+
+def test_reload_of_a_wrong_configuration_exits_2_with_every_problem(running: Run, stack: Any) -> None:
+    words = "The configuration has 2 problems:\n  sage.yaml:1: a\n  sage.yaml:2: b"
+    stack.answer("POST", "/admin/v1/config/reload", {"error": {"message": words}}, status=400)
+    done = running("reload")
+    assert done.returncode == 2
+    assert "sage.yaml:1: a" in done.stderr
+    assert "sage.yaml:2: b" in done.stderr
+
+
 def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -> None:
     stack.stream("/v1/chat/completions", *CHAT)
     done = running("chat", "Hi", "--system", "Be brief.", "--max-tokens", "8")

@@ -49,6 +49,20 @@ def test_up_chat_explain_embed_down(home: Any) -> None:
     assert home("policy", "use", "fifo").returncode == 0
     assert home("policy", "use", "magic").returncode in (2, 5)
 
+    assert home("reload").stdout == "nothing has changed\n"
+    local = home.home / "sage.yaml"
+    local.write_text("control_plane: {policy: edf}\ngateway: {drain_s: 7}\nports: {ray: 7}\n")
+    report = json.loads(home("reload", "--json").stdout)
+    assert [change["key"] for change in report["applied"]] == ["gateway.drain_s", "control_plane.policy"]
+    assert [change["key"] for change in report["needs_restart"]] == ["ports.ray"]
+    assert not any(report["engines"].values())
+    assert json.loads((home.state / "effective.yaml").read_text())["gateway"]["drain_s"] == 7
+    local.write_text("control_plane: {polices: edf}\n")
+    wrong = home("reload")
+    assert wrong.returncode == 2
+    assert f"{local}:1: control_plane.polices: unknown key" in wrong.stderr
+    local.unlink()
+
     pid = json.loads((home.state / "run.json").read_text())["pid"]
     assert home("down").returncode == 0
     assert not alive(pid)

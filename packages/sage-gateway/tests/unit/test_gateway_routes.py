@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from fastapi.routing import APIRoute
 
 from sage.common.api import SCOPES as ALL_SCOPES
 from sage.gateway.app import data_app
-from sage.gateway.responseroutes import response_handlers
-from sage.gateway.responsestore import ResponseStore
 from sage.gateway.routes import HOT, ROUTES, SCOPES, UPLOADS, on_listener
 from sage.gateway.testing import idle_handlers
 from sage.middleware.engines.port import Route
 
 
 def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
-    others = {**idle_handlers(), **response_handlers(cast(ResponseStore, None))}
-    app = data_app(list, others=others)
+    app = data_app(list, others=idle_handlers())
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     served = {(method, route.path) for route in routes for method in route.methods or ()}
     assert served == {(entry.method, entry.path) for entry in on_listener("data")}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from sage.common.config import EngineConfig
+from sage.common.config import Ability, EngineConfig
 from sage.common.errors import BadRequestError, ConfigError, EngineError, NotFoundError
 from sage.middleware.engines.adapter import HttpEngine, splice
 from sage.middleware.engines.http import HttpPool
@@ -117,7 +117,7 @@ class TestPassThrough:
         await plain.close()
         await other.close()
 
-    @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 502, 503])
+    @pytest.mark.parametrize("status", [404, 500, 502, 503])
     async def test_the_engines_fault(self, server: ScriptedEngine, engine: Engine, status: int) -> None:
         server.script = Script(status=status)
         with pytest.raises(EngineError, match=f"scripted answered {status}") as caught:
@@ -351,6 +351,16 @@ class TestKinds:
         config = EngineConfig(name="a", kind="transformers", model="/no/such/model")
         with pytest.raises(NotFoundError, match="/no/such/model does not exist"):
             engine_kind("transformers").service(config, 8001, ())
+
+    def test_a_remote_can_what_is_configured(self) -> None:
+        kind = engine_kind("openai")
+        usual = EngineConfig(name="r", kind="openai", model="m", url="http://127.0.0.1:1")
+        assert {Capability.TOOLS, Capability.N} <= kind.spec(usual).capabilities
+        few = usual.model_copy(update={"capabilities": ("chat", "tools")})
+        assert kind.spec(few).capabilities == {Capability.CHAT, Capability.TOOLS}
+
+    def test_the_configuration_knows_every_capability(self) -> None:
+        assert set(get_args(Ability)) == {one.value for one in Capability}
 
     def test_openai_needs_a_url_and_starts_nothing(self) -> None:
         kind, config = engine_kind("openai"), EngineConfig(name="r", kind="openai", model="m")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,47 +29,15 @@ from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.fleet import AutoscaleOptions
 from sage.middleware.control_plane.inprocess import InProcessClient
 from sage.middleware.control_plane.types import RestartEngine, StartEngine, StopEngine
-from sage.middleware.engines.openai import OpenAIKind
-from sage.middleware.engines.port import Engine, EngineKind, EngineSpec
+from sage.middleware.engines.port import EngineKind
 from sage.middleware.engines.registry import engine_kind
 from sage.middleware.members import make_core
 from sage.middleware.models import MINILM, minilm_folder
 from sage.middleware.pool import EnginePool
 from sage.middleware.testing.clients import HELLO
+from sage.middleware.testing.processes import ProcessKind
 from sage.platform.leases import lease_port
 from sage.platform.service import RestartPolicy, ServiceSpec, ServiceStatus, Supervisor
-
-# Answers the first word of a stream; the rest when it gets SIGUSR1.
-SERVE = """
-import asyncio, signal, sys
-from sage.middleware.testing.engines import Script, ScriptedEngine
-
-async def main():
-    gate = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, gate.set)
-    await ScriptedEngine(script=Script(gate=gate, gate_after=1)).start(int(sys.argv[1]))
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-BROKEN = "import sys; sys.exit('no model at ' + sys.argv[1])"
-
-
-class ProcessKind:
-    """Runs the scripted engine as a process; with a file `broken` in its model's folder it fails."""
-
-    def spec(self, config: EngineConfig) -> EngineSpec:
-        return OpenAIKind().spec(config.model_copy(update={"url": "http://unused"}))
-
-    def service(self, config: EngineConfig, port: int, cores: tuple[int, ...]) -> ServiceSpec | None:
-        code = BROKEN if (Path(config.model) / "broken").exists() else SERVE
-        probe = f"http://127.0.0.1:{port}/health"
-        return ServiceSpec(
-            config.name, (sys.executable, "-c", code, str(port)), probe, Path("x.log"), cores=cores
-        )
-
-    def connect(self, config: EngineConfig, url: str) -> Engine:
-        return OpenAIKind().connect(config.model_copy(update={"url": url}), url)
 
 
 def kinds(name: str) -> EngineKind:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.middleware.engines.faults import Complaint, brief, complaint_of, refused
+from sage.middleware.engines.faults import Complaint, brief, complaint_of, refused, seconds_of
 
 
 def read(value: Any) -> Complaint:
@@ -99,3 +99,29 @@ def test_no_word_of_an_engine_reaches_the_client(secret: str) -> None:
         {"detail": [{"msg": secret, "type": secret, "input": secret}]},
     ):
         assert secret not in str(refused("e", 400, read(value)))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("99999999999999999999", 3600.0),
+        ("Thu, 01 Jan 1970 00:01:40 GMT", 90.0),
+        ("Thu, 01 Jan 1970 00:00:05 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("", None),
+        ("soon", None),
+        ("-3", None),
+        ("1.5", None),
+        ("\u0663", None),
+    ],
+)
+def test_when_to_come_again(header: str, seconds: float | None) -> None:
+    assert seconds_of(header, now=10.0) == seconds
+
+
+@given(st.text(max_size=40))
+def test_no_header_of_a_server_breaks_us(header: str) -> None:
+    found = seconds_of(header, now=0.0)
+    assert found is None or 0.0 <= found <= 3600.0

@@ -47,6 +47,7 @@ def _root(
 
 app.command()(stack.up)
 app.command()(stack.status)
+app.command()(stack.reload)
 app.command()(models.chat)
 app.command()(models.embed)
 app.command()(models.rerank)

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeInt,
     field_serializer,
     model_validator,
@@ -19,8 +20,10 @@ __all__ = [
     "SCOPES",
     "CandidateStatus",
     "ClassStatus",
+    "ConfigChange",
     "Decision",
     "DecisionList",
+    "EngineChanges",
     "EngineList",
     "EngineState",
     "EngineStatus",
@@ -37,6 +40,7 @@ __all__ = [
     "PolicyStatus",
     "Quantiles",
     "QueueStatus",
+    "ReloadReport",
     "RunInfo",
     "Scope",
     "SloStatus",
@@ -143,6 +147,33 @@ class PolicyStatus(_Wire):
     summaries: dict[str, str] = Field(default_factory=dict, description="what each does, in one sentence")
 
 
+class ConfigChange(_Wire):
+    """One key of the configuration that has another value."""
+
+    key: str
+    before: JsonValue
+    after: JsonValue
+
+
+class EngineChanges(_Wire):
+    """Names of engines that a new configuration changes."""
+
+    added: list[str] = Field(default_factory=list, description="they are starting")
+    removed: list[str] = Field(default_factory=list, description="they finish what runs there, then stop")
+    replaced: list[str] = Field(default_factory=list, description="the same, to come back as configured")
+    changed: list[str] = Field(default_factory=list, description="in place")
+
+
+class ReloadReport(_Wire):
+    """What came of loading the configuration once more."""
+
+    applied: list[ConfigChange] = Field(default_factory=list, description="in force from now on")
+    needs_restart: list[ConfigChange] = Field(
+        default_factory=list, description="not applied: only a new process can have these"
+    )
+    engines: EngineChanges = Field(default_factory=EngineChanges)
+
+
 class StackStatus(_Wire):
     """Everything `sage status` prints."""
 
@@ -207,6 +238,8 @@ class Decision(_Wire):
     request_class: str
     tenant: str
     model: str
+    asked: str = Field("", description="the name that was asked for, where the model was chosen for it")
+    fallback: str = Field("", description="why the models before this one could not serve it")
     route: str
     policy: str
     engine: str | None = Field(description="None when it was never placed")

@@ -7,7 +7,7 @@ A key of the schema is written `SAGE_GATEWAY__HOST` in the environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,28 +20,38 @@ from pydantic import (
 )
 
 __all__ = [
+    "Ability",
     "BatchesConfig",
     "ControlPlaneConfig",
     "EngineConfig",
     "GatewayConfig",
+    "ModelConfig",
     "PortsConfig",
     "RerankSlo",
     "SageConfig",
     "SloConfig",
     "SlosConfig",
     "StreamSlo",
+    "TargetConfig",
     "TelemetryConfig",
     "TenantConfig",
     "VectorSlo",
+    "served_name",
 ]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+_RANDOM_IDS: Final = {"random": "sage-random-llama", "random-reranker": "sage-random-reranker"}
 PortRange = tuple[Annotated[int, Field(ge=1, le=65535)], Annotated[int, Field(ge=1, le=65535)]]
 
 
 def _expanded(path: Path | None) -> Path | None:
     """`~` is a home directory, in files too."""
     return path.expanduser() if path else None
+
+
+def served_name(model: str) -> str:
+    """The id that clients ask for by default: the last part of a hub name or folder. Touches no disk."""
+    return _RANDOM_IDS.get(model) or model.rstrip("/").rpartition("/")[2]
 
 
 class _Section(BaseModel):
@@ -174,6 +184,21 @@ class TelemetryConfig(_Section):
     )
 
 
+Ability = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "rerank",
+    "tokenize",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "n",
+    "logprobs",
+    "priority",
+]
+
+
 class EngineConfig(_Section):
     """One engine. `model` is a hub name or a folder; for kind `openai` the URL goes to `url`."""
 
@@ -187,6 +212,9 @@ class EngineConfig(_Section):
     speaks: tuple[Literal["messages", "responses"], ...] = Field(
         (),
         description="kind openai: routes that the server has itself, so that nothing is translated for it",
+    )
+    capabilities: tuple[Ability, ...] = Field(
+        (), description="kind openai: what it can; empty = all of OpenAI's API that belongs to its task"
     )
     python: str = Field("", description="interpreter of another environment, where the engine is installed")
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")
@@ -204,6 +232,28 @@ class EngineConfig(_Section):
     start_timeout_s: PositiveFloat = 300.0
     args: tuple[str, ...] = Field((), description="extra arguments, appended to the engine's command line")
 
+    @property
+    def model_id(self) -> str:
+        """The id that clients ask for."""
+        return self.served_as or served_name(self.model)
+
+
+class TargetConfig(_Section):
+    """What a name stands for: the id of an engine's model, or another name of this section."""
+
+    model: str
+    weight: PositiveFloat = Field(1.0, description="its share of the requests, relative to the others")
+
+
+class ModelConfig(_Section):
+    """A name that clients may ask for. `to` is not empty. Each request goes to one of `to`; if it cannot be
+    served there, to `fallbacks`.
+    """
+
+    name: str
+    to: tuple[TargetConfig, ...]
+    fallbacks: tuple[str, ...] = Field((), description="asked in this order where the target cannot serve")
+
 
 class SageConfig(_Section):
     """All of it. `state_dir` empty = the platform's own place."""
@@ -215,3 +265,4 @@ class SageConfig(_Section):
     telemetry: TelemetryConfig = TelemetryConfig()
     batches: BatchesConfig = BatchesConfig()
     engines: tuple[EngineConfig, ...] = ()
+    models: tuple[ModelConfig, ...] = ()

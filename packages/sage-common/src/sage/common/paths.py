@@ -38,6 +38,11 @@ class SagePaths:
         return self.state / "run.json"
 
     @property
+    def effective_file(self) -> Path:
+        """The configuration of a stack that was started in the background, while it runs."""
+        return self.state / "effective.yaml"
+
+    @property
     def default_key_file(self) -> Path:
         """The key made at first start, mode 0600."""
         return self.state / "default.key"

@@ -8,12 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sage.common.config import SageConfig
+from sage.common.config import Ability, EngineConfig, SageConfig
+from sage.common.names import name_problems
 from sage.common.sources import KeyPath
 
 __all__ = ["Problem", "dotted", "schema_problems", "semantic_problems"]
@@ -38,6 +39,11 @@ _VALID = {
     "less_than_equal": "a number up to {le}",
     "literal_error": "{expected}",
 }
+_ABILITIES: dict[str, tuple[str, ...]] = {
+    "generate": tuple(one for one in get_args(Ability) if one not in ("embeddings", "rerank")),
+    "embed": ("embeddings",),
+    "rerank": ("rerank",),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -53,7 +59,13 @@ def schema_problems(error: ValidationError) -> list[Problem]:
 
 def semantic_problems(config: SageConfig) -> list[Problem]:
     """What fits the schema and still cannot work."""
-    return [*_gateway(config), *_ports(config), *_tenants(config), *_engines(config)]
+    return [
+        *_gateway(config),
+        *_ports(config),
+        *_tenants(config),
+        *_engines(config),
+        *name_problems(config),
+    ]
 
 
 def _explain(detail: ErrorDetails) -> str:
@@ -173,3 +185,21 @@ def _engines(config: SageConfig) -> Iterator[Problem]:
             yield (*path, "url"), "an engine of kind openai needs the base URL of its server here"
         if engine.url and not engine.url.startswith(("http://", "https://")):
             yield (*path, "url"), f"found {_shown(engine.url)}, valid is http://… or https://…"
+        yield from _capabilities(path, engine)
+
+
+def _capabilities(path: KeyPath, engine: EngineConfig) -> Iterator[Problem]:
+    """An engine that is started here is known; of one elsewhere the task says how it is scheduled."""
+    if engine.capabilities and engine.kind != "openai":
+        yield (
+            (*path, "capabilities"),
+            f"what an engine of kind {engine.kind} can is known; only kind openai takes this key",
+        )
+        return
+    valid = _ABILITIES[engine.task]
+    for index, ability in enumerate(engine.capabilities):
+        if ability not in valid:
+            yield (
+                (*path, "capabilities", index),
+                f'found "{ability}", valid with task {engine.task} is one of {", ".join(valid)}',
+            )

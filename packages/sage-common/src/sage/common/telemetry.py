@@ -20,10 +20,12 @@ __all__ = [
     "ENGINE_SERVED",
     "ENGINE_SLOTS",
     "ENGINE_STATE",
+    "FALLBACKS",
     "HEADER_CLASS",
     "HEADER_DEADLINE",
     "HEADER_ENGINE",
     "HEADER_EXPLAIN",
+    "HEADER_FALLBACK",
     "HEADER_PARENT",
     "HEADER_PRIORITY",
     "HEADER_QUEUE_MS",
@@ -118,6 +120,9 @@ class Bound(StrEnum):
     KEY_TPM = "key_tpm"
     KEY_DAY_TOKENS = "key_day_tokens"
     KEY_TOTAL_TOKENS = "key_total_tokens"
+    KEY_OPEN_BATCHES = "key_max_open"
+    KEY_FILES = "key_max_files"
+    KEY_STORED_BYTES = "key_max_stored_bytes"
     QUEUE_REQUESTS = "queue_requests"
     QUEUE_BYTES = "queue_bytes"
     QUEUE_TIME = "queue_time"
@@ -143,6 +148,7 @@ HEADER_ENGINE: Final = "x-sage-engine"
 HEADER_QUEUE_MS: Final = "x-sage-queue-ms"
 HEADER_REASON: Final = "x-sage-reason"
 HEADER_TRACE: Final = "traceparent"
+HEADER_FALLBACK: Final = "x-sage-fallback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +320,13 @@ ENGINE_RESTARTS: Final = Metric(
     "restarts",
     "times that its process was started again",
     ("engine",),
+)
+FALLBACKS: Final = Metric(
+    "sage_fallbacks_total",
+    "counter",
+    "requests",
+    "requests for a name that went on to another model, by the kind of the error before",
+    ("name", "model", "reason"),
 )
 KEY_RUNNING: Final = Metric(
     "sage_key_running_requests", "gauge", "requests", "requests of a key under way", ("key",)

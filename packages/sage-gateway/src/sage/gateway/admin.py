@@ -17,14 +17,15 @@ from sage.common.api import (
     MetricList,
     PolicyStatus,
     QueueStatus,
+    ReloadReport,
     StackStatus,
 )
-from sage.common.config import SageConfig
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.app import Handlers, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
+from sage.gateway.reload import Reloader
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.metrics import Sample, collect
 from sage.middleware.control_plane.policy import available_policies, policy_summaries
@@ -44,25 +45,20 @@ class PolicyChange(BaseModel):
 
 
 def admin_app(
-    config: SageConfig,
-    origin: dict[str, str],
+    reloader: Reloader,
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
     access: Access,
     others: Callable[[], Iterable[Sample]],
 ) -> FastAPI:
-    """The application behind the admin listener.
-
-    `origin` says where each configured value came from; `others` are metrics that are counted elsewhere in
-    this process.
-    """
+    """The application behind the admin listener; `others` are metrics that are counted elsewhere."""
     handlers = {
         **_state(control_plane, engines_of, uptime),
         **_metrics(control_plane, engines_of, uptime, others),
         **_policy(control_plane),
         **_decisions(control_plane),
-        **_machine(config, origin),
+        **_machine(reloader),
         **access.admin,
     }
     return make_app("SAGE admin", "admin", handlers)
@@ -142,12 +138,16 @@ def _decisions(control_plane: ControlPlane) -> Handlers:
     return {"decisions": decisions, "decision": decision}
 
 
-def _machine(config: SageConfig, origin: dict[str, str]) -> Handlers:
+def _machine(reloader: Reloader) -> Handlers:
     async def config_in_force() -> dict[str, Any]:
-        return {"config": config.model_dump(mode="json"), "origin": origin}
+        loaded = reloader.loaded
+        return {"config": loaded.config.model_dump(mode="json"), "origin": loaded.origin}
+
+    async def reload_config() -> ReloadReport:
+        return await reloader.reload()
 
     def nodes() -> dict[str, Any]:
         # A plain function: FastAPI runs it on a thread, because NVML may take its time.
         return {"nodes": [dataclasses.asdict(dataclasses.replace(inventory(), labels={}))]}
 
-    return {"config": config_in_force, "nodes": nodes}
+    return {"config": config_in_force, "reload_config": reload_config, "nodes": nodes}

@@ -23,6 +23,11 @@ class Connections:
         """How many there are."""
         return self._open.total()
 
+    def change(self, most: int, per_address: int) -> None:
+        """Other bounds from now on; those that are open stay."""
+        self._most = most
+        self._per_address = per_address
+
     def enter(self, address: str) -> SageError | None:
         """Count one in, and say why it may not stay; every one has to `leave`, whatever was said."""
         self._open[address] += 1

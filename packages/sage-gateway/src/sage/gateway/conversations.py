@@ -50,7 +50,7 @@ class Conversations:
 
     def __init__(self, store: ResponseStore, most: int) -> None:
         self._store = store
-        self._most = most
+        self.most = most
 
     async def open(self, owner: str, body: bytes, sink: Sink) -> Exchange:
         """The exchange that `body` asks for; its answer goes to `sink`.
@@ -74,9 +74,9 @@ class Conversations:
         if items:
             fields["input"] = msgspec.Raw(raw)
         body = msgspec.json.encode({**fields, "store": False})
-        if len(body) > self._most:
+        if len(body) > self.most:
             raise RequestTooLargeError(
-                f"With what was said before, the body has {len(body)} bytes; the limit is {self._most}.",
+                f"With what was said before, the body has {len(body)} bytes; the limit is {self.most}.",
                 hint="Begin another conversation, with a summary of this one.",
                 param="previous_response_id",
             )

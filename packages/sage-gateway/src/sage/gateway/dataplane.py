@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from sage.common.api import Decision
 from sage.common.errors import SageError
-from sage.common.telemetry import HEADER_ENGINE, HEADER_QUEUE_MS, HEADER_REASON, HEADER_REQUEST_ID, Bound
+from sage.common.telemetry import (
+    HEADER_ENGINE,
+    HEADER_FALLBACK,
+    HEADER_QUEUE_MS,
+    HEADER_REASON,
+    HEADER_REQUEST_ID,
+    Bound,
+)
 from sage.gateway.accounts import Accounts, Visit, lowered
 from sage.gateway.conversations import Conversations, Exchange
 from sage.gateway.keys import Principal
@@ -34,7 +41,7 @@ _MAX_REASON: Final = 512
 class Submitter(Protocol):
     """What the data plane asks of the control plane."""
 
-    async def submit(
+    def submit(
         self,
         job: Job,
         call: Call,
@@ -44,7 +51,7 @@ class Submitter(Protocol):
         used: Callable[[Usage], None] | None = None,
         task: asyncio.Task[None] | None = None,
         ended: Callable[[Record], None] | None = None,
-    ) -> Literal["done", "failed"]:
+    ) -> Coroutine[Any, Any, Literal["done", "failed"]]:
         """Serve one request into `sink`. `used` is told what engines counted for it, `ended` its record.
 
         `task` is the one that awaits this, if the caller has it at hand.
@@ -71,12 +78,16 @@ class DataPlane:
     ) -> None:
         self._control_plane = control_plane
         self._conversations = conversations
-        self._limits = limits
-        self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
+        self.limit(limits)
         self._decoder = decoder
         self._prefixes = prefixes
         self._accounts = accounts
         self._watch = watch
+
+    def limit(self, limits: ParseLimits) -> None:
+        """Judge bodies by these from now on."""
+        self._limits = limits
+        self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
 
     async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
@@ -174,5 +185,13 @@ class DataPlane:
         if decision is None:
             return ()
         queue_ms = f"{(decision.queue_s or 0.0) * 1000:.1f}"
-        reason = " ".join(decision.reason.split())[:_MAX_REASON]
-        return (HEADER_ENGINE, decision.engine or ""), (HEADER_QUEUE_MS, queue_ms), (HEADER_REASON, reason)
+        told = [(HEADER_ENGINE, decision.engine or ""), (HEADER_QUEUE_MS, queue_ms)]
+        told.append((HEADER_REASON, _line(decision.reason)))
+        if decision.fallback:
+            told.append((HEADER_FALLBACK, _line(decision.fallback)))
+        return told
+
+
+def _line(words: str) -> str:
+    """As a header's value."""
+    return " ".join(words.split())[:_MAX_REASON]

@@ -199,16 +199,22 @@ class Edge:
     ) -> None:
         """`max_file`: bytes of the largest file that an upload may bring."""
         self._keys = keys
-        self._hosts = frozenset(host.lower().encode() for host in hosts)
+        self._changes = -1
+        self.change(hosts, bodies)
         self._hot = {path.encode(): route for path, route in (HOT if hot is None else hot).items()}
-        self._bodies = dict(bodies)
         self._admin_only = admin_only
         self._max_file = max_file
 
     @property
     def version(self) -> int:
-        """That of the keys: an admission of another one is void."""
-        return self._keys.version
+        """Of the keys and of what was changed here: an admission of another one is void."""
+        return self._keys.version + self._changes
+
+    def change(self, hosts: Iterable[str], bodies: Mapping[Route, int]) -> None:
+        """Judge by these from now on."""
+        self._hosts = frozenset(host.lower().encode() for host in hosts)
+        self._bodies = dict(bodies)
+        self._changes += 1
 
     def admit(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Admission:
         """Let a head pass, or raise the SageError that answers it."""

@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,77 +22,61 @@ from sage.common import log as log_output
 from sage.common.api import EngineStatus, RunInfo
 from sage.common.clock import SystemClock
 from sage.common.config import SageConfig
-from sage.common.errors import ConfigError, NotFoundError, SageError
+from sage.common.errors import ConfigError, ConflictError, SageError
 from sage.common.paths import SagePaths
 from sage.common.settings import Loaded, load
 from sage.common.version import VERSION
-from sage.gateway.access import Access
 from sage.gateway.admin import admin_app
 from sage.gateway.app import data_app
 from sage.gateway.batch.api import batch_handlers, file_handlers
 from sage.gateway.batch.caller import LineCaller
-from sage.gateway.batch.service import Batches, Stores
-from sage.gateway.connections import Connections
-from sage.gateway.conversations import Conversations
-from sage.gateway.dataplane import DataPlane
+from sage.gateway.batch.service import Batches
+from sage.gateway.checks import check_models
 from sage.gateway.door import samples
-from sage.gateway.edge import Edge
+from sage.gateway.front import Front
+from sage.gateway.hangup import Terminal
 from sage.gateway.health import Health, Snapshot
-from sage.gateway.requests import Settings
+from sage.gateway.reload import Parts, Reloader
 from sage.gateway.responseroutes import response_handlers
-from sage.gateway.responsestore import ResponseLimits, ResponseStore
-from sage.gateway.serve import Listener, bind
-from sage.gateway.telemetry import Telemetry
-from sage.gateway.tokens import TokenDecoder
-from sage.middleware.control_plane.classify import ParseLimits
-from sage.middleware.control_plane.driver import ControlPlane
+from sage.gateway.serve import Listener
+from sage.gateway.services import Services
+from sage.gateway.sockets import LOOPBACK, Sockets, port_of, reachable
 from sage.middleware.control_plane.metrics import Sample
-from sage.middleware.engines.port import Route
-from sage.middleware.members import make_core
-from sage.middleware.pool import EnginePool
+from sage.middleware.live_pool import LivePool
+from sage.middleware.recipe import Recipe
 from sage.platform.state import StateDirectory
-from sage.platform.storage.sqlite import Database
 
 __all__ = ["main"]
 
 log = logging.getLogger("sage.gateway")
 
-LOOPBACK: Final = "127.0.0.1"
 ADMIN_DRAIN_S: Final = 1.0
 SECOND_SIGNAL_S: Final = 1.0
 YOUNG: Final = 10_000  # objects between two collections: by the usual 700 there is one every few requests
-_STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sockets:
-    """The three listeners' sockets, all bound or none."""
+class Sources:
+    """Where the configuration came from, to be asked again.
 
-    data: socket.socket
-    admin: socket.socket
-    health: socket.socket
+    With a `recipe` the configuration file is one that `sage up` made by it: what comes later is made anew.
+    """
 
-    @classmethod
-    def bind(cls, config: SageConfig) -> Sockets:
-        """Bind all three. Raises ConflictError for the first that is in use, and keeps none."""
-        bound: list[socket.socket] = []
-        try:
-            for host, port, key in (
-                (config.gateway.host, config.ports.gateway, "ports.gateway"),
-                (LOOPBACK, config.ports.admin, "ports.admin"),
-                (LOOPBACK, config.ports.health, "ports.health"),
-            ):
-                bound.append(bind(host, port, key))
-        except SageError:
-            for sock in bound:
-                sock.close()
-            raise
-        return cls(*bound)
+    def __init__(
+        self, flags: Mapping[str, object], file: Path | None, paths: SagePaths, recipe: Recipe | None
+    ) -> None:
+        self._flags = flags
+        self._file = file
+        self._paths = paths
+        self._recipe = recipe
+        self.first = self._load()
 
-    def close(self) -> None:
-        """Free all ports."""
-        for sock in (self.data, self.admin, self.health):
-            sock.close()
+    def again(self, running: SageConfig) -> Loaded:
+        """What they say now. Raises ConfigError with all that is wrong."""
+        return self._load() if self._recipe is None else self._recipe.again(running)
+
+    def _load(self) -> Loaded:
+        return load(self._flags, self._file, cwd=Path.cwd(), env=os.environ, paths=self._paths)
 
 
 class Gateway:
@@ -101,18 +84,13 @@ class Gateway:
 
     def __init__(
         self,
-        loaded: Loaded,
+        source: Sources,
         paths: SagePaths,
         state: StateDirectory,
         sockets: Sockets,
-        control_plane: ControlPlane,
-        access: Access,
-        telemetry: Telemetry,
-        responses: ResponseStore,
-        stores: Stores,
+        services: Services,
     ) -> None:
-        config = loaded.config
-        self._config = config
+        config = source.first.config
         self._paths = paths
         self._state = state
         self._sockets = sockets
@@ -120,94 +98,53 @@ class Gateway:
         self._started = self._clock.wall()
         self._stopping = False
         self._signal = asyncio.Event()
-        self._control_plane = control_plane
-        self._access = access
-        self._telemetry = telemetry
-        self._responses = responses
-        self._pool = EnginePool(config, paths.logs, self._control_plane, kinds=telemetry.kind)
+        self._control_plane = services.control_plane
+        self._router = services.router
+        self._access = services.access
+        self._pool = LivePool(config, paths.logs, services.control_plane, kinds=services.telemetry.kind)
+        self._front = Front(config, services, self._clock.now)
+        caller = LineCaller(
+            self._front.handler, services.access.ring, self._front.bodies, services.router.decision
+        )
+        self._batches = Batches(
+            services.stores, caller, services.access.accounts, self._clock, config, self._front.bodies
+        )
+        parts = Parts(services.control_plane, services.router, self._front, self._pool)
+        self._reloader = Reloader(source.first, source.again, parts, self._keep)
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._terminal = Terminal()
         self._health = Health(sockets.health)
-        self._data = self._data_listener(stores)
-        self._admin = self._admin_listener(loaded)
+        self._data, self._admin = self._listeners(services)
 
-    def _data_listener(self, stores: Stores) -> Listener:
-        gateway = self._config.gateway
-        bodies = {
-            Route.CHAT: gateway.max_body_bytes,
-            Route.COMPLETIONS: gateway.max_body_bytes,
-            Route.MESSAGES: gateway.max_body_bytes,
-            Route.COUNT_TOKENS: gateway.max_body_bytes,
-            Route.RESPONSES: gateway.max_body_bytes,
-            Route.EMBEDDINGS: gateway.max_embedding_body_bytes,
-            Route.RERANK: gateway.max_embedding_body_bytes,
-            Route.SCORE: gateway.max_embedding_body_bytes,
-            Route.TOKENIZE: gateway.max_body_bytes,
-            Route.DETOKENIZE: gateway.max_body_bytes,
-        }
-        limits = ParseLimits.of(gateway, self._config.control_plane)
-        core = self._control_plane.core
-        watch = self._telemetry.watch()
-        handler = DataPlane(
-            self._control_plane,
-            limits,
-            TokenDecoder(),
-            lambda: core.policy.traits.prefixes,
-            self._access.accounts,
-            watch,
-            Conversations(self._responses, gateway.max_body_bytes),
-        )
-        caller = LineCaller(handler, self._access.ring, bodies, self._control_plane.decision)
-        self._batches = Batches(stores, caller, self._access.accounts, self._clock, self._config, bodies)
-        edge = Edge(
-            self._access.ring,
-            hosts=gateway.allowed_hosts,
-            bodies=bodies,
-            max_file=gateway.max_file_bytes,
-        )
-        settings = Settings(
-            edge,
-            self._telemetry.around(handler, self._clock.now),
-            watch=watch,
-            connections=Connections(gateway.max_connections, gateway.max_connections_per_address),
-            standing=self._access.standing,
-        )
+    def _listeners(self, services: Services) -> tuple[Listener, Listener]:
         others = {
-            **file_handlers(stores.files),
+            **file_handlers(services.stores.files),
             **batch_handlers(self._batches),
-            **response_handlers(self._responses),
+            **response_handlers(services.responses),
         }
-        app = data_app(self._models, self._known_models, others=others)
-        return Listener(app, settings, on_beat=self._beat)
-
-    def _admin_listener(self, loaded: Loaded) -> Listener:
-        edge = Edge(
-            self._access.ring, hosts=self._config.gateway.allowed_hosts, bodies={}, admin_only=True, hot={}
-        )
-        app = admin_app(
-            loaded.config,
-            dict(loaded.origin),
+        data = data_app(self._models, self._router.known, others=others)
+        admin = admin_app(
+            self._reloader,
             self._control_plane,
             self._pool.statuses,
             lambda: self._clock.wall() - self._started,
             self._access,
             self._samples,
         )
-        return Listener(app, Settings(edge, watch=self._telemetry.watch()))
+        return Listener(data, self._front.data, on_beat=self._beat), Listener(admin, self._front.admin)
 
     def _samples(self) -> Iterable[Sample]:
         """What is counted beside the control plane."""
         door = samples({"data": self._data, "admin": self._admin}, self._control_plane.core)
-        return itertools.chain(door, self._access.accounts.samples(), self._batches.samples())
+        accounts = self._access.accounts.samples()
+        return itertools.chain(door, accounts, self._batches.samples(), self._router.samples())
 
     def _models(self) -> list[dict[str, Any]]:
         created = int(self._started)
         return [
             {"id": model, "object": "model", "created": created, "owned_by": "sage"}
-            for model in self._control_plane.models()
+            for model in self._router.models()
         ]
-
-    def _known_models(self) -> set[str]:
-        """With those whose engines are not ready."""
-        return {engine.model for engine in self._control_plane.engines()}
 
     def _beat(self) -> None:
         self._access.beat()
@@ -216,7 +153,7 @@ class Gateway:
     def _missing(self) -> tuple[str, ...]:
         if self._stopping:
             return ("the gateway is shutting down",)
-        return not_ready(self._pool.statuses())
+        return not_ready(self._pool.awaited())
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -225,6 +162,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for number in _STOP:
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._health.start()
         gc.collect()
         gc.freeze()  # what is here stays: no later collection need walk through it
@@ -253,6 +191,32 @@ class Gateway:
             for task in done:
                 task.result()
 
+    def _on_hangup(self) -> None:
+        """Load the configuration again; where it says that our terminal was closed, end like by SIGTERM."""
+        if self._stopping:  # kernel and shell may both tell of a closed terminal: that is no hurry
+            return
+        if self._terminal.gone:
+            self._on_signal(signal.SIGHUP)
+            return
+        task = asyncio.create_task(self._reload_unasked(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload_unasked(self) -> None:
+        """What is wrong is in the log alone: nobody waits for the answer."""
+        try:
+            await self._reloader.reload()
+        except ConflictError as error:
+            log.warning("the configuration was not loaded again: %s", error)
+        except SageError:
+            return  # which the reloader has told
+
+    def _keep(self, config: SageConfig) -> None:
+        """Whoever stops us reads there how long we may take."""
+        file = self._paths.effective_file
+        if file.exists():
+            self._state.write_atomic(file, config.model_dump_json(indent=2).encode())
+
     def _on_signal(self, number: int) -> None:
         """The first: drain. The second: answer what is open with an error and go; engines die with us."""
         if not self._stopping:
@@ -273,15 +237,15 @@ class Gateway:
     async def _stop(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._beat()
-        self._data.begin_drain(self._config.gateway.drain_s)
-        self._batches.begin_drain(self._config.gateway.drain_s)
+        drain_s = self._reloader.loaded.config.gateway.drain_s
+        self._data.begin_drain(drain_s)
+        self._batches.begin_drain(drain_s)
         await asyncio.gather(servers[0], return_exceptions=True)
         await self._batches.close()
         engines.cancel()
         await asyncio.gather(engines, return_exceptions=True)
         await self._control_plane.close(0.0)
         await self._pool.close()
-        await self._telemetry.close()
         self._admin.begin_drain(ADMIN_DRAIN_S)
         await asyncio.gather(servers[1], return_exceptions=True)
         self._health.stop()
@@ -291,14 +255,14 @@ class Gateway:
     def _announce(self) -> None:
         """Tell where we listen; whoever reads that may ask at once."""
         self._beat()
-        host = self._config.gateway.host
-        base = f"http://{_reachable(host)}:{_port(self._sockets.data)}"
+        host = self._reloader.loaded.config.gateway.host
+        base = f"http://{reachable(host)}:{port_of(self._sockets.data)}"
         info = RunInfo(
             pid=os.getpid(),
             version=VERSION,
             base_url=f"{base}/v1",
-            admin_url=f"http://{LOOPBACK}:{_port(self._sockets.admin)}",
-            health_url=f"http://{LOOPBACK}:{_port(self._sockets.health)}",
+            admin_url=f"http://{LOOPBACK}:{port_of(self._sockets.admin)}",
+            health_url=f"http://{LOOPBACK}:{port_of(self._sockets.health)}",
             started_at=self._started,
         )
         self._state.write_atomic(self._paths.run_file, info.model_dump_json(indent=2).encode())
@@ -314,60 +278,21 @@ def not_ready(engines: Iterable[EngineStatus]) -> tuple[str, ...]:
     return tuple(f"engine {one.name} is {one.state}" for one in awake)
 
 
-def _port(sock: socket.socket) -> int:
-    return int(sock.getsockname()[1])
-
-
-def _reachable(host: str) -> str:
-    """The address by which this machine reaches a listener on `host`."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        return LOOPBACK
-    return f"[{host}]" if ":" in host else host
-
-
-def check_models(config: SageConfig) -> None:
-    """Raise NotFoundError for an engine whose model is a folder that is not there."""
-    for engine in config.engines:
-        if engine.kind == "openai" or not engine.model.startswith(("/", "./", "../", "~")):
-            continue
-        folder = Path(engine.model).expanduser()
-        if not folder.is_dir():
-            raise NotFoundError(
-                f"The model folder {folder} of engine {engine.name!r} does not exist.",
-                hint="Give a folder with a config.json, or a hub name such as Qwen/Qwen3-0.6B.",
-            )
-
-
-def serve(loaded: Loaded, paths: SagePaths) -> None:
+def serve(source: Sources, paths: SagePaths) -> None:
     """Check, bind, own the state directory, then run; nothing is left behind if a step fails."""
-    check_models(loaded.config)
+    check_models(source.first.config)
     with StateDirectory(paths.state) as state:
-        sockets = Sockets.bind(loaded.config)
+        sockets = Sockets.bind(source.first.config)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_run(loaded, paths, state, sockets))
+                runner.run(_run(source, paths, state, sockets))
         finally:
             sockets.close()
 
 
-async def _run(loaded: Loaded, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
-    config, clock = loaded.config, SystemClock()
-    control_plane = ControlPlane(config.control_plane, clock, core=make_core(config))
-
-    def known(model: str) -> bool:
-        return any(load.spec.model == model for load in control_plane.core.engines)
-
-    telemetry = Telemetry(config.telemetry, os.environ)
-    database = Database(paths.gateway_database)
-    try:
-        access = await Access.open(database, state, paths, clock, known=known)
-        responses = await ResponseStore.open(database, ResponseLimits.of(config.gateway), clock)
-        async with await Stores.open(paths, config, clock) as stores:
-            await Gateway(
-                loaded, paths, state, sockets, control_plane, access, telemetry, responses, stores
-            ).run()
-    finally:
-        await database.close()
+async def _run(source: Sources, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
+    async with Services.open(source.first.config, paths, state) as services:
+        await Gateway(source, paths, state, sockets, services).run()
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -378,6 +303,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("port", "admin-port", "health-port"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help="0 = any free port")
     parser.add_argument("--policy", metavar="NAME", help="scheduling policy")
+    parser.add_argument("--recipe", type=Recipe.parse, help=argparse.SUPPRESS)  # of `sage up`: see Recipe
     return parser.parse_args(argv)
 
 
@@ -418,10 +344,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = SagePaths.default()
     try:
         configure_logs(os.environ)
-        loaded = load(_flags(options), options.config, cwd=Path.cwd(), env=os.environ, paths=paths)
-        if loaded.config.state_dir is not None:
-            paths = dataclasses.replace(paths, state=loaded.config.state_dir.expanduser().resolve())
-        serve(loaded, paths)
+        source = Sources(_flags(options), options.config, paths, options.recipe)
+        if (state := source.first.config.state_dir) is not None:
+            paths = dataclasses.replace(paths, state=state.expanduser().resolve())
+        serve(source, paths)
     except SageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -85,6 +85,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
     _admin("POST", "/admin/v1/keys/{key_id}/rotate", "rotate_key"),
     _admin("GET", "/admin/v1/usage", "usage"),
     _admin("GET", "/admin/v1/config", "config"),
+    _admin("POST", "/admin/v1/config/reload", "reload_config"),
     _admin("GET", "/admin/v1/nodes", "nodes"),
 )
 

@@ -20,6 +20,7 @@ from sage.common.api import (
     MetricList,
     NewKey,
     PolicyStatus,
+    ReloadReport,
     RunInfo,
     StackStatus,
     UsageReport,
@@ -57,6 +58,10 @@ class AdminClient:
     def set_policy(self, name: str) -> PolicyStatus:
         """Put another policy in force. Raises BadRequestError or NotFoundError for an unknown name."""
         return self._call("PUT", "/policy", PolicyStatus, {"name": name})
+
+    def reload(self) -> ReloadReport:
+        """Load the configuration again. Raises BadRequestError with all that is wrong with it."""
+        return self._call("POST", "/config/reload", ReloadReport)
 
     def metrics(self) -> MetricList:
         """All metrics, by the names of `sage.common.telemetry`."""

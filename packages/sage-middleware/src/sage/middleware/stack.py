@@ -24,9 +24,21 @@ from sage.platform.runs import read_run, recorded_run
 from sage.platform.service.logs import LogMark
 from sage.platform.state import explain, read_secret, write_atomic
 
-__all__ = ["admin_client", "client_key", "interruptible", "quick_config", "read_run", "start", "stop"]
+__all__ = [
+    "QUICK_PORTS",
+    "admin_client",
+    "client_key",
+    "interruptible",
+    "quick_config",
+    "read_run",
+    "start",
+    "stop",
+]
 
 GATEWAY = (sys.executable, "-m", "sage.gateway")
+QUICK_PORTS = ("gateway", "health", "admin")
+"""Those that `quick_config` may choose."""
+
 _POLL_S = 0.1
 _KILL_AFTER_S = 10.0
 _AGAIN_S = 0.01
@@ -72,15 +84,17 @@ def start(
     *,
     on_progress: Callable[[str], None],
     command: Sequence[str] = GATEWAY,
+    recipe: str = "",
     gateway_timeout: float = 30.0,
 ) -> RunInfo:
     """Start the stack in the background and return once every engine is ready.
 
     `on_progress` gets one line per change. `command` is the serving program, called with `--config FILE
-    --state-dir DIR`; it has `gateway_timeout` seconds beside what its slowest engine may take. Raises
-    ConflictError when a stack already runs here, and SageError with the reason from the log when this one
-    does not come up; then nothing of it is left running. Of two that start at once one wins, as one process
-    owns the state directory; the other fails and leaves the winner's files alone.
+    --state-dir DIR`, and with `--recipe` where there is one: how it makes its configuration anew
+    when it is to load it again. It has `gateway_timeout` seconds beside what its slowest engine may take.
+    Raises ConflictError when a stack already runs here, and SageError with the reason from the log when this
+    one does not come up; then nothing of it is left running. Of two that start at once one wins, as one
+    process owns the state directory; the other fails and leaves the winner's files alone.
     """
     try:
         paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,12 +108,13 @@ def start(
     log = paths.logs / "gateway.log"
     mark = LogMark.now(log)
     patience = gateway_timeout + max((e.start_timeout_s for e in config.engines), default=0.0)
+    again = ("--recipe", recipe) if recipe else ()
     pid = 0
     try:
-        pid = spawn((*command, "--config", str(draft), "--state-dir", str(paths.state)), log)
+        pid = spawn((*command, "--config", str(draft), "--state-dir", str(paths.state), *again), log)
         on_progress(f"gateway: starting (pid {pid}, log {log})")
         run = _wait_ready(pid, paths, time.monotonic() + patience, on_progress)
-        draft.replace(_effective(paths))
+        draft.replace(paths.effective_file)
     except BaseException as exc:
         if pid:
             terminate(pid, _KILL_AFTER_S)
@@ -186,14 +201,10 @@ def _forget(paths: SagePaths, pid: int) -> None:
         paths.run_file.unlink(missing_ok=True)
 
 
-def _effective(paths: SagePaths) -> Path:
-    return paths.state / "effective.yaml"
-
-
 def _grace(paths: SagePaths) -> float:
     """How long the running stack may take to stop."""
     try:
-        config = SageConfig.model_validate_json(_effective(paths).read_bytes())
+        config = SageConfig.model_validate_json(paths.effective_file.read_bytes())
     except (OSError, ValueError):
         config = SageConfig()  # not started by `start`, or by another version: what is usual
     return config.gateway.drain_s + _STOP_MARGIN_S
@@ -274,6 +285,6 @@ def _interpreter(python: Path) -> str:
 def _free_ports(ports: PortsConfig) -> PortsConfig:
     """A default that is in use gives way to any free port (0); one that somebody chose stays."""
     usual = PortsConfig()
-    mine = {name: getattr(ports, name) for name in ("gateway", "health", "admin")}
+    mine = {name: getattr(ports, name) for name in QUICK_PORTS}
     busy = {name: 0 for name, port in mine.items() if port == getattr(usual, name) and not is_free(port)}
     return ports.model_copy(update=busy)

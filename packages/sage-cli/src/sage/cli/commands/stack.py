@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,12 @@ import typer
 from sage.cli.output import Talk, columns, emit
 
 if TYPE_CHECKING:
-    from sage.common.api import ClassStatus, EngineStatus, Quantiles, RunInfo, StackStatus
-    from sage.common.config import SageConfig
+    from sage.common.api import ClassStatus, EngineStatus, Quantiles, ReloadReport, RunInfo, StackStatus
     from sage.common.paths import SagePaths
 
-__all__ = ["Config", "Json", "down", "paths", "status", "up"]
+__all__ = ["Config", "Json", "down", "paths", "reload", "status", "up"]
+
+_WIDEST = 48  # characters of a value
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Config = Annotated[
@@ -68,34 +70,15 @@ def up(
 ) -> None:
     """Start engines and gateway; print what an OpenAI client needs."""
     from sage.middleware import stack
+    from sage.middleware.recipe import Recipe
 
     talk: Talk = ctx.obj
-    settings, where = _settings(config, model, engine, engine_python)
+    recipe = Recipe(config, model, engine, engine_python)
+    settings, where = recipe.settings()
     with stack.interruptible():
-        run = stack.start(settings, where, on_progress=talk.say)
+        run = stack.start(settings, where, on_progress=talk.say, recipe=recipe.text())
     _print_run(run, stack.client_key(where), as_json)
     talk.say(f"ready (pid {run.pid}); stop it with `sage down`")
-
-
-def _settings(
-    config: Path | None, model: str | None, engine: str | None, engine_python: Path | None
-) -> tuple[SageConfig, SagePaths]:
-    """The configuration as given; without engines, or with a `model` to run, the quick one."""
-    from sage.common.errors import UsageError
-    from sage.common.settings import load
-    from sage.middleware.stack import quick_config
-
-    settings = load(file=config).config
-    where = _place(settings.state_dir)
-    if model is not None or not settings.engines:
-        kind = engine or "transformers"
-        settings = quick_config(model, kind, where, engine_python=engine_python, base=settings)
-    elif engine or engine_python:
-        raise UsageError(
-            "The configuration names its engines, so --engine and --engine-python say nothing about them.",
-            hint="Set `kind` and `python` there, or give --model too: it is then run instead.",
-        )
-    return settings, where
 
 
 def _print_run(run: RunInfo, key: str, as_json: bool) -> None:
@@ -177,6 +160,39 @@ def _load(engine: EngineStatus) -> str:
 
 def _note(engine: EngineStatus) -> str:
     return ", ".join(filter(None, ("RANDOM-WEIGHTS" if engine.random_weights else "", engine.detail)))
+
+
+def reload(ctx: typer.Context, config: Config = None, as_json: Json = False) -> None:
+    """Load the configuration again and apply it while requests run."""
+    from sage.middleware.stack import admin_client
+
+    talk: Talk = ctx.obj
+    report = admin_client(_paths_at_any_rate(config, talk)).reload()
+    if as_json:
+        emit(report)
+    else:
+        print(_report_text(report) or "nothing has changed")
+    if report.needs_restart:
+        talk.warn("Some of it needs a new process: `sage down`, then `sage up`.")
+
+
+def _report_text(report: ReloadReport) -> str:
+    engines = [
+        (what, f"engine {name}", "") for what, names in report.engines.model_dump().items() for name in names
+    ]
+    keys = [
+        (what, change.key, f"{_shown(change.before)} → {_shown(change.after)}")
+        for what, changes in (("applied", report.applied), ("needs restart", report.needs_restart))
+        for change in changes
+    ]
+    rows = engines + keys
+    return columns(("WHAT", "OF", "CHANGE"), rows) if rows else ""
+
+
+def _shown(value: object) -> str:
+    """As it would be written in the file, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def down(ctx: typer.Context, config: Config = None) -> None:

@@ -29,9 +29,10 @@ def ring_of(*keys: str, admin_token: str) -> KeyRing:
 
 
 def idle_handlers() -> Handlers:
-    """What stands where files and batches are served: it does nothing."""
+    """What stands where files, batches and stored responses are served: it does nothing."""
 
     async def idle() -> None:
         return None
 
-    return {entry.name: idle for entry in on_listener("data") if entry.scope in ("files", "batches")}
+    own = ("index", "list_models", "get_model")
+    return {entry.name: idle for entry in on_listener("data") if entry.name not in own}

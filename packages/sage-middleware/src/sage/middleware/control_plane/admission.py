@@ -65,6 +65,10 @@ class RetryBudget:
         self._limits = limits
         self._left = self.RESERVE
 
+    def change(self, limits: Limits) -> None:
+        """From now on these bounds; what is left stays."""
+        self._limits = limits
+
     def earn(self) -> None:
         """A request arrived."""
         left = self._left + self._limits.retry_share

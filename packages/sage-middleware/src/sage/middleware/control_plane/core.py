@@ -20,6 +20,7 @@ from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import Policy
 from sage.middleware.control_plane.records import Outcome, Record
 from sage.middleware.control_plane.requests import Requests
+from sage.middleware.control_plane.scaling import Scaling
 from sage.middleware.control_plane.types import (
     Action,
     Arrived,
@@ -95,6 +96,24 @@ class Core(Requests):
         self._placement.set_policy(policy)
         self._place(now)
         return actions
+
+    def reconfigure(self, options: CoreOptions, policy: Policy | None, now: float) -> list[Action]:
+        """Other bounds, goals and templates from now on; `policy` is None where the present one stays.
+
+        What waits or runs keeps its deadline and its goals. What was learned is kept, but for the times that
+        engines took to start where templates have changed. The seed stays.
+        """
+        before, self._options = self._options, options
+        self._limits = limits = options.limits
+        self._lanes.set_max_wait(limits.queue_max_wait_s)
+        self._placement.set_limits(limits)
+        self._retries.change(limits)
+        self._estimator.set_goals(options.slos)
+        self._history.resize(options.history)
+        if (options.templates, options.device_cores) != (before.templates, before.device_cores):
+            self._scaling = Scaling(options, self.engines, self._lanes)
+            self._scales = bool(options.templates)
+        return [] if policy is None else self.set_policy(policy, now)
 
     def next_wake(self) -> float | None:
         """When a `Tick` is due; None when only an event can change something."""

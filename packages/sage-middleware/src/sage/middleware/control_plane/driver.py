@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 from sage.common.api import Decision, EngineStatus, QueueStatus
@@ -29,6 +29,7 @@ from sage.middleware.control_plane.types import (
     Cancelled,
     Dispatch,
     EngineAdded,
+    EngineChanged,
     EngineDown,
     EngineRemoved,
     EngineUp,
@@ -105,6 +106,15 @@ class ControlPlane:
         self._engines[spec.name] = engine
         self._handle(EngineUp(self._clock.now(), spec))
 
+    def replace_engine(self, engine: Engine) -> None:
+        """Another connection takes the place of the engine of that name; what runs on the old one goes on."""
+        self._engines.pop(engine.spec.name, None)
+        self.add_engine(engine)
+
+    def change_engine(self, spec: EngineSpec) -> None:
+        """An engine is described anew and goes on as it is: other slots, another size of its cache."""
+        self._handle(EngineChanged(self._clock.now(), spec))
+
     def engine_down(self, name: str, reason: str, *, crashed: bool = False) -> None:
         """A known engine may not be sent work; what runs there goes on until it ends or breaks.
 
@@ -112,10 +122,18 @@ class ControlPlane:
         """
         self._handle(EngineDown(self._clock.now(), name, reason, crashed))
 
+    def engine_leaves(self, name: str, reason: str) -> None:
+        """As `engine_down`, of an engine that is made anew: what waits for it waits for that."""
+        self._handle(EngineDown(self._clock.now(), name, reason, returning=True))
+
     def remove_engine(self, name: str) -> None:
         """Forget an engine; what runs there may end. Whoever made it closes it."""
         self._engines.pop(name, None)
         self._handle(EngineRemoved(self._clock.now(), name))
+
+    def know_names(self, names: Iterable[str]) -> None:
+        """Names that stand for models: whoever asks for a model that there is not is told of them too."""
+        self._core.engines.names = frozenset(names)
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -316,6 +334,21 @@ class ControlPlane:
         policy = load_policy(name, self._policy_options)
         now = self._clock.now()
         self._carry_out(PolicyChanged(now, name), self._core.set_policy(policy, now))
+
+    def reconfigure(self, config: ControlPlaneConfig, options: CoreOptions, policy: str) -> None:
+        """Apply another configuration, with `policy` in force; `options` are the core's, made from it.
+
+        Raises ConfigError for an unknown policy, and changes nothing then.
+        """
+        chosen = policy_options(config)
+        same = (policy, chosen) == (self.policy, self._policy_options)
+        fresh = None if same else load_policy(policy, chosen)
+        now = self._clock.now()
+        self._policy_options = chosen
+        actions = self._core.reconfigure(options, fresh, now)
+        if self._trace is not None:
+            self._trace.record(Goals(now, chosen.slos), ())
+        self._carry_out(PolicyChanged(now, policy), actions)
 
     def models(self) -> list[str]:
         """Ids of the models that an engine serves now."""

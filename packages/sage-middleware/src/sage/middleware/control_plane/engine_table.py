@@ -83,6 +83,7 @@ class EngineLoad:
         "name",
         "outstanding_tokens",
         "prefill_tokens",
+        "returning",
         "running",
         "served",
         "silence",
@@ -97,6 +98,7 @@ class EngineLoad:
         self.max_running = spec.max_running
         self.state: EngineState = "starting"
         self.detail = "starting"
+        self.returning = False  # it is made anew
         self.attempts: dict[int, Attempt] = {}
         self.running = 0
         self.free = spec.max_running
@@ -253,6 +255,7 @@ class EngineTable:
 
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
+        self.names: frozenset[str] = frozenset()  # that stand for models, for whoever asks what there is
         # Jobs that some engine is made for, and the most tokens that one of those engines has room for.
         self._served: dict[tuple[str, frozenset[Capability]], float] = {}
         self.version = 0
@@ -338,8 +341,9 @@ class EngineTable:
         """Tokens that the engine with most room has for it; infinite where one does not say."""
         of_model = [load.spec for load in self._engines.values() if load.spec.model == job.model]
         if not of_model:
-            models = sorted({load.spec.model for load in self._engines.values()})
-            known = f"there are: {', '.join(models)}" if models else "no engine is configured"
+            models = {load.spec.model for load in self._engines.values()}
+            names = ", ".join(sorted(models | self.names))
+            known = f"there are: {names}" if models else "no engine is configured"
             raise ModelNotFoundError(f"The model {job.model!r} does not exist; {known}.", param="model")
         if able := [spec for spec in of_model if job.needs <= spec.capabilities]:
             return max(spec.context or math.inf for spec in able)

@@ -28,6 +28,10 @@ class Estimator:
         self._lengths = OutputLengths()
         self._prompts = PromptTokens()
 
+    def set_goals(self, slos: dict[RequestClass, Slo]) -> None:
+        """The goals of what comes from now on."""
+        self._slos = slos
+
     def record(self, job: Job, sequence: int, policy: str, now: float, deadline: float | None) -> Record:
         """What is known of a request when it arrives; what depends on engines comes with its lane."""
         slo = self._slos[job.request_class] if job.slo is None else self._slo(job, job.slo)

@@ -197,6 +197,10 @@ class Lanes:
             for record in sorted(lane.records.values(), key=_sequence):
                 lane.discipline.push(record, now)
 
+    def set_max_wait(self, seconds: float) -> None:
+        """How long what comes from now on may wait."""
+        self._max_wait = seconds
+
     # ---- the end of waiting ----------------------------------------------------------------------------
 
     def watch(self, record: Record) -> None:

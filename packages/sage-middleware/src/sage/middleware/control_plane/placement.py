@@ -8,7 +8,7 @@ from sage.middleware.control_plane.attempts import Attempts
 from sage.middleware.control_plane.batches import Taken, fill, whole
 from sage.middleware.control_plane.engine_table import Attempt, EngineLoad, EngineTable
 from sage.middleware.control_plane.lanes import Lane, Lanes
-from sage.middleware.control_plane.options import CoreOptions
+from sage.middleware.control_plane.options import CoreOptions, Limits
 from sage.middleware.control_plane.policy import Choice, Policy, Shed
 from sage.middleware.control_plane.prefix import BLOCK, new_prefix_index
 from sage.middleware.control_plane.records import Candidate, Record
@@ -45,6 +45,10 @@ class Placement:
         if not policy.traits.prefixes:
             for load in self._engines:
                 self.forget(load)
+
+    def set_limits(self, limits: Limits) -> None:
+        """From now on these bounds on what is sent a second time."""
+        self._limits = limits
 
     def forget(self, load: EngineLoad) -> None:
         """An engine's process is new, or gone: nothing is cached there."""

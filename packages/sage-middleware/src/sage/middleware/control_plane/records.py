@@ -113,6 +113,12 @@ class History:
         if len(self._records) > self._size:
             self._records.popitem(last=False)
 
+    def resize(self, size: int) -> None:
+        """Keep so many from now on."""
+        self._size = size
+        while len(self._records) > size:
+            self._records.popitem(last=False)
+
     def get(self, ident: str) -> Record | None:
         """The newest record of that request id."""
         return self._records.get(ident)

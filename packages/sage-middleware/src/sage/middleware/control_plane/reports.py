@@ -37,6 +37,8 @@ def decision_of(record: Record, epoch: float) -> Decision:
         request_class=job.request_class,
         tenant=job.tenant,
         model=job.model,
+        asked=job.asked,
+        fallback=job.fallback,
         route=_route(job.needs),
         policy=record.policy,
         engine=record.engine,

@@ -10,6 +10,7 @@ from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import (
     Action,
     EngineAdded,
+    EngineChanged,
     EngineDown,
     EngineRemoved,
     EngineUp,
@@ -37,6 +38,7 @@ class Roster:
         self._leaving: set[str] = set()  # engines that are stopped once they are idle
         self._handlers: dict[type[Event], Callable[[Any], list[Action]]] = {
             EngineAdded: self._added,
+            EngineChanged: self._changed,
             EngineUp: self._up,
             EngineDown: self._down,
             EngineRemoved: self._removed,
@@ -55,8 +57,13 @@ class Roster:
         self._engines.add(event.spec).set_state("starting", "")
         return []
 
+    def _changed(self, event: EngineChanged) -> list[Action]:
+        self._engines.add(event.spec)
+        return []
+
     def _up(self, event: EngineUp) -> list[Action]:
         load = self._engines.add(event.spec)
+        load.returning = False
         load.set_state("ready", "")
         load.restarted()
         load.breaker.success()
@@ -70,6 +77,7 @@ class Roster:
         load = self._engines.get(event.name)
         if load is None:
             return []
+        load.returning = event.returning
         if event.crashed:
             self._blame(load, event.at)
         if load.state != "draining":
@@ -83,6 +91,7 @@ class Roster:
         if load is None:
             return []
         self._leaving.discard(load.name)
+        load.returning = False
         load.set_state("draining", f"removed; {load.running} requests still run")
         self._engines.version += 1
         return self.idle(load)

@@ -37,8 +37,11 @@ class Scaling:
     def held(self, job: Job, deadline: float | None, now: float) -> float | None:
         """What a request that no engine can take now should do: 0 = wait for one that starts.
 
-        Else the seconds after which to come again; None when nothing is going to start.
+        Else the seconds after which to come again; None when nothing is going to start. An engine that is
+        made anew is waited for as long as anything may wait.
         """
+        if any(load.returning and load.can(job) for load in self._engines):
+            return 0.0
         waits = [self._autoscaler.retry_after(name, deadline, now) for name in self._serving(job)]
         if not waits:
             return None

@@ -23,6 +23,7 @@ from sage.middleware.control_plane.types import (
     Cancelled,
     Dispatch,
     EngineAdded,
+    EngineChanged,
     EngineDown,
     EngineRemoved,
     EngineUp,
@@ -75,6 +76,7 @@ _EVENTS = (
     | Cancelled
     | GaveUp
     | EngineAdded
+    | EngineChanged
     | EngineUp
     | EngineDown
     | EngineRemoved

@@ -18,6 +18,7 @@ __all__ = [
     "Cancelled",
     "Dispatch",
     "EngineAdded",
+    "EngineChanged",
     "EngineDown",
     "EngineRemoved",
     "EngineUp",
@@ -70,6 +71,8 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     hedgeable: bool = False  # short and idempotent
     parent: str = ""  # the request whose deadline this one shares
     explain: bool = False  # the caller wants the whole list of candidates kept
+    asked: str = ""  # the name that the caller used, where `model` was chosen for it
+    fallback: str = ""  # why the models before this one could not serve it
 
 
 # ---- events ------------------------------------------------------------------------------------------------
@@ -146,15 +149,22 @@ class EngineUp(Event, frozen=True, gc=False, tag=True):
     spec: EngineSpec
 
 
+class EngineChanged(Event, frozen=True, gc=False, tag=True):
+    """A known engine is described anew, and otherwise as it was: up or down, with what runs there."""
+
+    spec: EngineSpec
+
+
 class EngineDown(Event, frozen=True, gc=False, tag=True):
     """An engine may not be sent work; what is in flight there is reported by `Failed`.
 
-    `crashed`: its process ended by itself.
+    `crashed`: its process ended by itself. `returning`: it is made anew, and what waits for it may wait on.
     """
 
     name: str
     reason: str
     crashed: bool = False
+    returning: bool = False
 
 
 class EngineRemoved(Event, frozen=True, gc=False, tag=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,7 +15,14 @@ from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.dialects.native import NATIVE, NativeStream
-from sage.middleware.engines.faults import UpstreamError, complaint_of, refused
+from sage.middleware.engines.faults import (
+    UpstreamError,
+    complaint_of,
+    not_let_in,
+    refused,
+    seconds_of,
+    too_busy,
+)
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.port import (
     CHAT,
@@ -41,6 +49,7 @@ _NO_PATHS: Mapping[Route, str] = {}
 # a server of one of these may lack another, and is none the worse
 _OPTIONAL = frozenset({MESSAGES, RERANK, RESPONSES, SCORE, TOKENIZE, DETOKENIZE})
 _MISSING = frozenset({404, 405, 501})
+_NOT_LET_IN = frozenset({401, 403})  # our key there, never that of the client
 _REFUSALS = frozenset({400, 413, 415, 422})  # the request's own fault; anything else is the engine's
 
 
@@ -113,10 +122,11 @@ class HttpEngine:
         else:
             receiver = _Whole(sink)
         try:
-            path = self._paths[call.route]
-            await self._pool.request("POST", path, receiver, body=body, headers=self.headers(call))
+            path, headers = self._paths[call.route], self.headers(call)
+            retry_after = await self._pool.request("POST", path, receiver, body=body, headers=headers)
             if receiver.status // 100 != 2:
-                raise _refusal(self._spec.name, call.route, receiver.status, receiver.joined())
+                refusal = _Refusal(receiver.status, receiver.joined(), retry_after)
+                raise _refused(self._spec.name, call.route, refusal)
             return receiver.finish()
         except UpstreamError as error:
             _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
@@ -254,12 +264,24 @@ class _Stream(_Answer):
         return self._translator.usage
 
 
-def _refusal(engine: str, route: Route, status: int, body: bytes) -> SageError:
+class _Refusal(NamedTuple):
+    """An answer that is no success."""
+
+    status: int
+    body: bytes
+    retry_after: str
+
+
+def _refused(engine: str, route: Route, refusal: _Refusal) -> SageError:
     """An engine's error in our words; its own go to the log alone."""
-    complaint = complaint_of(body)
+    complaint, status = complaint_of(refusal.body), refusal.status
     _log.warning("engine %s answered %d: %s", engine, status, complaint.words)
     if status in _REFUSALS:
         return refused(engine, status, complaint)
+    if status in _NOT_LET_IN:
+        return not_let_in(engine, status)
+    if status == 429:
+        return too_busy(engine, seconds_of(refusal.retry_after, time.time()))
     if status in _MISSING and route in _OPTIONAL:
         return BadRequestError(f"The engine {engine} answered {status}: it has no /v1/{route}.")
     return EngineError(f"The engine {engine} answered {status}.")

@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._used = False
         self._between_s = pool.limits.between_chunks_s
         self.idle_since = 0.0
+        self.retry_after = ""  # the header of the last answer
 
     # ---- one request ----
 
@@ -132,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._started = self._complete = self._keep_alive = self._framed = False
         self._untouched = True  # the parser is between two answers
         self._wake = None
-        self._content_type = ""
+        self._content_type = self.retry_after = ""
         self._head_bytes = self._body_bytes = 0
         self._most: float = limits.body_bytes
         self._deadline = now + limits.first_byte_s
@@ -273,7 +274,7 @@ class Connection(asyncio.Protocol):
         self._untouched = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; only three matter here."""
+        """One header; only four matter here."""
         lower = name.lower()
         if lower == b"content-type":
             self._content_type = value.decode("latin-1")
@@ -281,6 +282,8 @@ class Connection(asyncio.Protocol):
             self._most = float("inf") if endless else self._pool.limits.body_bytes
         elif lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif lower == b"retry-after":
+            self.retry_after = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Pass the head on; interim (1xx) answers are skipped."""

@@ -9,16 +9,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import msgspec
 
-from sage.common.errors import BadRequestError, EngineError
+from sage.common.errors import BadRequestError, EngineError, OverloadedError
 
-__all__ = ["Complaint", "UpstreamError", "brief", "complaint_of", "refused"]
+__all__ = [
+    "Complaint",
+    "UpstreamError",
+    "brief",
+    "complaint_of",
+    "not_let_in",
+    "refused",
+    "seconds_of",
+    "too_busy",
+]
 
 _MOST: Final = 300  # characters of an engine's words in one line of the log
 _PART: Final = 120  # and of each part of a list of them
+_SOON_S: Final = 1.0
+_LONGEST_S: Final = 3600.0
 _ECHO: Final = re.compile(r"""['"]input['"]\s*:""")  # from here on a validator repeats the request
 _FIELD: Final = re.compile(r"[A-Za-z_]\w{0,39}([.\[]\w{1,39}\]?){0,6}", re.ASCII)
 _OVERLONG: Final = re.compile(
@@ -96,6 +108,34 @@ def refused(engine: str, status: int, complaint: Complaint) -> BadRequestError:
     return BadRequestError(
         f"The engine {engine} refused the request with {status}{field}.", param=complaint.param
     )
+
+
+def not_let_in(engine: str, status: int) -> EngineError:
+    """The error for a 401 or 403: it is about our key at the engine, not about that of the client."""
+    return EngineError(
+        f"The engine {engine} answered {status}: it did not accept this server's key.",
+        hint="This is for whoever runs the server: look at api_key_env of that engine.",
+    )
+
+
+def too_busy(engine: str, retry_after: float | None) -> OverloadedError:
+    """The error for a 429; without a time to come again it is soon."""
+    wait = _SOON_S if retry_after is None else retry_after
+    return OverloadedError(f"The engine {engine} answered 429: it is over its limit.", retry_after=wait)
+
+
+def seconds_of(header: str, now: float) -> float | None:
+    """How long a Retry-After header asks to wait: seconds, or until a date (`now` is Unix time), or None.
+
+    An hour at most.
+    """
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return min(_LONGEST_S, float(text[:9]))
+    try:
+        return min(_LONGEST_S, max(0.0, parsedate_to_datetime(text).timestamp() - now))
+    except (ValueError, OverflowError):
+        return None
 
 
 def _worded(text: str, param: object, code: object) -> Complaint:

@@ -58,8 +58,10 @@ class HttpPool:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """Send one request and pass the answer to `receiver` until it is whole.
+    ) -> str:
+        """Send one request and pass the answer to `receiver` until it is whole. Returns its Retry-After.
+
+        A redirect is an answer like any other and is not followed, so that no key goes to another server.
 
         A reused connection that turns out to be closed before any byte came is replaced once. Raises
         UnreachableError (no connection) or EngineError (broken, cut, too slow, too large), or what the
@@ -73,6 +75,7 @@ class HttpPool:
             connection = await self._connect()
             await connection.exchange(message, receiver)
         self._give(connection)
+        return connection.retry_after
 
     def close(self) -> None:
         """Close idle connections; those in use close when their request ends."""

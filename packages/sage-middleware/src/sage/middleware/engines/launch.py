@@ -13,7 +13,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
 from sage.common.paths import SagePaths
 from sage.middleware.engines.port import Capability, EngineSpec
-from sage.middleware.models import RANDOM, RANDOM_RERANKER, ModelSource, architecture, resolve, served_name
+from sage.middleware.models import RANDOM, RANDOM_RERANKER, ModelSource, architecture, resolve
 from sage.platform.nodes import find_gpus
 
 __all__ = [
@@ -39,7 +39,7 @@ def describe(
     return EngineSpec(
         name=config.name,
         kind=config.kind,
-        model=config.served_as or served_name(config.model),
+        model=config.model_id,
         capabilities=capabilities,
         max_running=config.max_running,
         random_weights=config.random_weights or config.model in (RANDOM, RANDOM_RERANKER),

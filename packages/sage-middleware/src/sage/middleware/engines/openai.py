@@ -28,7 +28,7 @@ class OpenAIKind:
     """Nothing is started; the key comes from the environment variable that `api_key_env` names."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Taken to do all of OpenAI's API that belongs to its task.
+        """Taken to do all of OpenAI's API that belongs to its task, unless its `capabilities` are named.
 
         Raises ConfigError without a URL or when the key is not set.
         """
@@ -43,7 +43,8 @@ class OpenAIKind:
                 hint=f"Set {config.api_key_env}, or leave api_key_env out for a server without keys.",
             )
         # many servers rerank by one query at a time only, so that requests are not put together for them
-        can = _TASKS[config.task].union(map(Capability, config.speaks))
+        can = frozenset(map(Capability, config.capabilities)) or _TASKS[config.task]
+        can = can.union(map(Capability, config.speaks))
         return describe(config, can, coalesces=config.task != "rerank")
 
     def service(self, _config: EngineConfig, _port: int, _cores: tuple[int, ...]) -> ServiceSpec | None:

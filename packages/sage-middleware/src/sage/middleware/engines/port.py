@@ -184,9 +184,9 @@ class Engine(Protocol):
         """Serve one call into `sink` and return the tokens used.
 
         Cancelling the awaiting task closes the upstream connection at once. Raises before `sink.head`:
-        UnreachableError (nothing listens), EngineError (5xx, broken answer, too slow), BadRequestError (the
-        engine's own 4xx, in our words); after it: EngineError (the stream broke; the caller writes the SSE
-        error event).
+        UnreachableError (nothing listens), EngineError (5xx, broken answer, too slow, our key there is
+        wrong), OverloadedError (429, with its Retry-After), BadRequestError (the engine's own 4xx, in our
+        words); after it: EngineError (the stream broke; the caller writes the SSE error event).
         """
         ...
 
