@@ -1,8 +1,8 @@
 """Record the metrics of a real run: python packages/sage-gateway/tests/data/record.py > run.txt
 
-A stack of its own (a random-weight model and MiniLM) gets chats, embeddings, requests that are over a bound
-and some whose deadline is too near. Each line of the output is a series and its values, one for each scrape;
-`_` where it was not there yet.
+A stack of its own (a random-weight model and MiniLM) gets chats, embeddings, a batch, requests that are over
+a bound and some whose deadline is too near. Each line of the output is a series and its values, one for each
+scrape; `_` where it was not there yet.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
+from sage.common.config import EngineConfig, ModelConfig, TargetConfig
 from sage.common.paths import SagePaths
 from sage.middleware import stack
 from sage.platform.state import read_secret
 
 SCRAPES: Final = 8
 EVERY_S: Final = 4.0
+NAME: Final = "assistant"  # falls back, as its model is never served
 
 
 def post(url: str, key: str, body: Mapping[str, Any], **headers: str) -> Any:
@@ -43,6 +46,42 @@ def post(url: str, key: str, body: Mapping[str, Any], **headers: str) -> Any:
         return error.read()
 
 
+class Unwilling(BaseHTTPRequestHandler):
+    """An engine that is ready, and refuses whatever it is asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer(429)
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def batch(base: str, key: str, line: Mapping[str, Any]) -> None:
+    """Hand in a batch of one line."""
+    text = json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": line})
+    field = "--edge\r\ncontent-disposition: form-data; name="
+    form = f'{field}"purpose"\r\n\r\nbatch\r\n{field}"file"; filename="in"\r\n\r\n{text}\r\n--edge--\r\n'
+    request = urllib.request.Request(f"{base}/files", form.encode(), method="POST")  # noqa: S310
+    request.add_header("Authorization", f"Bearer {key}")
+    request.add_header("Content-Type", "multipart/form-data; boundary=edge")
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        file = json.load(answer)["id"]
+    asked = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    post(f"{base}/batches", key, asked)
+
+
 def load(base: str, admin: str, key: str, token: str, stop: threading.Event) -> None:
     """Ask for what is refused, then for all that is served until told to stop."""
     made = json.loads(post(f"{admin}/admin/v1/keys", token, {"name": "limited", "rpm": 1}))
@@ -57,6 +96,8 @@ def load(base: str, admin: str, key: str, token: str, stop: threading.Event) -> 
         post(f"{base}/chat/completions", key, {**says, "n": 9})
         post(f"{base}/embeddings", key, texts, x_sage_deadline_ms="1")
         post(f"{base}/chat/completions", key, says, x_sage_deadline_ms="1")
+        post(f"{base}/chat/completions", key, {**says, "model": NAME})
+    batch(base, key, texts)
     while not stop.is_set():
         post(f"{base}/chat/completions", key, {**says, "stream": True})
         post(f"{base}/chat/completions", key, says)
@@ -74,7 +115,13 @@ def scrape(admin: str, token: str) -> dict[str, str]:
 
 def record(paths: SagePaths) -> list[dict[str, str]]:
     """Start, load, scrape, stop."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unwilling)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
     config = stack.quick_config(None, "transformers", paths)
+    other = EngineConfig(name="elsewhere", kind="openai", model="unwilling", url=url)
+    name = ModelConfig(name=NAME, to=(TargetConfig(model="unwilling"),), fallbacks=("sage-random-llama",))
+    config = config.model_copy(update={"engines": (*config.engines, other), "models": (name,)})
     run = stack.start(config, paths, on_progress=lambda line: print(line, file=sys.stderr))
     base, key, token = run.base_url, stack.client_key(paths), read_secret(paths.admin_token_file)
     stop = threading.Event()

@@ -55,7 +55,7 @@ class Routed(Bench):
     def served(self) -> list[int]:
         return [engine.served for engine in self.engines]
 
-    def fallbacks(self) -> dict[tuple[str, ...], float]:
+    def fallbacks(self) -> dict[tuple[str, ...], Any]:
         return {tuple(labels.values()): count for _, count, labels in self.router.samples()}
 
 

@@ -168,6 +168,15 @@ DASHBOARDS: Final[dict[str, Board]] = {
                     "retries": "sum(rate(sage_request_retries_total[5m]))",
                     "hedges": "sum(rate(sage_request_hedges_total[5m]))",
                     "quarantined": "sum(rate(sage_requests_quarantined_total[5m]))",
+                    "fallbacks of {{name}}": "sum by (name) (rate(sage_fallbacks_total[5m]))",
+                },
+            ),
+            Panel(
+                "Batches",
+                "short",
+                {
+                    "{{status}}": "sum by (status) (sage_batches)",
+                    "lines {{outcome}}": "sum by (outcome) (increase(sage_batch_lines_total[15m]))",
                 },
             ),
             Panel("By tenant", "reqps", {"{{tenant}}": "sum by (tenant) (rate(sage_requests_total[5m]))"}),
