@@ -1,0 +1,44 @@
+"""Sizes in bytes, as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from sage.common.errors import UsageError
+
+__all__ = ["format_bytes", "parse_bytes"]
+
+_UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
+
+
+def parse_bytes(size: int | str, what: str = "the size") -> int:
+    """Bytes of `8589934592`, `"8GiB"` or `"1.5 GB"`; part of a byte is cut off.
+
+    Raises UsageError that says what would be valid.
+    """
+    if isinstance(size, str) and (found := _SIZE.fullmatch(size.strip())):
+        return (
+            int(float(found[1]) * _UNITS[found[2]]) if "." in found[1] else int(found[1]) * _UNITS[found[2]]
+        )
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
+    raise UsageError(
+        f"{what} is {size!r}; valid is a number of bytes or a text such as '8GiB' or '500MB', not negative."
+    )
+
+
+def format_bytes(count: int) -> str:
+    """The shortest text for it that has three digits: `8GiB`, `1.46GiB`, `512B`."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count >= _UNITS[unit]:
+            return (
+                f"{count / _UNITS[unit]:.3g}{unit}"
+                if count < 1000 * _UNITS[unit]
+                else (f"{count / _UNITS[unit]:.0f}{unit}")
+            )
+    return f"{count}B"
