@@ -43,8 +43,8 @@ def test_it_is_a_sorted_list(steps: list[tuple[int, int]], cpu: int) -> None:
     assert list(index) == expected
     assert len(index) == len(expected)
     assert list(index.walk(need)) == [one for one in expected if not missing(one, need)]
-    tops = [max(one[field] for one in expected) for field in range(4)] if expected else None
-    assert index.tops() == (tuple(tops) if tops else None)
+    tops = tuple(map(max, zip(*(one[:4] for one in expected), strict=True)))
+    assert index.tops() == (tops or None)
 
 
 def test_an_index_of_states_at_once_is_that_of_one_after_another() -> None:

@@ -103,7 +103,7 @@ def test_equal_demands_are_equal() -> None:
     one, other = Resources(1, labels={"a": "1", "b": "2"}), Resources(1.0, labels=(("b", "2"), ("a", "1")))
     assert one == other
     assert hash(one) == hash(other)
-    assert replace(one, memory="1GiB").memory == GIB
+    assert replace(one, memory=GIB) == Resources(memory="1GiB", labels={"b": "2", "a": "1"})
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_equal_demands_are_equal() -> None:
 )
 def test_a_node_that_makes_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"valid is a name, cores in steps of 0\.001"):
-        Node(**({"name": "a", "cpus": 1} | bad))
+        Node(**{"name": "a", "cpus": 1, **bad})
 
 
 @pytest.mark.parametrize("bad", [{"id": ""}, {"arrival": float("nan")}, {"arrival": float("inf")}])
 def test_a_unit_that_makes_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="valid is an id and a finite number"):
-        Unit(**({"id": "u"} | bad))
+        Unit(**{"id": "u", **bad})
 
 
 def test_tenths_of_a_core_add_up() -> None:
