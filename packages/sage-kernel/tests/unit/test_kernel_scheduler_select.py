@@ -110,14 +110,16 @@ def test_equal_demands_are_equal() -> None:
     "bad", [{"name": ""}, {"cpus": -1}, {"cpus": 0.0001}, {"memory": -1}, {"gpus": (-1,)}]
 )
 def test_a_node_that_makes_no_sense(bad: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"name": "a", "cpus": 1, **bad}
     with pytest.raises(UsageError, match=r"valid is a name, cores in steps of 0\.001"):
-        Node(**{"name": "a", "cpus": 1, **bad})
+        Node(**given)
 
 
 @pytest.mark.parametrize("bad", [{"id": ""}, {"arrival": float("nan")}, {"arrival": float("inf")}])
 def test_a_unit_that_makes_no_sense(bad: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"id": "u", **bad}
     with pytest.raises(UsageError, match="valid is an id and a finite number"):
-        Unit(**{"id": "u", **bad})
+        Unit(**given)
 
 
 def test_tenths_of_a_core_add_up() -> None:
