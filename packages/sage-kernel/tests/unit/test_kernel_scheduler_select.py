@@ -322,6 +322,60 @@ def test_what_can_never_run_says_what_is_missing_where() -> None:
         require(Snapshot(), [Unit("u")], PACK)
 
 
+def test_sizes_that_differ_never_look_alike() -> None:
+    snapshot = Snapshot([Node("a", 4, 8 * GIB, (8 * GIB,))])
+    unit = Unit("u", Resources(1, 1, 8 * GIB + 1, 8 * GIB + 1))
+    found = explain(snapshot, unit, PACK).nodes[0].missing
+    sizes = (f"{8 * GIB + 1}B", f"{8 * GIB}B")
+    assert [one[:3] for one in found] == [("memory", *sizes), ("gpu_memory", *sizes)]
+    assert select(snapshot, unit, PACK) == Wait(f"no node has free memory {sizes[0]} (most: {sizes[1]})")
+    assert format_bytes(1023 * 1024) == "1023KiB"
+
+
+@pytest.mark.parametrize(
+    ("demand", "found"),
+    [
+        ({"cpu": 2.5}, [("cpu", "2.5", "2", 0.8)]),
+        ({"memory": "4GiB"}, [("memory", "4GiB", "1GiB", 0.25)]),
+        ({"gpu": 4}, [("gpu", "4", "1", 0.25)]),
+        ({"gpu": 1, "gpu_memory": "8GiB"}, [("gpu_memory", "8GiB", "4GiB", 0.5)]),
+        ({"gpu": 0.5, "gpu_memory": "8GiB"}, [("gpu_memory", "8GiB", "4GiB", 0.5)]),
+        ({"labels": {"zone": "b", "disk": "ssd"}}, [("label disk", "ssd", "none"), ("label zone", "b", "a")]),
+        ({"cpu": 4, "gpu": 2}, [("cpu", "4", "2", 0.5), ("gpu", "2", "1", 0.5)]),
+    ],
+)
+def test_what_a_node_lacks(demand: dict[str, Any], found: list[tuple[Any, ...]]) -> None:
+    """All of it, with what was wanted, what is there and which part that is."""
+    node = Node("a", 2, GIB, (4 * GIB, 4 * GIB), {"zone": "a"})
+    used = put(Snapshot([node]), Unit("t", Resources(0, 0.6)))
+    report = explain(used, Unit("u", Resources(**demand)), PACK).nodes[0]
+    assert not report.fits
+    assert [one[: len(expected)] for one, expected in zip(report.missing, found, strict=True)] == found
+
+
+def test_a_closed_node_says_why_in_an_explanation() -> None:
+    nodes = [Node("a", 2), Node("b", 2, alive=False), Node("c", 2, alive=False)]
+    found = explain(Snapshot(nodes).close(["a"], "is kept for 'j'"), Unit("u"), PACK)
+    assert found.verdict == "wait"
+    assert found.reason.startswith(
+        "no node is open: 2 nodes are not alive; 1 node is kept for 'j'; nearest is"
+    )
+
+
+def test_few_of_many_kinds_are_told() -> None:
+    nodes = [Node(f"n{n}", 4, labels={"rack": "r", f"only{n}": "x"}) for n in range(7)]
+    demands = [Unit("u", Resources(5, labels={f"only{n}": "x" for n in range(7)}))]
+    with pytest.raises(InfeasibleError, match="; 2 nodes lack other things; nearest is 'n0'"):
+        require(Snapshot(nodes), demands, PACK)
+
+
+def test_a_share_of_too_full_a_device_is_told_by_its_size() -> None:
+    used = put(Snapshot([Node("a", 4, gpus=(GIB,))]), Unit("t", Resources(0, 0.6)))
+    found = explain(used, Unit("u", Resources(0, 0.5)), PACK)
+    assert [tuple(one) for one in found.nodes[0].missing] == [("gpu", "0.5", "0.4", 0.8)]
+    assert "no node has free gpu 0.5 (most: 0.4)" in found.reason
+
+
 def test_thousands_of_nodes_are_told_in_a_line() -> None:
     nodes = [Node(f"n{n:04}", 1 + n % 3, labels={"rack": str(n % 7)}) for n in range(3000)]
     with pytest.raises(InfeasibleError) as caught:

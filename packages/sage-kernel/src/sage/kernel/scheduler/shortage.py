@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from sage.kernel.scheduler.sizes import format_bytes
 from sage.kernel.scheduler.snapshot import Snapshot
 from sage.kernel.scheduler.state import State, missing
-from sage.kernel.scheduler.types import WHOLE, InfeasibleError, Missing, Unit
+from sage.kernel.scheduler.types import WHOLE, InfeasibleError, Missing, Unit, amounts
 
 __all__ = ["grouped", "infeasible", "nearest", "shortage"]
 
@@ -30,14 +29,14 @@ def shortage(snapshot: Snapshot, unit: Unit) -> str:
         ("gpu", need.gpus * WHOLE or need.share, whole * WHOLE or (partial if need.share else 0)),
     ]
     short = [
-        f"{what} {_amount(what, wanted)} (most: {_amount(what, found)})"
+        "{} {} (most: {})".format(what, *amounts(what, wanted, found))
         for what, wanted, found in demands
         if found < wanted
     ]
     if short:
         return f"no node{where} has free {' and '.join(short)}"
-    asked = [f"{what} {_amount(what, wanted)}" for what, wanted, _ in demands if wanted]
-    asked += [f"gpu_memory {format_bytes(need.gpu_memory)}"] if need.gpu_memory else []
+    demands.append(("gpu_memory", need.gpu_memory, 0))
+    asked = [f"{what} {amounts(what, wanted, 0)[0]}" for what, wanted, _ in demands if wanted]
     return f"no node{where} has free at once {' and '.join(asked)}"
 
 
@@ -102,13 +101,9 @@ def _totals(empty: Snapshot, units: Sequence[Unit]) -> str:
         ),
     }
     have = "1 node has" if len(states) == 1 else f"{len(states)} nodes have"
-    short = [
-        f"they want {what} {_amount(what, wanted)}; {have} {_amount(what, found)}"
-        for what, (wanted, found) in sums.items()
-        if wanted > found
-    ]
+    short = []
+    for what, (wanted, found) in sums.items():
+        if wanted > found:
+            asked, there = amounts(what, wanted, found)
+            short.append(f"they want {what} {asked}; {have} {there}")
     return "; ".join(short)
-
-
-def _amount(what: str, amount: int) -> str:
-    return format_bytes(amount) if what == "memory" else f"{amount / WHOLE:g}"

@@ -6,7 +6,7 @@ import re
 
 from sage.common.errors import UsageError
 
-__all__ = ["format_bytes", "parse_bytes"]
+__all__ = ["format_bytes", "format_short", "parse_bytes"]
 
 _UNITS = {
     "": 1, "B": 1,
@@ -33,12 +33,15 @@ def parse_bytes(size: int | str, what: str = "the size") -> int:
 
 
 def format_bytes(count: int) -> str:
-    """The shortest text for it that has three digits: `8GiB`, `1.46GiB`, `512B`."""
+    """The size to three digits: `8GiB`, `1.46GiB`, `512B`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if count >= _UNITS[unit]:
-            return (
-                f"{count / _UNITS[unit]:.3g}{unit}"
-                if count < 1000 * _UNITS[unit]
-                else (f"{count / _UNITS[unit]:.0f}{unit}")
-            )
+        size = count / _UNITS[unit]
+        if size >= 1:
+            return f"{size:.3g}{unit}" if size < 1000 else f"{size:.0f}{unit}"
     return f"{count}B"
+
+
+def format_short(wanted: int, found: int) -> tuple[str, str]:
+    """Both sizes, in bytes where they would look the same."""
+    texts = format_bytes(wanted), format_bytes(found)
+    return texts if texts[0] != texts[1] else (f"{wanted}B", f"{found}B")

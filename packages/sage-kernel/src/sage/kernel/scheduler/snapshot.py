@@ -39,9 +39,6 @@ class Snapshot:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Snapshot) and list(self._states) == list(other._states)
 
-    def __hash__(self) -> int:
-        return hash(tuple(state.name for state in self._states))
-
     def __len__(self) -> int:
         return len(self._states)
 
@@ -119,6 +116,7 @@ class Snapshot:
     def only(self, names: Iterable[str]) -> Snapshot:
         """The part of it that has these nodes."""
         part = Snapshot()
+        part._newest = self.newest  # the numbers go on where they are
         for name in names:
             part = part._changed(None, self[name])
         return part

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from sage.common.errors import ConflictError, NotFoundError
-from sage.kernel.scheduler.sizes import format_bytes
-from sage.kernel.scheduler.types import WHOLE, Missing, Need, Node, Placement, milli
+from sage.kernel.scheduler.types import WHOLE, Missing, Need, Node, Placement, amounts, milli
 
 __all__ = ["Device", "State", "alike", "empty", "give", "missing", "room", "take"]
 
@@ -33,11 +32,6 @@ class State(NamedTuple):
     node: Node
     closed: str  # why nothing new goes there; empty = it may
 
-    @property
-    def name(self) -> str:
-        """The node's name."""
-        return self.node.name
-
 
 def empty(node: Node, closed: str = "") -> State:
     """The node with nothing on it."""
@@ -62,11 +56,11 @@ def take(state: State, placement: Placement) -> State:
     """The state with it placed. Raises ConflictError where there is no room for it or it is there already."""
     unit, need = placement.unit, placement.unit.resources.need
     if unit.id in state.placed:
-        raise ConflictError(f"Unit {unit.id!r} is on node {state.name!r} already.")
+        raise ConflictError(f"Unit {unit.id!r} is on node {state.node.name!r} already.")
     devices = _spend(state, need, placement.devices, 1)
     if need.cpu > state.cpu or need.memory > state.memory or devices is None or not _says(state.node, need):
         lacking = "; ".join(map(str, missing(state, need))) or f"other devices than {placement.devices}"
-        raise ConflictError(f"Unit {unit.id!r} does not fit on node {state.name!r}: it lacks {lacking}.")
+        raise ConflictError(f"Unit {unit.id!r} does not fit on node {state.node.name!r}: it lacks {lacking}.")
     placed = {**state.placed, unit.id: placement}
     newest = max(state.newest, placement.number)
     return _state(state, state.cpu - need.cpu, state.memory - need.memory, devices, newest, placed)
@@ -77,7 +71,7 @@ def give(state: State, unit: str) -> State:
     placed = dict(state.placed)
     placement = placed.pop(unit, None)
     if placement is None:
-        raise NotFoundError(f"Unit {unit!r} is not on node {state.name!r}.")
+        raise NotFoundError(f"Unit {unit!r} is not on node {state.node.name!r}.")
     need = placement.unit.resources.need
     devices = _spend(state, need, placement.devices, -1)
     assert devices is not None  # what was taken can be given back
@@ -200,9 +194,4 @@ def _short_share(state: State, need: Need) -> Missing:
 
 
 def _short(what: str, wanted: int, found: int) -> Missing:
-    shown = format_bytes if what.endswith("memory") else _thousandths
-    return Missing(what, shown(wanted), shown(found), found / wanted)
-
-
-def _thousandths(amount: int) -> str:
-    return f"{amount / WHOLE:g}"
+    return Missing(what, *amounts(what, wanted, found), found / wanted)

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from sage.common.errors import BadRequestError, UsageError
-from sage.kernel.scheduler.sizes import parse_bytes
+from sage.kernel.scheduler.sizes import format_short, parse_bytes
 
 __all__ = [
     "WHOLE",
@@ -23,6 +23,7 @@ __all__ = [
     "Unit",
     "Wait",
     "Withdrawal",
+    "amounts",
     "milli",
 ]
 
@@ -178,6 +179,13 @@ class Need(NamedTuple):
     share: int  # thousandths of one device, 0 where whole ones are wanted
     gpu_memory: int
     labels: Labels
+
+
+def amounts(what: str, wanted: int, found: int) -> tuple[str, str]:
+    """Both in the words of users: `what` is counted in bytes where it is a memory, else in thousandths."""
+    if what.endswith("memory"):
+        return format_short(wanted, found)
+    return f"{wanted / WHOLE:.10g}", f"{found / WHOLE:.10g}"
 
 
 def milli(amount: float) -> int:
