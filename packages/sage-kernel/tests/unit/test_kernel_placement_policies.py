@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -147,6 +151,24 @@ def test_a_low_priority_waits_no_longer_than_its_age_allows() -> None:
 def test_an_unknown_policy_names_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"no placement policy named 'best'; there are fifo, gpu_fragment"):
         load_policy("best")
+
+
+def test_a_policy_of_another_package_is_known_by_its_entry_point(tmp_path: Path) -> None:
+    """An installation that has one, in a process of its own."""
+    info = tmp_path / "tight-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tight\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[sage.placement]\ntight = tight:Tight\n")
+    (tmp_path / "tight.py").write_text(
+        "from sage.kernel.scheduler.policies import Pack\n\nclass Tight(Pack):\n    name = 'tight'\n"
+    )
+    code = (
+        "from sage.kernel.scheduler import available_policies, load_policy\n"
+        "assert 'tight' in available_policies() and load_policy('tight').name == 'tight'"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_policy_of_ones_own_is_a_key_and_a_name() -> None:

@@ -6,9 +6,10 @@ go.
 
 from __future__ import annotations
 
+from sage.kernel.scheduler.catalogue import available_policies, load_policy
 from sage.kernel.scheduler.explain import Explanation, NodeReport, explain
 from sage.kernel.scheduler.inventory import node_of
-from sage.kernel.scheduler.policy import Policy, available_policies, load_policy
+from sage.kernel.scheduler.policy import Policy
 from sage.kernel.scheduler.queue import Change, Queue
 from sage.kernel.scheduler.selection import require, select, select_group
 from sage.kernel.scheduler.snapshot import Snapshot

@@ -5,30 +5,16 @@ A policy is a pure object: it sees a snapshot and a unit, reads no clock and dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
 
-from sage.common.errors import ConfigError
 from sage.kernel.scheduler.snapshot import Snapshot
 from sage.kernel.scheduler.state import State
 from sage.kernel.scheduler.types import Unit
 
-__all__ = ["GROUP", "Policy", "Score", "available_policies", "load_policy"]
+__all__ = ["Policy", "Score"]
 
-GROUP = "sage.placement"
-_POLICIES = "sage.kernel.scheduler.policies"
-_BUILT_IN = {
-    "fifo": "Fifo",
-    "gpu_fragment_aware": "GpuFragmentAware",
-    "locality": "Locality",
-    "pack": "Pack",
-    "priority": "Priority",
-    "round_robin": "RoundRobin",
-    "spread": "Spread",
-}
-
-Score = tuple[float, ...]
+Score: TypeAlias = tuple[float, ...]
 """Smaller is better; of nodes with the same score the first by name is taken."""
 
 
@@ -63,27 +49,3 @@ class Policy(Protocol):
     def reason(self, state: State, unit: Unit) -> str:
         """Why this node, the best of those with room, is taken."""
         ...
-
-
-def available_policies() -> list[str]:
-    """The names that `load_policy` knows, sorted."""
-    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
-
-
-def load_policy(name: str) -> Policy:
-    """The policy of that name: a shipped one, else one of the entry points `sage.placement`.
-
-    Raises ConfigError that lists the names.
-    """
-    if name in _BUILT_IN:
-        from sage.kernel.scheduler import policies
-
-        made: Policy = getattr(policies, _BUILT_IN[name])()
-        return made
-    for point in entry_points(group=GROUP, name=name):
-        factory: Callable[[], Any] = point.load()
-        found: Policy = factory()
-        return found
-    raise ConfigError(
-        f"There is no placement policy named {name!r}; there are {', '.join(available_policies())}."
-    )
