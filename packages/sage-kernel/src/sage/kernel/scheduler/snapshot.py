@@ -133,9 +133,10 @@ class Snapshot:
         if self._newest is not None:
             lost = was > now and was == self._newest  # then the next one is looked for when it is asked for
             changed._newest = None if lost else max(self._newest, now)
+        same = old is not None and new is not None and old.node is new.node and old.closed == new.closed
         for (key, labels), index in self._orders.items():
             before = old if old is not None and _in(old, labels) else None
-            after = new if new is not None and _in(new, labels) else None
+            after = new if new is not None and (before is not None if same else _in(new, labels)) else None
             unchanged = before is None and after is None
             changed._orders[key, labels] = index if unchanged else index.changed(before, after)
         return changed
