@@ -91,7 +91,7 @@ class _Connection(asyncio.Protocol):
                 await receiver.drain()
                 self._read(True)
                 self._deadline = self._loop.time() + self._pool.limits.between_chunks_s
-            if not self._keep_alive:
+            if not self._keep_alive or self._receiver is None:
                 self.abort()
         except BaseException:
             self.abort()  # at once, so that the engine sees it and frees what it holds
@@ -213,6 +213,11 @@ class _Connection(asyncio.Protocol):
 
     # ---- httptools ----
 
+    def on_message_begin(self) -> None:
+        """A message after the answer was asked for by nobody: no one gets it, and the connection ends."""
+        if self._complete:
+            self._receiver = None
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; only three matter here."""
         lower = name.lower()
@@ -240,6 +245,8 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
+        if self._receiver is None:
+            return
         if not self._started:
             self._head_bytes = 0  # an interim answer; the real one follows
             return
