@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sage.benchmark.resilience import chaos
-from sage.benchmark.resilience.soak import SOAK
+from sage.benchmark.resilience import chaos, fuzz
 from sage.benchmark.resilience.options import Experiment, Options
 from sage.benchmark.resilience.report import Check, record, table
+from sage.benchmark.resilience.soak import SOAK
 
 __all__ = ["main"]
 
-_KINDS: Final[dict[str, tuple[Experiment, ...]]] = {"chaos": chaos.EXPERIMENTS, "soak": (SOAK,)}
+_KINDS: Final[dict[str, tuple[Experiment, ...]]] = {
+    "chaos": chaos.EXPERIMENTS,
+    "soak": (SOAK,),
+    "fuzz": fuzz.EXPERIMENTS,
+}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -21,7 +21,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     goes away or the puppet is told to release (-1 = before the head). `cut` closes the connection, and `kill`
     ends the whole process by SIGKILL, after so many bytes of the body; with `once`, only the engine that can
     make that file does either, and it writes into it when it did (monotonic seconds). `refuse`: the share of
-    answers that are a 500. `say`: one of the wrong answers of `nonsense`. Times are in milliseconds.
+    answers that are a 500. `say`: one of `answers.NONSENSE`. `endless`: the words
+    again and again. Times are in milliseconds.
     """
 
     tag: str = ""
@@ -34,6 +35,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     once: str = ""
     refuse: float = 0.0
     say: str = ""
+    endless: bool = False
 
     @property
     def text(self) -> str:
@@ -46,9 +48,10 @@ def acts_of(body: bytes) -> tuple[list[Act], dict[str, Any]]:
     fields = msgspec.json.decode(body, type=dict[str, Any])
     texts = fields.get("input", fields.get("prompt"))
     if texts is None:
-        messages = fields.get("messages") or [{}]
-        texts = messages[-1].get("content")
-    found = texts if isinstance(texts, list) else [texts]
+        messages = fields.get("messages")
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        texts = last.get("content") if isinstance(last, dict) else None
+    found = texts if isinstance(texts, list) and texts else [texts]
     return [_act(text) for text in found], fields
 
 

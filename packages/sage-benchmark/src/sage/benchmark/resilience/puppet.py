@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -157,7 +158,8 @@ class _Connection(asyncio.Protocol):
         self._task.add_done_callback(lambda task: self._over(task, len(acts)))
 
     def _over(self, task: asyncio.Task[None], texts: int) -> None:
-        self._task = None
+        if self._task is task:  # the next one may have begun
+            self._task = None
         seen = self._engine.seen
         seen.active -= 1
         seen.texts -= texts
@@ -187,7 +189,7 @@ class _Connection(asyncio.Protocol):
         kind = "text/event-stream" if stream else "application/json"
         self._transport.write(answers.head(200, kind, "transfer-encoding: chunked" if stream else length))
         sent = 0
-        for index, piece in enumerate(pieces):
+        for index, piece in enumerate(cycle(pieces[: act.words]) if act.endless else pieces):
             if index == act.hold:
                 await self._engine.released.wait()
             last = _at(act)

@@ -142,7 +142,7 @@ async def _client(run: _Soak, do: Callable[[_Soak], Awaitable[None]], per_s: flo
 async def _new_keys(run: _Soak) -> None:
     """Keys come and go."""
     while True:
-        made = await run.stage.admin("/keys", {"name": f"passing-{run.dice.random()}"})
+        made = await run.stage.admin("/keys", {"name": f"passing-{run.dice.getrandbits(48):x}"})
         answer = await ask(run.stage.port, made["secret"], CHAT, chat())
         run.note("new key", answer.status == 200, answer.status)
         await run.stage.admin(f"/keys/{made['key']['id']}", method="DELETE")

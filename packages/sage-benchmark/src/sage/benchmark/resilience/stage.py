@@ -195,6 +195,11 @@ class Stage:
             if engine.kind in ("openai", "puppet"):
                 await ask(urlsplit(engine.url).port or 0, "", "/puppet/drop", b"")
 
+    def faults(self) -> list[str]:
+        """Lines of the gateway's log that tell of a fault of its own."""
+        lines = (self.folder / "gateway.log").read_text(errors="replace").splitlines()
+        return [line[:300] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
+
     def rss(self) -> int:
         """Resident bytes of the gateway."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
