@@ -289,7 +289,7 @@ class Gate(HttpToolsProtocol):
         if not item.id:
             item.id = request_id_of(item.raw_headers)
         self._state = _DISCARD
-        self._line.append(Pending(id=item.id, version=item.version, close=True, refusal=error))
+        self._line.append(Pending(item.id, item.method, version=item.version, close=True, refusal=error))
         if not self._busy:
             self._advance()
 
@@ -317,7 +317,8 @@ class Gate(HttpToolsProtocol):
         if standing is not self._standing[0]:
             self._standing = (standing, b"".join([b"%b: %b\r\n" % header for header in standing]))
         common = b"%bx-request-id: %b\r\n" % (self._standing[1], item.id.encode())
-        return Reply(self.transport, self.flow, common=common, close=item.close, http10=item.version == "1.0")
+        old, bare = item.version == "1.0", item.method == b"HEAD"
+        return Reply(self.transport, self.flow, common=common, close=item.close, http10=old, bare=bare)
 
     def _start_hot(self, item: Pending, admission: Admission) -> None:
         assert self._settings.handler is not None
@@ -374,9 +375,8 @@ class Gate(HttpToolsProtocol):
             url = httptools.parse_url(item.target)
         except httptools.HttpParserInvalidURLError:
             self._busy = False
-            self._line.appendleft(
-                Pending(id=item.id, close=True, refusal=BadRequestError("The URL is not valid."))
-            )
+            item.refusal, item.close = BadRequestError("The URL is not valid."), True
+            self._line.appendleft(item)
             return
         assert item.admission is not None
         standing = self._settings.standing(item.admission.principal.id)

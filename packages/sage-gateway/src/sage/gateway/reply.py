@@ -67,6 +67,7 @@ class Reply:
 
     __slots__ = (
         "_always",
+        "_bare",
         "_close",
         "_common",
         "_extra",
@@ -82,13 +83,21 @@ class Reply:
     )
 
     def __init__(
-        self, transport: asyncio.Transport, flow: Flow, *, common: bytes, close: bool, http10: bool = False
+        self,
+        transport: asyncio.Transport,
+        flow: Flow,
+        *,
+        common: bytes,
+        close: bool,
+        http10: bool = False,
+        bare: bool = False,
     ) -> None:
         self._transport = transport
         self._flow = flow
         self._common = common
         self._close = close or http10
         self._http10 = http10
+        self._bare = bare  # the answer to a HEAD has no body: what follows would be taken for another answer
         self._stream = False
         self._extra: ExtraHeaders = no_headers
         self._always: ExtraHeaders | None = None
@@ -199,6 +208,7 @@ class Reply:
         self.started = True
 
     def _whole(self, head: bytes, body: bytes) -> None:
-        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        shown = b"" if self._bare else body
+        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
         self.started = True
         self.done = True

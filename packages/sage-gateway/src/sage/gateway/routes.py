@@ -49,8 +49,10 @@ ROUTES: Final[tuple[Entry, ...]] = (
         for route in Route
     ),
     Entry("data", "GET", "/", "index", ""),
+    Entry("data", "GET", "/openapi.json", "openapi", "models"),
     Entry("data", "GET", "/v1/models", "list_models", "models"),
     Entry("data", "GET", "/v1/models/{model:path}", "get_model", "models"),
+    _admin("GET", "/admin/v1/openapi.json", "openapi"),
     _admin("GET", "/admin/v1/status", "status"),
     _admin("GET", "/admin/v1/engines", "engines"),
     _admin("GET", "/admin/v1/policy", "policy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from contextlib import suppress
 from typing import Final
@@ -34,9 +35,16 @@ class _Answers:
         self.statuses.append(self.parser.get_status_code())
 
 
-def statuses(data: bytes) -> list[int]:
-    """The status of each answer in these bytes, 1xx among them. ValueError where they are not HTTP."""
+def statuses(data: bytes, *, bare: bool = False) -> list[int]:
+    """The status of each answer in these bytes, 1xx among them. ValueError where they are not HTTP.
+
+    `bare`: the first one has no body, whatever its length says: it answers a HEAD.
+    """
     answers = _Answers()
+    if bare:
+        head, _, data = data.partition(b"\r\n\r\n")
+        head = re.sub(rb"content-length: \d+", b"content-length: 0", head, flags=re.IGNORECASE)
+        data = head + b"\r\n\r\n" + data if head else data
     try:
         answers.parser.feed_data(data)
     except httptools.HttpParserError as error:
@@ -78,7 +86,7 @@ async def _bytes(options: Options) -> list[Check]:
                 dice = random.Random(options.seed + case)  # noqa: S311 - reproducible, not secret
                 raw = mutated(dice, stage.port, stage.key)
                 try:
-                    found = statuses(await _send(stage, raw, dice))
+                    found = statuses(await _send(stage, raw, dice), bare=raw.startswith(b"HEAD "))
                 except ValueError as error:
                     wrong.append(f"--seed {options.seed + case} --count 1: {error}")
                     continue
