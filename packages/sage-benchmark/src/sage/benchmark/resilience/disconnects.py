@@ -298,14 +298,21 @@ async def _waves(run: _Run, count: int) -> int:
 
 async def _places(run: _Run) -> int:
     """How many requests the key may have at once, after many of its requests were left by their clients."""
-    puppet = run.stage.puppets["llm"]
-    tags, bodies = run.chats(Act(hold=-1), PLACES)
+    _, bodies = run.chats(Act(hold=-1), PLACES)
     wires = await run.open(bodies)
-    await run.reached(puppet, calls=PLACES)
-    refused = await run.stage.ask(CHAT, chat())
-    active = (await puppet.look()).active
-    await run.leave(wires, tags)
-    return active if refused.status == 429 else 0
+
+    refused = 0.0
+
+    async def told() -> bool:
+        nonlocal refused
+        total = await run.stage.totals()
+        refused = total("sage_key_refusals_total")
+        return total("sage_key_running_requests") + refused >= PLACES
+
+    await until(told, timeout=PATIENCE_S)
+    beyond = await run.stage.ask(CHAT, chat())
+    await run.leave(wires)
+    return round(PLACES - refused) if beyond.status == 429 else 0
 
 
 DISCONNECTS: Final = Experiment("disconnects", "clients go away in every window of a request", 10_000, _run)

@@ -166,9 +166,14 @@ def _header(dice: random.Random, draft: Draft) -> Draft:
 
 def _line(dice: random.Random, draft: Draft) -> Draft:
     """Another method, target or version."""
-    which = dice.choice(("method", "target", "version"))
-    options = {"method": _METHODS, "target": _TARGETS, "version": _VERSIONS}[which]
-    return replace(draft, **{which: dice.choice(options)})
+    which = dice.randrange(3)
+    if which == 0:
+        return replace(draft, method=dice.choice(_METHODS))
+    return (
+        replace(draft, target=dice.choice(_TARGETS))
+        if which == 1
+        else replace(draft, version=dice.choice(_VERSIONS))
+    )
 
 
 def _chunked(dice: random.Random, draft: Draft) -> Draft:

@@ -41,7 +41,12 @@ class _Soak:
     wrong: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     rss: list[float] = field(default_factory=list)
-    key: str = ""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, or until it is over."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.over.wait(), seconds)
 
     def note(self, what: str, ok: bool, found: object) -> None:
         """Count an answer, and remember one that is not as it should be."""
@@ -112,8 +117,7 @@ async def _failing(run: _Soak) -> None:
 async def _churn(run: _Soak) -> None:
     """Another secret for a key, which is used at once."""
     found = await run.stage.admin("/keys/churned/rotate", {"grace_s": 0.0})
-    run.key = found["secret"]
-    answer = await ask(run.stage.port, run.key, "/v1/models")
+    answer = await ask(run.stage.port, found["secret"], "/v1/models")
     run.note("rotated key", answer.status == 200, answer.status)
 
 
@@ -131,8 +135,8 @@ _MIX: Final[tuple[tuple[Callable[[_Soak], Awaitable[None]], float, int], ...]] =
 
 
 async def _client(run: _Soak, do: Callable[[_Soak], Awaitable[None]], per_s: float) -> None:
-    while True:
-        await asyncio.sleep(run.dice.expovariate(per_s))
+    while not run.over.is_set():
+        await run.pause(run.dice.expovariate(per_s))
         try:
             await do(run)
         except (OSError, EOFError, TimeoutError, ValueError, RuntimeError) as error:
@@ -141,12 +145,12 @@ async def _client(run: _Soak, do: Callable[[_Soak], Awaitable[None]], per_s: flo
 
 async def _new_keys(run: _Soak) -> None:
     """Keys come and go."""
-    while True:
+    while not run.over.is_set():
         made = await run.stage.admin("/keys", {"name": f"passing-{run.dice.getrandbits(48):x}"})
         answer = await ask(run.stage.port, made["secret"], CHAT, chat())
         run.note("new key", answer.status == 200, answer.status)
         await run.stage.admin(f"/keys/{made['key']['id']}", method="DELETE")
-        await asyncio.sleep(NEW_KEY_S)
+        await run.pause(NEW_KEY_S)
 
 
 async def _watch(run: _Soak, seconds: float) -> None:
@@ -169,11 +173,8 @@ async def _soak(options: Options) -> list[Check]:
         clients = [asyncio.create_task(_client(run, do, rate)) for do, rate, n in _MIX for _ in range(n)]
         clients.append(asyncio.create_task(_new_keys(run)))
         await _watch(run, options.count)
-        for client in clients:
-            client.cancel()
-        for client in clients:
-            with suppress(asyncio.CancelledError):
-                await client
+        run.over.set()
+        await asyncio.gather(*clients)
         left = await stage.clean()
     return [*_memory(run, options.count), *_behaviour(run), *nothing_left(left)]
 
@@ -181,7 +182,8 @@ async def _soak(options: Options) -> list[Check]:
 def _memory(run: _Soak, seconds: float) -> list[Check]:
     warm = WARM * seconds
     kept = [(at / 3600, rss) for at, rss in zip(run.times, run.rss, strict=True) if at >= warm]
-    hours, medians = binned(*zip(*kept, strict=True), width=(seconds - warm) / 3600 / BINS)
+    width = (seconds - warm) / 3600 / BINS
+    hours, medians = binned([at for at, _ in kept], [rss for _, rss in kept], width)
     found = slope(hours, medians)
     shown = f"{run.rss[0]:.1f}, {kept[0][1]:.1f}, {run.rss[-1]:.1f} MiB"
     interval = f"memory grows, 95 % between {found.low:.2f} and {found.high:.2f}"

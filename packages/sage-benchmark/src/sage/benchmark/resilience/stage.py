@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -146,11 +147,7 @@ class Stage:
 
         `tasks` and `descriptors` are those beyond `base`, which `rest` takes.
         """
-        metrics = {one["name"]: one["samples"] for one in (await self.admin("/metrics"))["metrics"]}
-
-        def total(name: str) -> float:
-            return float(sum(sample["value"] for sample in metrics.get(name, ())))
-
+        total = await self.totals()
         seen = [await puppet.look() for puppet in self.puppets.values()]
         gateway = psutil.Process(self.process.pid)
         clients = [
@@ -168,6 +165,11 @@ class Stage:
             "calls at engines": float(sum(one.active for one in seen)),
         }
         return {name: value - self.base.get(name, 0.0) for name, value in found.items()}
+
+    async def totals(self) -> Callable[[str], float]:
+        """What gives the sum of a metric over its labels, as of now."""
+        metrics = {one["name"]: one["samples"] for one in (await self.admin("/metrics"))["metrics"]}
+        return lambda name: float(sum(sample["value"] for sample in metrics.get(name, ())))
 
     async def rest(self) -> None:
         """Take what an idle gateway has as the base of `left`."""
@@ -249,6 +251,10 @@ async def _launch(
         msgspec.json.encode({"ports": ports, "engines": engines, "gateway": gateway, "control_plane": plane})
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SAGE_")}
+    encodings = find_spec("litellm")  # it carries the table of cl100k_base, where it is installed
+    if encodings is not None and encodings.submodule_search_locations:
+        folders = encodings.submodule_search_locations
+        kept.setdefault("TIKTOKEN_CACHE_DIR", str(Path(folders[0], "litellm_core_utils", "tokenizers")))
     path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
     with (folder / "gateway.log").open("wb") as log:
         return await asyncio.create_subprocess_exec(

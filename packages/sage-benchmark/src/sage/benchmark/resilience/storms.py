@@ -85,7 +85,7 @@ CAPACITY_PER_S: Final = SLOTS / (WORDS * GAP_MS / 1000)
 TIMES: Final = {3.0: 0.95, 10.0: 0.90}  # of capacity, and the share of the peak that must be left
 REFUSED_S: Final = 0.005
 PROBES_PER_S: Final = 20.0
-WARM_S: Final = 3.0
+WARM_S: Final = 20.0  # an engine whose times are not known yet refuses nobody
 
 
 async def _overload(options: Options) -> list[Check]:
