@@ -22,7 +22,7 @@ WORDS: Final = 12
 ERROR_S: Final = 0.25  # from the end of an engine to the error event
 NEXT_S: Final = 1.0  # for the next request, elsewhere
 MOST_KILLED: Final = 2  # engines that one request may end
-USUAL: Final = 12  # requests between two breaks: retries are a tenth of the traffic
+USUAL: Final = 25  # requests between two breaks: retries are a tenth of the traffic, and a break takes two
 BACK_S: Final = 40.0  # for an engine that was killed: it may have been ejected for a time as well
 
 Way = Literal["cut", "kill"]
