@@ -287,12 +287,6 @@ async def test_a_disconnect_while_pipelining_cancels_too(front: Any) -> None:
     assert len(front.handler.requests) == 1
 
 
-async def test_each_connection_is_looked_at_within_a_few_beats(make_front: Any) -> None:
-    front = await make_front(deadlines=Deadlines(head=0.2))
-    wires = [await front.connect() for _ in range(12)]
-    assert all([await wire.closed() for wire in wires])
-
-
 async def test_a_disconnect_in_the_body_reaches_no_handler(front: Any) -> None:
     wire = await front.connect()
     await wire.send(front.post(b"{}", content_length="100"))
