@@ -18,7 +18,10 @@ lock()      { setup && python tools/lock "$@"; }                          # reso
 build()     { setup && sage-dev build "$@"; }                             # wheels of all packages into dist/
 test-vllm() { setup && tools/test_vllm.sh "$@"; }                         # engines and gateway on vLLM, in its own environment
 sim()       { setup && python -m sage.middleware.control_plane.simulator.soak "$@"; }  # random simulated runs, invariants checked
-clean()     { rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis; }  # what was made here
+chaos()     { setup && python -m sage.benchmark.resilience chaos "$@"; }  # faults, kills and storms on the real gateway process
+soak()      { setup && python -m sage.benchmark.resilience soak "$@"; }   # mixed load on it for an hour; memory stays
+fuzz()      { setup && tools/fuzz.sh "$@"; }                              # wrong requests on it, by schema and by bytes
+clean()     { rm -rf .venv .venv-fuzz dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis; }  # what was made here
 
 recipes() { sed -nE 's/^([a-z-]+)\(\) +\{ .*\} +# (.*)$/\1\t\2/p' manage.sh; }
 is_recipe() { recipes | cut -f1 | grep -qx -- "$1"; }

@@ -87,6 +87,17 @@ async def test_a_body_that_will_be_refused_is_not_asked_for(front: Any) -> None:
     assert (await front.ask(front.post(b"{}", expect="a miracle"))).status == 417
 
 
+async def test_an_error_to_a_head_has_no_body_and_the_connection_stays(front: Any) -> None:
+    """A body would be read as the next answer."""
+    wire = await front.connect()
+    for path, status, headers in ((CHAT, 405, {}), ("/v1/models", 401, {"authorization": None})):
+        await wire.send(front.request("HEAD", path, content_type=None, content_length=None, **headers))
+        found, fields = await wire.head()
+        assert (found, int(fields["content-length"]) > 0) == (status, True)
+        await wire.send(front.post(b'{"n": 1}'))
+        assert (await wire.answer()).body == b'{"n": 1}'
+
+
 async def test_http_1_0_gets_an_unframed_stream_and_a_close(front: Any) -> None:
     wire = await front.connect()
     await wire.send(front.post(b'{"do": "stream"}').replace(b"HTTP/1.1", b"HTTP/1.0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from sage.gateway.edge import Deadlines
 from sage.gateway.testing import key_record
 
 
@@ -74,3 +75,9 @@ async def test_a_head_that_is_known_is_judged_anew_when_keys_have_changed(front:
     answer = await wire.answer()
     assert answer.status == 403
     assert "chat" in answer.error["message"]
+
+
+async def test_each_connection_is_looked_at_within_a_few_beats(make_front: Any) -> None:
+    front = await make_front(deadlines=Deadlines(head=0.2))
+    wires = [await front.connect() for _ in range(12)]
+    assert all([await wire.closed() for wire in wires])

@@ -63,6 +63,10 @@ def test_what_time_has_given_back_does_not_come_back_twice() -> None:
     assert bucket.remaining(90.0) == 50
 
 
+def test_a_full_bucket_has_no_more_than_its_limit_however_large_that_is() -> None:
+    assert Bucket(1_000_000_000).remaining(0.0) == 1_000_000_000
+
+
 def test_what_was_needed_beyond_is_a_debt() -> None:
     bucket = Bucket(60)
     mark = bucket.take(0.0, 10)

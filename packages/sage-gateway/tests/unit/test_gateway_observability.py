@@ -163,6 +163,7 @@ def test_every_metric_is_on_a_dashboard() -> None:
     assert hidden == {
         "sage_policy_info",
         "sage_uptime_seconds",
+        "sage_tasks",
         "sage_embedding_call_tokens",
         "sage_predictions_total",
         "sage_prediction_calibration_p90",

@@ -31,6 +31,13 @@ class Raw(RecordingSink):
         await super().drain()
 
 
+class Trusting(Raw):
+    """Takes whatever comes, as the adapters' receivers do."""
+
+    def head(self, status: int, content_type: str) -> None:
+        self.status, self.content_type = status, content_type
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[ScriptedEngine]:
     async with ScriptedEngine() as server:
@@ -213,6 +220,29 @@ async def test_interim_answers_are_skipped() -> None:
     assert (sink.status, sink.body) == (200, b"ok")
     pool.close()
     server.close()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 60\r\n\r\nstolen",
+        b"HTTP/1.1 200 OK\r\nx-half-a-head: ",
+        b"nonsense",
+    ],
+)
+async def test_what_follows_an_answer_reaches_nobody(second: bytes) -> None:
+    """Not the one who asked, and not the next one either: the connection is not used again."""
+    first = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood"
+    server, url = await raw_server(says(first + second, hang=True))
+    pool = HttpPool(url)
+    try:
+        assert [(await ask(pool, Trusting())).body for _ in range(2)] == [b"good", b"good"]
+        assert pool._idle == []
+    finally:
+        pool.close()
+        server.close()
+        await asyncio.sleep(0)
 
 
 async def test_a_connection_that_is_lost_while_the_reader_is_slow_is_told_as_that() -> None:

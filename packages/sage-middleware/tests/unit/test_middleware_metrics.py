@@ -87,6 +87,8 @@ def metrics(books: Books) -> MetricList:
         (telemetry.KEY_REFUSED, 2.0, {"key": "k", "limit": "rpm"}),
         (telemetry.CONNECTIONS, 3.0, {"listener": "data"}),
         (telemetry.STREAMS, 1.0, {}),
+        (telemetry.TASKS, 5.0, {}),
+        (telemetry.FALLBACKS, 1.0, {"name": "n", "model": "m", "reason": "r"}),
         (telemetry.LIMIT_HITS, 4.0, {"limit": "json_depth"}),
         (telemetry.LOOP_LAG, books.overhead, {}),
         (telemetry.BATCHES, 1.0, {"status": "completed"}),

@@ -55,6 +55,7 @@ __all__ = [
     "REQUESTS_SHED",
     "RETRIES",
     "STREAMS",
+    "TASKS",
     "TOKENS",
     "TPOT",
     "TTFT",
@@ -175,6 +176,9 @@ _MICROS: Final = (-20, -4)  # 1 us to 63 ms
 
 POLICY_INFO: Final = Metric("sage_policy_info", "gauge", "", "1 for the policy in force", ("policy",))
 UPTIME: Final = Metric("sage_uptime_seconds", "gauge", "s", "time since the serving process started")
+TASKS: Final = Metric(
+    "sage_tasks", "gauge", "tasks", "tasks on the event loop that serves, the few of its own included"
+)
 REQUESTS: Final = Metric(
     "sage_requests_total",
     "counter",

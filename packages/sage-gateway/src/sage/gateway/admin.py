@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from sage.common.api import (
     StackStatus,
 )
 from sage.common.errors import BadRequestError, NotFoundError
+from sage.common.telemetry import TASKS
 from sage.common.version import VERSION
 from sage.gateway.access import Access
 from sage.gateway.app import Handlers, make_app
@@ -99,7 +101,7 @@ def _metrics(
             control_plane.queues(),
             policy=control_plane.policy,
             uptime=uptime(),
-            others=others(),
+            others=(*others(), (TASKS, len(asyncio.all_tasks()), {})),
         )
 
     async def metrics_text() -> Response:

@@ -21,6 +21,7 @@ from sage.common.errors import (
 from sage.common.version import VERSION
 from sage.gateway.edge import MethodError
 from sage.gateway.keys import Principal
+from sage.gateway.openapi import describe
 from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 from sage.middleware.engines.dialects.envelopes import envelope_at
@@ -35,6 +36,11 @@ Handlers = dict[str, Callable[..., Any]]
 def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
     """An application with exactly the entries of one listener; `handlers` are by entry name."""
     app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def openapi() -> dict[str, Any]:
+        return describe(app, listener)
+
+    handlers = {**handlers, "openapi": openapi}
     for entry in on_listener(listener):
         app.add_api_route(
             entry.path,

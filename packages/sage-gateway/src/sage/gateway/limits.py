@@ -115,7 +115,7 @@ class Bucket:
 
     def remaining(self, now: float) -> int:
         """Whole units that are there."""
-        return max(0, int((MINUTE_S - self.reset(now) + _SLACK_S) / self._interval))
+        return min(self.limit, max(0, int((MINUTE_S - self.reset(now) + _SLACK_S) / self._interval)))
 
     def reset(self, now: float) -> float:
         """Seconds until it is full."""

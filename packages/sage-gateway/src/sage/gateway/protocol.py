@@ -34,13 +34,12 @@ from sage.gateway.edge import (
     request_id_of,
     too_large,
     too_slow,
-    trace_of,
 )
 from sage.gateway.heads import SeenHead
 from sage.gateway.hot import HotTask
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
-from sage.gateway.requests import HotRequest, Pending, Settings, too_much
+from sage.gateway.requests import HotRequest, Pending, Settings, reply_to, too_much
 from sage.middleware.engines.heads import Head
 
 __all__ = ["Gate"]
@@ -319,16 +318,7 @@ class Gate(HttpToolsProtocol):
             lines = b"".join([b"%b: %b\r\n" % header for header in standing])
             self._standing = (standing, lines + b"x-request-id: ")
         common = self._standing[1] + item.id.encode() + b"\r\n"
-        envelope, trace = item.envelope, trace_of(item.headers)
-        return Reply(
-            self.transport,
-            self.flow,
-            envelope,
-            common=common,
-            close=item.close,
-            http10=item.http10,
-            trace=trace,
-        )
+        return reply_to(item, self.transport, self.flow, common)
 
     def _start_hot(self, item: Pending, admission: Admission, body: bytes) -> None:
         active = self._settings.active

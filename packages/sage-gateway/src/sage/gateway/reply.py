@@ -100,6 +100,7 @@ class Reply:
 
     __slots__ = (
         "_always",
+        "_bare",
         "_common",
         "_envelope",
         "_extra",
@@ -131,6 +132,7 @@ class Reply:
         close: bool,
         http10: bool = False,
         trace: bytes = b"",
+        bare: bool = False,
     ) -> None:
         self._transport = transport
         self._flow = flow
@@ -138,6 +140,7 @@ class Reply:
         self._common = common + envelope.head
         self.closes = close or http10
         self._http10 = http10
+        self._bare = bare  # the answer to a HEAD has no body: what follows would be taken for another answer
         self._stream = False
         self._extra: ExtraHeaders = no_headers
         self._always: ExtraHeaders | None = None
@@ -253,6 +256,7 @@ class Reply:
         self.started = True
 
     def _whole(self, head: bytes, body: bytes) -> None:
-        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+        shown = b"" if self._bare else body
+        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), shown))
         self.started = True
         self.done = True

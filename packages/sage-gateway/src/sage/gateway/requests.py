@@ -11,12 +11,12 @@ import msgspec
 
 from sage.common.errors import SageError
 from sage.gateway.connections import Connections
-from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
-from sage.gateway.reply import Reply
+from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits, trace_of
+from sage.gateway.reply import Flow, Reply
 from sage.gateway.watch import Watch
 from sage.middleware.engines.dialects.envelopes import Envelope, envelope_at, envelope_of
 
-__all__ = ["Handler", "HotRequest", "Pending", "Settings", "too_much"]
+__all__ = ["Handler", "HotRequest", "Pending", "Settings", "reply_to", "too_much"]
 
 MAX_PIPELINED: Final = 32
 
@@ -64,11 +64,6 @@ class Pending(msgspec.Struct):
     refusal: SageError | None = None
 
     @property
-    def http10(self) -> bool:
-        """Whether the client speaks HTTP/1.0."""
-        return self.version == "1.0"
-
-    @property
     def envelope(self) -> Envelope:
         """How its answer tells of an error: by its route, or where it would be."""
         if self.admission is not None and self.admission.route is not None:
@@ -79,12 +74,27 @@ class Pending(msgspec.Struct):
         """What stands in line for it, to be answered with `error` as the last."""
         return Pending(
             self.id,
+            self.method,
             target=self.target,
             version=self.version,
             close=True,
             headers=self.headers,
             refusal=error,
         )
+
+
+def reply_to(item: Pending, transport: asyncio.Transport, flow: Flow, common: bytes) -> Reply:
+    """The writer of its answer; `common`: the header lines of every answer."""
+    return Reply(
+        transport,
+        flow,
+        item.envelope,
+        common=common,
+        close=item.close,
+        http10=item.version == "1.0",
+        trace=trace_of(item.headers),
+        bare=item.method == b"HEAD",
+    )
 
 
 def too_much(line: Collection[Pending]) -> bool:

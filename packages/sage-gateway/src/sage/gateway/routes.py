@@ -54,6 +54,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
         for route in Route
     ),
     Entry("data", "GET", "/", "index", ""),
+    Entry("data", "GET", "/openapi.json", "openapi", "models"),
     Entry("data", "GET", "/v1/models", "list_models", "models"),
     Entry("data", "GET", "/v1/models/{model:path}", "get_model", "models"),
     Entry("data", "GET", "/v1/responses/{response_id}", "get_response", "chat"),
@@ -68,6 +69,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("data", "GET", "/v1/batches", "list_batches", "batches"),
     Entry("data", "GET", "/v1/batches/{batch_id}", "get_batch", "batches"),
     Entry("data", "POST", "/v1/batches/{batch_id}/cancel", "cancel_batch", "batches"),
+    _admin("GET", "/admin/v1/openapi.json", "openapi"),
     _admin("GET", "/admin/v1/status", "status"),
     _admin("GET", "/admin/v1/engines", "engines"),
     _admin("GET", "/admin/v1/policy", "policy"),

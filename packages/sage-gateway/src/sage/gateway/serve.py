@@ -20,6 +20,9 @@ __all__ = ["Listener", "bind"]
 
 BACKLOG: Final = 2048
 TICK_S: Final = 0.05
+SLICES: Final = (
+    5  # of the connections, of which each beat looks at one: thousands at once would hold up the rest
+)
 LAST_WORDS_S: Final = 3.0
 
 
@@ -67,6 +70,7 @@ class Listener(uvicorn.Server):
         self.settings = settings
         self._on_beat = on_beat
         self._drain_s = 0.0
+        self._slice = 0
         self.ready = asyncio.Event()  # set once it accepts
         self.lag = LogHistogram()  # seconds that a beat came too late
 
@@ -107,8 +111,9 @@ class Listener(uvicorn.Server):
 
     def _beat(self) -> None:
         now = asyncio.get_running_loop().time()
-        for gate in self.gates:
+        for gate in self.gates[self._slice :: SLICES]:
             gate.check(now)
+        self._slice = (self._slice + 1) % SLICES
         if self._on_beat is not None:
             self._on_beat()
 
