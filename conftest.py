@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -69,6 +70,9 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("SAGE_") and name not in _KEPT]:
         del os.environ[name]
     sys.addaudithook(_fuse)
+    # A deadline of a generated case would be a timed assertion: on a busy machine it fails at random.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -287,6 +287,7 @@ class Spawner:
             cwd=self.folder,
             env=self.environment,
             stderr=asyncio.subprocess.PIPE,
+            limit=2**26,  # of its log, which is read at the end: a full pipe would hold it up
         )
         self.started.append(process)
         return process

@@ -229,14 +229,15 @@ class EngineLoad:
     def seconds(self, record: Record, units: int, completion: float | None = None) -> float:
         """Engine-seconds that `units` of a request take here, of a busy engine: what others cannot have.
 
-        A generation costs its prefill and its share of the iterations that it takes part in.
+        A generation costs its prefill and its share of the iterations that write its tokens. Those last as
+        long as they were seen to: an engine's first token may come far sooner than the next ones.
         """
         if not self.generates:
             tokens = record.prompt_tokens * units / record.units
             return self.embed.seconds(tokens, units, self.spec.cores or 1, self.beside)
         llm = self.llm
         outputs = record.output_p50 if completion is None else completion
-        share = llm.iteration_slope + llm.iteration_base / self.max_running
+        share = llm.tpot_slope + llm.tpot_base / self.max_running
         return llm.per_token * record.prompt_tokens + share * outputs
 
     def quickest(self, record: Record) -> float:
