@@ -169,8 +169,10 @@ async def make_front(keys: Keys) -> AsyncIterator[MakeFront]:
         edge = Edge(ring, hosts=("127.0.0.1", "localhost", "[::1]"), bodies=bodies, max_file=16 * BODY_LIMIT)
         tiny = {"id": "org/tiny", "object": "model", "created": 1, "owned_by": "sage"}
         others = idle_handlers() | (files or {})
-        app = data_app(lambda: [tiny], lambda: ["org/tiny", "org/coming"], others=others)
-        listener = Listener(app, Settings(edge, handler, **settings))
+        guards = Settings(edge, handler, **settings)
+        known = ["org/tiny", "org/coming"]
+        app = data_app(lambda: [tiny], lambda: known, others=others, met=guards.watch.met)
+        listener = Listener(app, guards)
         port, task = sock.getsockname()[1], asyncio.create_task(listener.serve([sock]))
         front = Front(keys, ring, handler, listener, port, task)
         await listener.ready.wait()

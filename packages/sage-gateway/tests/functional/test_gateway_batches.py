@@ -24,6 +24,7 @@ async def stack(module_spawner: Any) -> AsyncIterator[BatchStack]:
                 chat.config("chat-0").model_dump(mode="json"),
                 embed.config("embed-0", task="embed").model_dump(mode="json"),
             ],
+            "models": [{"name": "assistant", "to": [{"model": "talker"}]}],
             "batches": {
                 "max_files": 40,
                 "max_stored_bytes": 60_000,
@@ -41,6 +42,23 @@ async def stack(module_spawner: Any) -> AsyncIterator[BatchStack]:
 
 
 # ---- batches -----------------------------------------------------------------------------------------------
+
+
+async def test_a_line_asks_by_a_name_and_its_key_is_charged_by_it(stack: BatchStack) -> None:
+    client = await stack.key("by-name", models=["assistant"])
+    ident = await client.batch(jsonl(line("a", model="assistant"), line("b")))
+    done = await client.until(ident, "completed", "failed")
+    assert (done.request_counts.completed, done.request_counts.failed) == (1, 1)
+    (good,), (bad,) = await client.lines(done.output_file_id), await client.lines(done.error_file_id)
+    assert (good["custom_id"], good["response"]["body"]["model"]) == ("a", "talker")
+    assert (bad["custom_id"], bad["response"]["status_code"]) == (
+        "b",
+        403,
+    )  # the model itself is not the key's
+    keys = (await stack.gateway.admin("GET", "/keys")).json["keys"]
+    key = next(one["id"] for one in keys if one["name"] == "by-name")
+    rows = (await stack.gateway.admin("GET", f"/usage?key={key}")).json["rows"]
+    assert {row["model"] for row in rows if row["prompt_tokens"]} == {"assistant"}
 
 
 async def test_a_batch_of_chats_from_upload_to_results(stack: BatchStack) -> None:

@@ -16,9 +16,11 @@ from sage.common.clock import SystemClock
 from sage.common.config import BatchesConfig, GatewayConfig, SageConfig
 from sage.common.errors import SageError
 from sage.common.paths import SagePaths
+from sage.common.telemetry import Bound
 from sage.gateway.batch.api import file_handlers
 from sage.gateway.batch.service import Stores
 from sage.gateway.edge import Deadlines
+from sage.gateway.watch import Watch
 from sage.platform.testing.faults import Call, FaultFileSystem, Faults, Kind
 
 HEAD = (
@@ -125,6 +127,50 @@ async def test_garbage_inside_a_chunked_upload_is_refused(make_front: Any, store
     answer = await front.ask(chunked + b"10\r\n" + HEAD[:16] + b"\r\nno-number\r\n")
     assert answer.status == 400
     await until(lambda: not names(stores))
+
+
+async def test_a_connection_goes_on_after_an_upload_that_nobody_read(make_front: Any, stores: Stores) -> None:
+    """All of it has come before the answer, and it is more than is read ahead."""
+    front = await make_front(file_handlers(stores.files))
+    wire = await front.connect()
+    await wire.send(front.post())
+    assert (await wire.answer()).status == 200
+    (gate,) = front.listener.gates
+    gate.data_received(front.request("POST", "/v1/files", b"x" * 100_000, content_type="text/plain"))
+    assert (await wire.answer()).status == 415
+    await wire.send(front.post(b'{"a":1}'))
+    assert (await wire.answer()).body == b'{"a":1}'
+
+
+async def test_an_upload_that_a_drain_ends_is_answered(make_front: Any, stores: Stores) -> None:
+    front = await make_front(file_handlers(stores.files))
+    wire = await front.connect()
+    whole = front.request("POST", "/v1/files", HEAD + b"x" * 900_000 + TAIL, **MEDIA)
+    await wire.send(whole[:-1])
+    await until(lambda: names(stores))
+    front.listener.begin_drain(0.1)
+    answer = await wire.answer()
+    assert (answer.status, answer.error["code"]) == (503, "engine_unavailable")
+    assert await wire.closed()
+    await front.task
+    assert names(stores) == []
+
+
+async def test_the_bounds_of_files_are_counted(make_front: Any, stores: Stores) -> None:
+    watch = Watch()
+    front = await make_front(file_handlers(stores.files), watch=watch, deadlines=Deadlines(body_idle=0.2))
+    whole = front.request("POST", "/v1/files", HEAD + b"x" * 900_000 + TAIL, **MEDIA)
+    wire = await front.connect()
+    await wire.send(whole[:-1])
+    assert (await wire.answer()).status == 408
+    assert watch.bounds == {Bound.BODY_TIME: 1}
+    over = front.request("POST", "/v1/files", HEAD + b"x" * (MIB + 1000) + TAIL, **MEDIA)
+    assert (await front.ask(over)).status == 413
+    assert watch.bounds == {Bound.BODY_TIME: 1, Bound.BODY_BYTES: 1}
+    for _ in range(4):
+        assert (await front.ask(whole)).status == 200
+    assert (await front.ask(whole)).status == 413
+    assert watch.bounds == {Bound.BODY_TIME: 1, Bound.BODY_BYTES: 1, Bound.KEY_STORED_BYTES: 1}
 
 
 async def test_an_upload_waits_for_its_turn_by_asking_for_it(make_front: Any, stores: Stores) -> None:

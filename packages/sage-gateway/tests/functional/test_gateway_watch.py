@@ -25,6 +25,7 @@ from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Deadlines
 from sage.gateway.keys import new_default_key
 from sage.gateway.limits import BudgetError, RateError
+from sage.gateway.responsestore import ResponseStore
 from sage.gateway.tokens import TokenDecoder
 from sage.gateway.usage import Meter, UsageStore
 from sage.gateway.watch import AccessLog, Logged, Watch
@@ -126,7 +127,7 @@ def test_each_limit_of_a_key_is_a_bound(kind: Any, limit: str) -> None:
 
 
 class Nowhere:
-    """A usage store that nobody asks."""
+    """A store that nobody asks."""
 
 
 class Door:
@@ -135,13 +136,14 @@ class Door:
     def __init__(self, make_front: Callable[..., Awaitable[Any]], bench: Bench, *, every: bool) -> None:
         self.make_front, self.bench = make_front, bench
         self.watch = Watch(AccessLog(every=every))
+        self.accounts = Accounts(VirtualClock(), Meter(cast(UsageStore, Nowhere())), lambda _: True)
 
     async def open(self) -> Any:
         front = await self.make_front(watch=self.watch)
-        accounts = Accounts(VirtualClock(), Meter(cast(UsageStore, Nowhere())), lambda _: True)
+        accounts = self.accounts
         for ident in ("admin", front.keys.default.partition(".")[0].removeprefix("sk-sage-")):
             accounts.put(ident)
-        conversations = cast(Conversations, None)  # of chats there are none
+        conversations = Conversations(cast(ResponseStore, Nowhere()), 4096)
         plane = DataPlane(
             self.bench.plane,
             ParseLimits(),
@@ -222,6 +224,44 @@ async def test_what_the_body_meets_is_counted_once(make_front: Any, bench: Bench
     assert (await front.ask(front.post(json.dumps(many).encode()))).status == 400
     assert door.watch.bounds == {Bound.N: 1}
     assert not bench.plane.core.books.bounds
+
+
+async def test_what_a_response_meets_is_counted_once(make_front: Any, bench: Bench) -> None:
+    door = Door(make_front, bench, every=False)
+    front = await door.open()
+    deep = b'{"model": "memory", "input": %b%b}' % (b"[" * 70, b"]" * 70)
+    assert (await front.ask(front.post(deep, "/v1/responses"))).status == 400
+    assert door.watch.bounds == {Bound.JSON_DEPTH: 1}
+    long = json.dumps({"model": "memory", "input": "x" * 5000}).encode()
+    assert (await front.ask(front.post(long, "/v1/responses"))).status == 413
+    assert door.watch.bounds == {Bound.JSON_DEPTH: 1, Bound.BODY_BYTES: 1}
+
+
+@pytest.mark.parametrize("ending", ["drain", "revoked"])
+@pytest.mark.parametrize("after", [0, 1])
+async def test_what_we_end_is_told_with_its_reason(
+    make_front: Any, bench: Bench, stream: io.StringIO, ending: str, after: int
+) -> None:
+    """Before the first byte it is answered by a status, later by an event: neither client has left."""
+    door = Door(make_front, bench, every=False)
+    front = await door.open()
+    bench.hold(after=after)
+    wire = await front.connect()
+    await wire.send(front.post(CHAT))
+    await bench.engines[0].until_running(1)
+    if after:
+        await wire.head()
+        await wire.chunk()
+    if ending == "drain":
+        front.listener.begin_drain(0.0)
+    else:
+        door.accounts.drop(front.keys.default.partition(".")[0].removeprefix("sk-sage-"))
+    said = await wire.chunk() if after else (await wire.answer()).body
+    status, reason = (503, "engine_unavailable") if ending == "drain" else (401, "invalid_api_key")
+    assert reason.encode() in said
+    await bench.engines[0].until_running(0)
+    told = [(one["status"], one["reason"]) for one in events(stream)]
+    assert told == [(200 if after else status, reason)]
 
 
 async def test_a_traceparent_goes_on_to_the_engine_and_comes_back(make_front: Any, bench: Bench) -> None:

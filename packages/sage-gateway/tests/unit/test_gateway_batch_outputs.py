@@ -53,7 +53,7 @@ def result(line: int, text: str = "first") -> Result:
 
 
 def outputs(stores: Stores) -> Outputs:
-    return Outputs(stores.batches, stores.files, SystemClock(), 10_000)
+    return Outputs(stores.batches, stores.files, SystemClock())
 
 
 async def rows(stores: Stores, ident: str | None) -> list[dict[str, object]]:

@@ -79,3 +79,17 @@ async def test_a_key_that_may_have_more_gets_them_with_the_next_end() -> None:
     for release in releases:
         release.set()
     await asyncio.gather(*tasks)
+
+
+async def test_a_slot_passes_over_who_was_cancelled_in_the_same_turn() -> None:
+    share = Share(lambda _: 1)
+    held: list[int] = []
+    async with share.slot("k"):
+        gone, next_one = [asyncio.create_task(hold(share, "k", held, n, asyncio.Event())) for n in (1, 2)]
+        await settle()
+        gone.cancel()  # it has not run again when the slot is free
+    await settle()
+    assert (held, share.running("k"), gone.cancelled()) == ([2], 1, True)
+    next_one.cancel()
+    await settle()
+    assert share.running("k") == 0

@@ -220,3 +220,15 @@ async def test_an_answer_that_is_no_response_is_the_engines_fault(database: Data
     with pytest.raises(EngineError):
         one.end()
     assert not sink.chunks
+
+
+async def test_the_next_engines_answer_is_read_alone(database: Database) -> None:
+    """A model that answers nonsense is followed by its fallback, into the same exchange."""
+    store, _ = await opened(database)
+    one, _, sink = await exchange(store, input="hello")
+    one.head(200, "application/json")
+    one.data(b"nonsense")
+    with pytest.raises(EngineError):
+        one.end()
+    await answered(one, response())
+    assert sink.json()["id"] == "resp_1"

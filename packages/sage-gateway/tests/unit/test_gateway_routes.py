@@ -8,11 +8,12 @@ from sage.common.api import SCOPES as ALL_SCOPES
 from sage.gateway.app import data_app
 from sage.gateway.routes import HOT, ROUTES, SCOPES, UPLOADS, on_listener
 from sage.gateway.testing import idle_handlers
+from sage.gateway.watch import Watch
 from sage.middleware.engines.port import Route
 
 
 def test_the_data_application_serves_its_entries_and_nothing_else() -> None:
-    app = data_app(list, others=idle_handlers())
+    app = data_app(list, others=idle_handlers(), met=Watch().met)
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     served = {(method, route.path) for route in routes for method in route.methods or ()}
     assert served == {(entry.method, entry.path) for entry in on_listener("data")}

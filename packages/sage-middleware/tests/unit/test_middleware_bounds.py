@@ -70,6 +70,16 @@ def test_the_most_of_a_chat_passes_and_one_more_meets_its_bound(
 
 
 @pytest.mark.parametrize(
+    ("route", "turns"),
+    [(Route.MESSAGES, "messages"), (Route.COUNT_TOKENS, "messages"), (Route.RESPONSES, "input")],
+)
+def test_too_many_turns_in_another_dialect(route: Route, turns: str) -> None:
+    fields = {} if route is Route.RESPONSES else {"max_tokens": 1}
+    assert over(route, **fields, **{turns: [SAYS] * MAX_MESSAGES}) is None
+    assert over(route, **fields, **{turns: [SAYS] * (MAX_MESSAGES + 1)}) is Bound.MESSAGES
+
+
+@pytest.mark.parametrize(
     ("route", "fields"),
     [
         (Route.EMBEDDINGS, {"input": ["x"] * 2049}),

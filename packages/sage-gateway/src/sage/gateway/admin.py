@@ -25,7 +25,7 @@ from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.telemetry import TASKS
 from sage.common.version import VERSION
 from sage.gateway.access import Access
-from sage.gateway.app import Handlers, make_app
+from sage.gateway.app import Handlers, Met, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.gateway.reload import Reloader
 from sage.middleware.control_plane.driver import ControlPlane
@@ -53,8 +53,13 @@ def admin_app(
     uptime: Callable[[], float],
     access: Access,
     others: Callable[[], Iterable[Sample]],
+    *,
+    met: Met,
 ) -> FastAPI:
-    """The application behind the admin listener; `others` are metrics that are counted elsewhere."""
+    """The application behind the admin listener; `others` are metrics that are counted elsewhere.
+
+    `met`: see `make_app`.
+    """
     handlers = {
         **_state(control_plane, engines_of, uptime),
         **_metrics(control_plane, engines_of, uptime, others),
@@ -63,7 +68,7 @@ def admin_app(
         **_machine(reloader),
         **access.admin,
     }
-    return make_app("SAGE admin", "admin", handlers)
+    return make_app("SAGE admin", "admin", handlers, met)
 
 
 def _state(

@@ -26,15 +26,19 @@ from sage.gateway.reply import error_headers
 from sage.gateway.routes import ROUTES, Entry, Listener, on_listener
 from sage.middleware.engines.dialects.envelopes import envelope_at
 
-__all__ = ["Handlers", "data_app", "make_app", "principal_of"]
+__all__ = ["Handlers", "Met", "data_app", "make_app", "principal_of"]
 
 log = logging.getLogger("sage.gateway")
 
 Handlers = dict[str, Callable[..., Any]]
+Met = Callable[[SageError], None]
 
 
-def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
-    """An application with exactly the entries of one listener; `handlers` are by entry name."""
+def make_app(title: str, listener: Listener, handlers: Handlers, met: Met) -> FastAPI:
+    """An application with exactly the entries of one listener; `handlers` are by entry name.
+
+    `met` is told each error that the application answers with: it may name a bound.
+    """
     app = FastAPI(title=title, version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
 
     async def openapi() -> dict[str, Any]:
@@ -49,7 +53,7 @@ def make_app(title: str, listener: Listener, handlers: Handlers) -> FastAPI:
             name=entry.name,
             dependencies=[Depends(_needs(entry.scope))],
         )
-    app.add_exception_handler(SageError, _answer_sage)
+    app.add_exception_handler(SageError, _answering(met))
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, _answer_fault)
@@ -77,11 +81,12 @@ def data_app(
     known: Callable[[], Iterable[str]] = tuple,
     *,
     others: Handlers,
+    met: Met,
 ) -> FastAPI:
     """What the data plane serves beside the hot routes.
 
     `models` gives the OpenAI model objects of now; `known` the ids of those too that no engine serves yet;
-    `others` serve the entries of files, batches and stored responses.
+    `others` serve the entries of files, batches and stored responses. `met`: see `make_app`.
     """
 
     async def index() -> dict[str, Any]:
@@ -111,7 +116,7 @@ def data_app(
         )
 
     own: Handlers = {"index": index, "list_models": list_models, "get_model": get_model}
-    return make_app("SAGE", "data", {**own, **others})
+    return make_app("SAGE", "data", {**own, **others}, met)
 
 
 def _line(entry: Entry) -> str:
@@ -125,9 +130,13 @@ def _json(request: Request, error: SageError, status: int | None = None) -> Resp
     return Response(body, status or error.status, headers, media_type="application/json")
 
 
-async def _answer_sage(request: Request, error: Exception) -> Response:
-    assert isinstance(error, SageError)
-    return _json(request, error)
+def _answering(met: Met) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def answer_sage(request: Request, error: Exception) -> Response:
+        assert isinstance(error, SageError)
+        met(error)
+        return _json(request, error)
+
+    return answer_sage
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

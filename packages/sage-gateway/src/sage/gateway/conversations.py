@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from sage.common.errors import EngineError, NotFoundError, RequestTooLargeError
+from sage.common.telemetry import Bound
 from sage.gateway.responsestore import ResponseStore, StoredResponse
 from sage.middleware.control_plane.json_guard import strict_object
 from sage.middleware.engines.fields import convert
@@ -79,6 +80,7 @@ class Conversations:
                 f"With what was said before, the body has {len(body)} bytes; the limit is {self.most}.",
                 hint="Begin another conversation, with a summary of this one.",
                 param="previous_response_id",
+                bound=Bound.BODY_BYTES,
             )
         return Exchange(self._store, owner, asked, body, raw, sink)
 
@@ -115,13 +117,20 @@ class Exchange:
         self._items = items
         self._sink = sink
         self._splitter = Splitter()
+        self._head = (200, "application/json")
         self._parts: list[bytes] = []
         self._response: dict[str, Any] | None = None
         self._held = b""
 
     def head(self, status: int, content_type: str) -> None:
-        """Pass it on: nothing goes out before the first bytes."""
-        self._sink.head(status, content_type)
+        """Pass it on: nothing goes out before the first bytes. That of a whole answer waits for the answer:
+        if it cannot be read, another engine's may follow.
+        """
+        if self._asked.stream:
+            self._sink.head(status, content_type)
+        else:
+            self._head = (status, content_type)
+            self._parts.clear()
 
     def data(self, chunk: bytes) -> None:
         """Pass on, or hold. Raises EngineError for a response that cannot be read."""
@@ -146,6 +155,8 @@ class Exchange:
             if self._asked.store is not False:
                 answer = msgspec.json.encode(self._response)
                 await self._store.put(self._owner, StoredResponse(self._response["id"], self._items, answer))
+            if not self._asked.stream:
+                self._sink.head(*self._head)
             self._sink.data(self._held)
         self._sink.end()
 

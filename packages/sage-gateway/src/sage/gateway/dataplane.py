@@ -106,9 +106,11 @@ class DataPlane:
             visit.fail(error)
             reply.fail(principal.told(error))
         except asyncio.CancelledError:
-            if visit.why is None or request.task is None or request.task.uncancel() > 0:
+            why = visit.why or request.ending
+            if why is None or request.task is None or request.task.uncancel() > 0:
                 raise  # the client has gone
-            reply.fail(visit.why)
+            visit.fail(why)
+            reply.fail(why)
         except Exception:  # a fault of ours, which the protocol answers and logs
             visit.fail("failed")
             raise
@@ -126,7 +128,7 @@ class DataPlane:
         exchange: Exchange | None = None
         body = request.body
         if route is RESPONSES:
-            exchange = await self._conversations.open(principal.id, body, reply)
+            exchange = await self._open(principal, body, reply)
             body = exchange.body
         parsed = self._judge(request, body, principal, route, visit)
         call = parsed.call
@@ -148,6 +150,14 @@ class DataPlane:
             await exchange.close(ended)
         if ended == "failed":
             visit.fail(ended)
+
+    async def _open(self, principal: Principal, body: bytes, reply: Answer) -> Exchange:
+        """The exchange of a response. Raises the SageError that answers it."""
+        try:
+            return await self._conversations.open(principal.id, body, reply)
+        except SageError as error:
+            self._watch.met(error)
+            raise
 
     def _judge(
         self, request: HotRequest, body: bytes, principal: Principal, route: Route, visit: Visit

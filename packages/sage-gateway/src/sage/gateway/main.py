@@ -122,7 +122,7 @@ class Gateway:
             **batch_handlers(self._batches),
             **response_handlers(services.responses),
         }
-        data = data_app(self._models, self._router.known, others=others)
+        data = data_app(self._models, self._router.known, others=others, met=self._front.data.watch.met)
         admin = admin_app(
             self._reloader,
             self._control_plane,
@@ -130,6 +130,7 @@ class Gateway:
             lambda: self._clock.wall() - self._started,
             self._access,
             self._samples,
+            met=self._front.admin.watch.met,
         )
         return Listener(data, self._front.data, on_beat=self._beat), Listener(admin, self._front.admin)
 

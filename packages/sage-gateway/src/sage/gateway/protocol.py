@@ -71,7 +71,6 @@ class Gate(HttpToolsProtocol):
         self._upload: Cycle | None = None  # one whose body is still coming
         self._address = ""
         self._hot = HotTask(self.loop, settings.handler)
-        self._ending: SageError | None = None  # why the task was told to end, if not by the client
         self._passed: tuple[tuple[bytes | int | None, ...], bytes, Admission] | None = None
         self._seen: SeenHead | None = None
         self._standing: tuple[object, bytes] = (None, b"")  # the server's own headers, and their bytes
@@ -338,7 +337,7 @@ class Gate(HttpToolsProtocol):
             return
         if not reply.done:
             reply.close_after()
-            reply.fail(self._ending or SageError("The gateway failed to serve this request."))
+            reply.fail(request.ending or SageError("The gateway failed to serve this request."))
         self.server_state.total_requests += 1
         if reply.closes:
             self._finish()
@@ -374,6 +373,7 @@ class Gate(HttpToolsProtocol):
         """The ASGI application has answered."""
         self.server_state.total_requests += 1
         self._busy = False
+        self.flow.resume_reading()  # what was refused unread may have paused it
         if self._upload is not None:  # answered before its end
             self._upload = None
             self._finish()
@@ -417,10 +417,11 @@ class Gate(HttpToolsProtocol):
 
     def end_now(self, error: SageError) -> None:
         """Answer what is under way with `error` and close."""
-        self._ending = error
-        if self._hot.request is not None:
+        if self._hot.request is not None and self._hot.reply is not None:
+            self._hot.request.ending = error
+            self._hot.reply.close_after()
             self._hot.cancel()
-        elif not self._busy and self._state == _BODY:
+        elif self._state == _BODY and (self._upload is not None or not self._busy):
             self._refuse(error)
         elif not self._last:
             self.transport.close()

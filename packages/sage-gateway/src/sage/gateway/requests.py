@@ -22,13 +22,14 @@ MAX_PIPELINED: Final = 32
 
 
 class HotRequest(msgspec.Struct):
-    """A complete request on a hot route. `task` serves it."""
+    """A complete request on a hot route. `task` serves it; `ending`: why it was told to end, if by us."""
 
     id: str
     admission: Admission
     headers: dict[bytes, bytes]
     body: bytes
     task: asyncio.Task[None] | None = None
+    ending: SageError | None = None
 
 
 Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]

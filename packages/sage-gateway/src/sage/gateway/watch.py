@@ -87,7 +87,8 @@ class Logged:
             status = SageError.status
             raise
         finally:
-            if self._log.every or status not in (200, GONE) or outcome_of(reply, status) == "failed":
+            told = self._log.every or status not in (200, GONE) or reply.reason
+            if told or outcome_of(reply, status) == "failed":
                 self._tell(request, reply, status, self._now() - began)
 
     def _tell(self, request: Any, reply: Reply, status: int, took: float) -> None:

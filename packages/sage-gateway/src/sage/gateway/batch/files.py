@@ -11,6 +11,7 @@ from typing import Final
 from sage.common.batch import PURPOSES
 from sage.common.clock import Clock
 from sage.common.errors import BadRequestError, OverloadedError, RequestTooLargeError
+from sage.common.telemetry import Bound
 from sage.gateway.batch.filestore import FileRecord, FileStore
 from sage.gateway.batch.folder import Draft, Folder, publish
 from sage.gateway.batch.multipart import Multipart, Part, boundary_of
@@ -154,11 +155,14 @@ class _Form:
     async def _write(self, data: bytes) -> None:
         if self.draft.size + len(data) > self._most:
             if self._most == self._limit:
-                raise RequestTooLargeError(f"The file is larger than {self._limit} bytes.", param="file")
+                raise RequestTooLargeError(
+                    f"The file is larger than {self._limit} bytes.", param="file", bound=Bound.BODY_BYTES
+                )
             raise RequestTooLargeError(
                 f"This key may store {self._most} bytes more, and the file is larger.",
                 hint="Delete files first.",
                 param="file",
+                bound=Bound.KEY_STORED_BYTES,
             )
         await self.draft.write(data)
 

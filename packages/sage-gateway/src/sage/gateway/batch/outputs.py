@@ -28,10 +28,13 @@ _WHY: Final[dict[Ending, tuple[str, str]]] = {
 }
 
 
-async def lines_of(files: Files, batch: Batch, longest: int, done: set[int]) -> AsyncGenerator[Line, None]:
-    """The lines of its input that are not done. The input was found right before."""
+async def lines_of(files: Files, batch: Batch, done: set[int]) -> AsyncGenerator[Line, None]:
+    """The lines of its input that are not done.
+
+    The input was found right before, by the bounds of that time: none of its lines is too long now.
+    """
     file = await files.get(batch.owner, batch.input)
-    with await asyncio.to_thread(Lines, files.path(file), longest) as reader:
+    with await asyncio.to_thread(Lines, files.path(file), file.bytes) as reader:
         while some := await asyncio.to_thread(reader.some):
             for number, raw in some:
                 if number not in done and raw is not None:
@@ -41,11 +44,10 @@ async def lines_of(files: Files, batch: Batch, longest: int, done: set[int]) -> 
 class Outputs:
     """Writes them. A crash at any point leaves the batch as it was, and the next start writes them anew."""
 
-    def __init__(self, store: BatchStore, files: Files, clock: Clock, longest: int) -> None:
+    def __init__(self, store: BatchStore, files: Files, clock: Clock) -> None:
         self._store = store
         self._files = files
         self._clock = clock
-        self._longest = longest
 
     async def write(self, batch: Batch) -> None:
         """Put all results into files, an error for each line without one, and end the batch."""
@@ -72,7 +74,7 @@ class Outputs:
         """Whatever was not run to its end is told so."""
         code, message = _WHY[batch.ending]
         done = await self._store.done(batch.id)
-        async with contextlib.aclosing(lines_of(self._files, batch, self._longest, done)) as left:
+        async with contextlib.aclosing(lines_of(self._files, batch, done)) as left:
             async for line in left:
                 await bad.write(undone(line, code, message))
 

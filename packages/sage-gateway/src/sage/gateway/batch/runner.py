@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
 
 from sage.common.clock import Clock
@@ -31,7 +31,10 @@ AGAIN_S: Final = 5.0  # after a fault of the store or the disk
 
 
 class Runner:
-    """All batches under way. `in_flight`: lines of one batch at once; `share` bounds those of one key."""
+    """All batches under way. `in_flight`: lines of one batch at once; `share` bounds those of one key.
+
+    `bounds`: those of an input that is looked at now.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class Runner:
         caller: LineCaller,
         share: Share,
         clock: Clock,
-        bounds: LineBounds,
+        bounds: Callable[[], LineBounds],
         in_flight: int,
     ) -> None:
         self._store = store
@@ -50,7 +53,7 @@ class Runner:
         self._clock = clock
         self._bounds = bounds
         self._in_flight = in_flight
-        self._outputs = Outputs(store, files, clock, bounds.line_bytes)
+        self._outputs = Outputs(store, files, clock)
         self._closing = asyncio.Event()
         self._until = 0.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -116,10 +119,11 @@ class Runner:
 
     async def _validate(self, batch: Batch) -> None:
         """Look at all lines before any runs."""
-        inspector = Inspector(batch.endpoint, self._bounds)
+        bounds = self._bounds()
+        inspector = Inspector(batch.endpoint, bounds)
         file = await self._files.get(batch.owner, batch.input)
         stop = self._cancels[batch.id]
-        with await asyncio.to_thread(Lines, self._files.path(file), self._bounds.line_bytes) as reader:
+        with await asyncio.to_thread(Lines, self._files.path(file), bounds.line_bytes) as reader:
             while not inspector.full and (some := await asyncio.to_thread(reader.some)):
                 if stop.is_set() or self._closing.is_set():
                     return
@@ -142,7 +146,7 @@ class Runner:
         """Run what is not done, until all is, or the window ends, or somebody ends it."""
         done = await self._store.done(batch.id)
         pulling = asyncio.Lock()
-        async with contextlib.aclosing(lines_of(self._files, batch, self._bounds.line_bytes, done)) as lines:
+        async with contextlib.aclosing(lines_of(self._files, batch, done)) as lines:
             workers = [
                 asyncio.create_task(self._worker(batch, lines, pulling)) for _ in range(self._in_flight)
             ]

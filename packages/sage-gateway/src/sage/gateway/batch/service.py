@@ -94,7 +94,10 @@ class Batches:
         self._store = stores.batches
         self._clock = clock
         own = config.batches
-        longest = max(bodies[route] for route in ENDPOINTS.values()) + LINE_FRAME
+
+        def bounds() -> LineBounds:
+            longest = max(bodies[route] for route in ENDPOINTS.values()) + LINE_FRAME
+            return LineBounds(own.max_lines, longest)
 
         def most(key: str) -> int:
             bound = accounts.concurrent(key)  # half of it is left to what the key asks for by itself
@@ -106,7 +109,7 @@ class Batches:
             caller,
             Share(most),
             clock,
-            LineBounds(own.max_lines, longest),
+            bounds,
             own.in_flight,
         )
         self._sweeper: asyncio.Task[None] | None = None

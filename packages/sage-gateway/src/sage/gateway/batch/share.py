@@ -43,7 +43,8 @@ class Share:
             await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                line.remove(waiter)
+                with contextlib.suppress(ValueError):  # passed over already
+                    line.remove(waiter)
             else:
                 self._leave(key)
             raise
@@ -54,6 +55,8 @@ class Share:
         line = self._waiting.get(key)
         while line and self._running[key] < max(1, self._most(key)):
             waiter = line.popleft()
+            if waiter.done():  # cancelled, and its task has not run yet
+                continue
             self._running[key] += 1
             waiter.set_result(None)
         if not self._running[key] and not line:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
+from sage.common.telemetry import Bound
 from sage.middleware.control_plane.facts import Facts, bounded, estimate
 from sage.middleware.control_plane.token_bodies import MAX_MESSAGES
 from sage.middleware.engines.dialects import messages_chat, responses_chat
@@ -27,7 +28,7 @@ def read_dialect(
     """
     turns = "messages" if route is not Route.RESPONSES else "input"
     if isinstance(fields.get(turns), list):
-        bounded(turns, len(fields[turns]), 1, MAX_MESSAGES, "items")
+        bounded(turns, len(fields[turns]), 1, MAX_MESSAGES, "items", Bound.MESSAGES)
     if route is COUNT_TOKENS:
         model = messages_chat.tokenize_of(fields)["model"]
         return Facts(model=model, body=body, needs=_COUNTS, prompt_tokens=estimate(len(body)))

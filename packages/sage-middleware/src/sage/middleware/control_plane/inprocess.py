@@ -27,6 +27,7 @@ _NO_HEADERS: Final[Mapping[str, str]] = {}
 class InProcessClient:
     """A model client on a control plane of this event loop. Fits `ModelClient`.
 
+    Models go by their own ids: the names of section `models` stand before the control plane, at the gateway.
     Texts are embedded in requests of at most `batch_texts`. A refusal that says when to come back is tried
     again for at most `patience_s` seconds. Each method raises what `ControlPlane.submit` raises.
     """
