@@ -24,6 +24,12 @@ from sage.middleware.testing.engines import ScriptedEngine
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.engine, pytest.mark.timeout(300)]
 
 CLIENTS = Path(__file__).parent.parent / "clients"
+NAMES = [
+    {"name": "gpt-4o-mini", "to": [{"model": "talker"}]},
+    {"name": "claude-haiku", "to": [{"model": "talker"}]},
+    {"name": "text-embedding-3-small", "to": [{"model": "minilm"}]},
+    {"name": "with-a-spare", "to": [{"model": "dead"}], "fallbacks": ["gpt-4o-mini"]},
+]
 PYTHON = Path(__file__).parents[4] / ".venv-clients" / "bin" / "python"
 
 
@@ -73,11 +79,16 @@ async def clients(module_spawner: Any, encodings: Path) -> AsyncIterator[Clients
         "served_as": "minilm",
         "task": "embed",
     }
-    async with ScriptedEngine(model="talker") as chat:
-        talker = chat.config("chat-0").model_dump(mode="json")
+    async with ScriptedEngine(model="talker") as chat, ScriptedEngine(model="dead") as dead:
+        talker, mortal = (
+            one.model_dump(mode="json") for one in (chat.config("chat-0"), dead.config("dead-0"))
+        )
         ports = {"gateway": 0, "admin": 0, "health": 0, "embedding": [22090, 22199]}
-        gateway = await module_spawner.start({"engines": [talker, embedding], "ports": ports})
+        gateway = await module_spawner.start(
+            {"engines": [talker, mortal, embedding], "models": NAMES, "ports": ports}
+        )
         await gateway.until_ready()
+        await dead.stop()
         own = {"TIKTOKEN_CACHE_DIR": str(encodings), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         yield Clients(gateway, {**os.environ, **own})
         assert await gateway.stop() == 0
