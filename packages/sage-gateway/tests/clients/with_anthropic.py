@@ -136,7 +136,6 @@ def check_a_loop_of_tools(base_url: str, key: str) -> None:
     """The client's own runner asks for a thread, and goes on without where it is told that there is none."""
     asked = []
 
-    @anthropic.beta_tool
     def weather(city: str) -> str:
         """The weather of a city.
 
@@ -147,7 +146,7 @@ def check_a_loop_of_tools(base_url: str, key: str) -> None:
         return "sunny"
 
     with connected(base_url, key) as client:
-        final = client.beta.messages.tool_runner(**ASK, tools=[weather]).until_done()
+        final = client.beta.messages.tool_runner(**ASK, tools=[anthropic.beta_tool(weather)]).until_done()
     assert (asked, final.content[0].text) == (["text"], "one two three")
 
 
@@ -187,7 +186,7 @@ def check_errors_are_the_client_s_own(base_url: str, key: str) -> None:
         assert fault.body["error"]["type"] == "authentication_error"
 
 
-def raised(kind: Any, call: Any, **given: Any) -> Any:
+def raised(kind: type[anthropic.APIStatusError], call: Any, **given: Any) -> Any:
     try:
         call(**given)
     except kind as fault:

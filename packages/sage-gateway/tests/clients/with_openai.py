@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import TestCase
 
 import openai
 from pydantic import BaseModel
 
+raises = TestCase().assertRaises
 MESSAGES: Any = [{"role": "user", "content": "Say something."}]
 WEATHER: Any = {
     "type": "function",
@@ -134,11 +136,3 @@ def check_errors_are_the_client_s_own(base_url: str, key: str) -> None:
         raises(openai.BadRequestError, client.chat.completions.create, model="talker", messages=[])
     with openai.OpenAI(base_url=base_url, api_key="sk-no", max_retries=0) as client:
         raises(openai.AuthenticationError, client.models.list)
-
-
-def raises(kind: type[Exception], call: Any, **given: Any) -> None:
-    try:
-        call(**given)
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was not raised")

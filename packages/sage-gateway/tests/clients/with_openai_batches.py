@@ -6,9 +6,11 @@ import io
 import json
 import time
 from typing import Any
+from unittest import TestCase
 
 import openai
 
+raises = TestCase().assertRaises
 CHAT: Any = "/v1/chat/completions"
 
 
@@ -85,11 +87,3 @@ def check_batch_that_cannot_be_read(base_url: str, key: str) -> None:
     assert batch.status == "failed"
     (fault,) = batch.errors.data
     assert (fault.code, fault.line) == ("invalid_method", 2)
-
-
-def raises(kind: type[Exception], call: Any, **given: Any) -> None:
-    try:
-        call(**given)
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was not raised")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import TestCase
 
 import openai
 from pydantic import BaseModel
 
+raises = TestCase().assertRaises
 ASK: Any = {"model": "talker", "input": "Say something."}
 WEATHER: Any = {
     "type": "function",
@@ -104,9 +106,10 @@ def check_streamed_tools(base_url: str, key: str) -> None:
         openai.OpenAI(base_url=base_url, api_key=key) as client,
         client.responses.stream(**ASK, tools=[WEATHER], tool_choice=NAMED) as stream,
     ):
-        deltas = [event.delta for event in stream if event.type == kind]
+        events: Any = list(stream)
         final = stream.get_final_response()
     call: Any = final.output[0]
+    deltas = [event.delta for event in events if event.type == kind]
     assert len(deltas) > 1
     assert json.loads("".join(deltas)) == json.loads(call.arguments) == {"city": "text", "days": 1}
 
@@ -147,11 +150,3 @@ def check_errors_are_the_client_s_own(base_url: str, key: str) -> None:
         raises(openai.NotFoundError, client.responses.create, **{**ASK, "model": "gpt-9"})
         raises(openai.BadRequestError, client.responses.create, **ASK, tools=[{"type": "web_search"}])
         raises(openai.BadRequestError, client.responses.create, **ASK, background=True)
-
-
-def raises(kind: type[Exception], call: Any, **given: Any) -> None:
-    try:
-        call(**given)
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was not raised")

@@ -134,7 +134,7 @@ ANTHROPIC_NAMED: Any = {"type": "tool", "name": "paint"}
 
 async def test_a_message_whole_and_streamed(gateway: Any) -> None:
     before = served(gateway, "/v1/messages"), served(gateway, "/v1/chat/completions")
-    ask = {"max_tokens": 6, "temperature": 0, "top_k": 1, "system": "Be brief."}
+    ask: Any = {"max_tokens": 6, "temperature": 0, "top_k": 1, "system": "Be brief."}
     whole = (await message(gateway, **ask)).json
     streamed = read_message_stream((await message(gateway, **ask, stream=True)).body)
     for told in (whole, streamed):
@@ -152,8 +152,8 @@ async def test_tokens_of_a_message_are_those_that_are_counted(gateway: Any) -> N
 
 
 async def test_a_message_calls_a_tool_and_keeps_a_schema(gateway: Any) -> None:
-    ask = {"max_tokens": 250, "temperature": 0}
-    tools = {"tools": [ANTHROPIC_TOOL], "tool_choice": ANTHROPIC_NAMED}
+    ask: Any = {"max_tokens": 250, "temperature": 0}
+    tools: Any = {"tools": [ANTHROPIC_TOOL], "tool_choice": ANTHROPIC_NAMED}
     call = (await message(gateway, **ask, **tools)).json["content"][-1]
     assert (call["type"], call["name"]) == ("tool_use", "paint")
     Paint.model_validate(call["input"])
