@@ -8,7 +8,7 @@ MYPYPATH=$(echo packages/*/src | tr ' ' ':')
 export MYPYPATH
 
 setup()     { tools/setup cpu,dev; }                                      # make or refresh .venv
-clients()   { setup && tools/clients; }                                   # the clients of the contract tests, in their own environment
+clients()   { setup && tools/clients; }                                   # the clients of the contract tests, in their own environments
 test()      { clients && python -m pytest "$@"; }                         # all tests, or those named
 lint()      { setup && tools/lint "$@"; }                                 # ruff, mypy, layers, sizes, namespace, …
 format()    { setup && ruff check --fix . && ruff format .; }             # rewrite what can be

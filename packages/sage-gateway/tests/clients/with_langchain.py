@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, SecretStr
@@ -21,8 +22,8 @@ def weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-def chat(base_url: str, key: str) -> ChatOpenAI:
-    return ChatOpenAI(model="talker", base_url=base_url, api_key=SecretStr(key))
+def chat(base_url: str, key: str, **settings: Any) -> Any:
+    return ChatOpenAI(model="talker", base_url=base_url, api_key=SecretStr(key), **settings)
 
 
 def check_chat(base_url: str, key: str) -> None:
@@ -52,6 +53,21 @@ def check_structured_output(base_url: str, key: str) -> None:
     for method in ("json_schema", "function_calling"):
         answer = chat(base_url, key).with_structured_output(Colour, method=method).invoke("A colour.")
         assert answer == Colour(name="text", strength=0.5), method
+
+
+async def check_responses(base_url: str, key: str) -> None:
+    """The same, by the Responses API."""
+    model = chat(base_url, key, use_responses_api=True)
+    first = model.invoke("Say something.")
+    assert (first.text, first.usage_metadata["output_tokens"]) == ("one two three", 3)
+    pieces = [piece async for piece in model.astream([("user", "Say something."), first, ("user", "More.")])]
+    assert "".join(piece.text for piece in pieces) == "one two three"
+    question: Any = [HumanMessage("What is the weather?")]
+    asked: Any = model.bind_tools([tool(weather)]).invoke(question)
+    assert asked.tool_calls[0]["args"] == {"city": "text"}
+    result = ToolMessage("sunny", tool_call_id=asked.tool_calls[0]["id"])
+    assert model.bind_tools([tool(weather)]).invoke([*question, asked, result]).text == "one two three"
+    assert model.with_structured_output(Colour).invoke("A colour.") == Colour(name="text", strength=0.5)
 
 
 def check_embeddings_as_token_arrays_in_base64(base_url: str, key: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import TestCase
 
 import openai
 from pydantic import BaseModel
 
+raises = TestCase().assertRaises
 MESSAGES: Any = [{"role": "user", "content": "Say something."}]
 WEATHER: Any = {
     "type": "function",
@@ -30,8 +32,9 @@ class Colour(BaseModel):
 def check_models(base_url: str, key: str) -> None:
     with openai.OpenAI(base_url=base_url, api_key=key) as client:
         ids = {model.id for model in client.models.list()}
-        assert {"talker", "minilm"} <= ids, ids
+        assert {"talker", "minilm", "gpt-4o-mini", "text-embedding-3-small"} <= ids, ids
         assert client.models.retrieve("talker").id == "talker"
+        assert client.models.retrieve("gpt-4o-mini").id == "gpt-4o-mini"
 
 
 def check_chat(base_url: str, key: str) -> None:
@@ -114,17 +117,22 @@ def check_embeddings(base_url: str, key: str) -> None:
     assert len(short.data[0].embedding) == 64
 
 
+def check_names_and_their_fallbacks(base_url: str, key: str) -> None:
+    """The names of models that are elsewhere; the first target of one of them is dead."""
+    with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0) as client:
+        for name in ("gpt-4o-mini", "with-a-spare"):
+            answer = client.chat.completions.create(model=name, messages=MESSAGES)
+            assert (answer.choices[0].message.content, answer.model) == ("one two three", "talker"), name
+            with client.chat.completions.stream(model=name, messages=MESSAGES) as stream:
+                final = stream.get_final_completion()
+            assert final.choices[0].message.content == "one two three", name
+        vectors = client.embeddings.create(model="text-embedding-3-small", input="a red apple")
+    assert len(vectors.data[0].embedding) == 384
+
+
 def check_errors_are_the_client_s_own(base_url: str, key: str) -> None:
     with openai.OpenAI(base_url=base_url, api_key=key, max_retries=0) as client:
         raises(openai.NotFoundError, client.chat.completions.create, model="gpt-9", messages=MESSAGES)
         raises(openai.BadRequestError, client.chat.completions.create, model="talker", messages=[])
     with openai.OpenAI(base_url=base_url, api_key="sk-no", max_retries=0) as client:
         raises(openai.AuthenticationError, client.models.list)
-
-
-def raises(kind: type[Exception], call: Any, **given: Any) -> None:
-    try:
-        call(**given)
-    except kind:
-        return
-    raise AssertionError(f"{kind.__name__} was not raised")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import pytest_asyncio
 from pydantic import BaseModel
 
 from sage.middleware.random_models import random_model
+from sage.middleware.testing.dialects import read_message_stream
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -33,9 +35,7 @@ NAMED: Any = {"type": "function", "function": {"name": "paint"}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(
-    module_spawner: Any, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[openai.AsyncOpenAI]:
+async def gateway(module_spawner: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     python = os.environ.get("SAGE_VLLM_PYTHON", "")
     if not python:
         pytest.skip("SAGE_VLLM_PYTHON names no interpreter with vLLM; ./manage.sh test-vllm makes one")
@@ -44,9 +44,14 @@ async def client(
     ports = {"gateway": 0, "admin": 0, "health": 0, "llm": [22201, 22289]}
     gateway = await module_spawner.start({"engines": [engine], "ports": ports})
     await gateway.until_ready(seconds=600)
+    yield gateway
+    assert await gateway.stop() == 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(gateway: Any) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(base_url=gateway.run.base_url, api_key=gateway.keys.default) as client:
         yield client
-    assert await gateway.stop() == 0
 
 
 async def test_a_json_schema_is_kept(client: openai.AsyncOpenAI) -> None:
@@ -104,3 +109,92 @@ async def test_usage_of_a_stream(client: openai.AsyncOpenAI) -> None:
     )
     usages = [chunk.usage async for chunk in stream if chunk.usage]
     assert [usage.completion_tokens for usage in usages] == [6]
+
+
+# ---- its own routes for other dialects: nothing is translated ----------------------------------------------
+
+
+def served(gateway: Any, path: str) -> int:
+    """How often the engine was asked by that path, by its own account."""
+    log = (gateway.state / "logs" / "vllm-0.log").read_text(errors="replace")
+    return len(re.findall(rf"POST {re.escape(path)} HTTP", log))
+
+
+async def message(gateway: Any, path: str = "messages", **fields: Any) -> Any:
+    body = {"model": "tiny", "messages": MESSAGES, **fields}
+    url = f"{gateway.run.base_url}/{path}"
+    answer = await gateway.http("POST", url, key=gateway.keys.default, body=body)
+    assert answer.status == 200, answer.body
+    return answer
+
+
+ANTHROPIC_TOOL: Any = {"name": "paint", "input_schema": Paint.model_json_schema(), "strict": True}
+ANTHROPIC_NAMED: Any = {"type": "tool", "name": "paint"}
+
+
+async def test_a_message_whole_and_streamed(gateway: Any) -> None:
+    before = served(gateway, "/v1/messages"), served(gateway, "/v1/chat/completions")
+    ask: Any = {"max_tokens": 6, "temperature": 0, "top_k": 1, "system": "Be brief."}
+    whole = (await message(gateway, **ask)).json
+    streamed = read_message_stream((await message(gateway, **ask, stream=True)).body)
+    for told in (whole, streamed):
+        assert (told["stop_reason"], told["usage"]["output_tokens"]) == ("max_tokens", 6)
+    assert whole["content"][0]["text"] == streamed["content"][0]["text"]
+    assert whole["usage"]["input_tokens"] > 0
+    after = served(gateway, "/v1/messages"), served(gateway, "/v1/chat/completions")
+    assert after == (before[0] + 2, before[1])
+
+
+async def test_tokens_of_a_message_are_those_that_are_counted(gateway: Any) -> None:
+    more = {"system": "Be brief."}
+    told = (await message(gateway, max_tokens=1, **more)).json["usage"]["input_tokens"]
+    assert (await message(gateway, "messages/count_tokens", **more)).json == {"input_tokens": told}
+
+
+async def test_a_message_calls_a_tool_and_keeps_a_schema(gateway: Any) -> None:
+    ask: Any = {"max_tokens": 250, "temperature": 0}
+    tools: Any = {"tools": [ANTHROPIC_TOOL], "tool_choice": ANTHROPIC_NAMED}
+    call = (await message(gateway, **ask, **tools)).json["content"][-1]
+    assert (call["type"], call["name"]) == ("tool_use", "paint")
+    Paint.model_validate(call["input"])
+    streamed = read_message_stream((await message(gateway, **ask, **tools, stream=True)).body)
+    Paint.model_validate_json(streamed["content"][-1]["input"])
+    form = {"format": {"type": "json_schema", "schema": Paint.model_json_schema()}}
+    text = (await message(gateway, **ask, output_config=form)).json["content"][0]["text"]
+    Paint.model_validate_json(text)
+
+
+async def test_responses_follow_one_another(gateway: Any, client: openai.AsyncOpenAI) -> None:
+    """The engine answers each as if it were the first; the gateway keeps what was said."""
+    before = served(gateway, "/v1/responses"), served(gateway, "/v1/chat/completions")
+    first = await client.responses.create(
+        model="tiny", input="Paint the wall.", instructions="Be brief.", max_output_tokens=6
+    )
+    assert (first.status, first.usage and first.usage.output_tokens) == ("incomplete", 6)
+    async with client.responses.stream(
+        model="tiny", input="And the door.", previous_response_id=first.id, max_output_tokens=6
+    ) as stream:
+        texts = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+    more: Any = await client.responses.retrieve(first.id)
+    assert more.output_text == first.output_text
+    assert texts
+    after = served(gateway, "/v1/responses"), served(gateway, "/v1/chat/completions")
+    assert after == (before[0] + 2, before[1])
+
+
+async def test_a_response_keeps_a_schema_and_calls_a_function(client: openai.AsyncOpenAI) -> None:
+    answer = await client.responses.parse(
+        model="tiny", input="Paint the wall.", text_format=Paint, max_output_tokens=60
+    )
+    assert answer.output_parsed is not None
+    tool: Any = {**TOOL["function"], "type": "function"}
+    called: Any = await client.responses.create(
+        model="tiny",
+        input="Paint the wall.",
+        tools=[tool],
+        tool_choice={"type": "function", "name": "paint"},
+        max_output_tokens=250,
+        temperature=0,
+    )
+    assert (called.output[-1].type, called.output[-1].name) == ("function_call", "paint")
+    Paint.model_validate_json(called.output[-1].arguments)

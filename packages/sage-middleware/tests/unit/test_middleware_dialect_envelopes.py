@@ -51,6 +51,13 @@ def test_anthropics_error_has_a_type_by_its_status(error: SageError, kind: str) 
     assert envelope.head == b"request-id: req-1\r\n"
 
 
+def test_a_client_is_told_that_it_can_go_on_without_a_thread() -> None:
+    envelope = envelope_of(Route.MESSAGES, "req-1")
+    told = json.loads(envelope.body(BadRequestError("x", param="thread")))["error"]
+    assert told["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in json.loads(envelope.body(BadRequestError("x", param="threads")))["error"]
+
+
 def test_a_fault_in_a_response_has_a_number_and_raises_in_clients() -> None:
     last = b'event: a\ndata: {"type":"a","sequence_number":3}\n\nevent: b\ndata: {"sequence_number" : 41}\n\n'
     error = EngineError("it broke", param="x")

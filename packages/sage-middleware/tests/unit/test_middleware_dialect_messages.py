@@ -60,6 +60,18 @@ def test_a_system_prompt_may_have_parts_and_wishes_to_cache_are_taken() -> None:
     assert messages(system=parts[:1])["messages"][0] == {"role": "system", "content": "One."}
 
 
+def test_instructions_between_turns_stay_where_they_are() -> None:
+    told = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    chat = messages(system="Be kind.", messages=[ASK, told, {"role": "system", "content": "Now."}, ASK])
+    assert [(one["role"], one["content"]) for one in chat["messages"]] == [
+        ("system", "Be kind."),
+        ("user", "hello"),
+        ("system", "Be brief."),
+        ("system", "Now."),
+        ("user", "hello"),
+    ]
+
+
 def test_pictures_become_urls() -> None:
     content = [
         {"type": "text", "text": "What is this?"},
@@ -151,7 +163,8 @@ def test_one_call_at_a_time() -> None:
         ({"container": "c"}, "container"),
         ({"output_config": {"effort": "high"}}, "output_config.effort"),
         ({"service_tier": "priority"}, "service_tier"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [ASK, {"role": "assistant", "content": "I"}]}, "messages[1]"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -168,7 +181,14 @@ def test_what_a_chat_cannot_carry_is_refused_by_its_name(fields: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    ("role", "kind"), [("user", "tool_use"), ("assistant", "tool_result"), ("assistant", "image")]
+    ("role", "kind"),
+    [
+        ("user", "tool_use"),
+        ("assistant", "tool_result"),
+        ("assistant", "image"),
+        ("system", "tool_use"),
+        ("system", "image"),
+    ],
 )
 def test_a_block_that_the_other_side_says_is_refused(role: str, kind: str) -> None:
     blocks: dict[str, dict[str, Any]] = {

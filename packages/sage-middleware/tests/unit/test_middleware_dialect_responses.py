@@ -96,6 +96,12 @@ def test_items_become_turns() -> None:
     ]
 
 
+def test_what_a_client_has_read_from_an_answer_comes_back_with_it_and_says_nothing() -> None:
+    part = {"type": "output_text", "text": '{"n":1}', "annotations": [], "parsed": {"n": 1}}
+    item = {"type": "message", "role": "assistant", "content": [part]}
+    assert responses(input=[item])["messages"] == [{"role": "assistant", "content": '{"n":1}'}]
+
+
 @pytest.mark.parametrize(
     ("choice", "becomes"),
     [

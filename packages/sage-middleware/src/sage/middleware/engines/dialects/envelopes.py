@@ -87,11 +87,10 @@ class _Anthropic:
     def _told(self, error: SageError) -> dict[str, Any]:
         message, _ = _by_name(error, _MESSAGES_NAMES)
         kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        return {
-            "type": "error",
-            "error": {"type": kind, "message": message},
-            "request_id": self._request_id,
-        }
+        told: dict[str, Any] = {"type": kind, "message": message}
+        if error.param in _DETAILS:
+            told["details"] = {"error_code": _DETAILS[error.param]}
+        return {"type": "error", "error": told, "request_id": self._request_id}
 
 
 _SEQUENCE: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,9})')
@@ -104,6 +103,8 @@ _KINDS: Final = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# By the field: what makes a client go on without it.
+_DETAILS: Final = {"thread": "thread_unsupported_request"}
 # What a chat calls it, and what the dialect calls it.
 _MESSAGES_NAMES: Final = {
     "stop": "stop_sequences",

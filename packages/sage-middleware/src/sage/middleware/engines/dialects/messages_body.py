@@ -98,9 +98,9 @@ Block = Text | Image | ToolUse | ToolResult | _Thinking | _Redacted
 
 
 class Message(_Strict, kw_only=True):
-    """One turn."""
+    """One turn, or instructions between two of them."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
@@ -204,6 +204,12 @@ def _check(fields: dict[str, Any]) -> None:
     if isinstance(thinking, dict) and thinking.get("type") != "disabled":
         raise BadRequestError(
             "thinking cannot be carried to the engines here.", hint="Leave it out.", param="thinking"
+        )
+    if fields.get("thread") is not None:  # the client's own runner of tools asks for it, and can do without
+        raise BadRequestError(
+            "thread cannot be kept: no turn is remembered here.",
+            hint="Leave it out, and send the whole conversation.",
+            param="thread",
         )
     tools = fields.get("tools")
     for at, tool in enumerate(tools if isinstance(tools, list) else ()):

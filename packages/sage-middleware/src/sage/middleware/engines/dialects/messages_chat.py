@@ -79,6 +79,8 @@ def _add(messages: list[dict[str, Any]], message: Message, where: str) -> None:
         messages.append({"role": message.role, "content": message.content})
     elif message.role == "assistant":
         messages.append(_said(message.content, where))
+    elif message.role == "system":
+        messages.append(_told(message.content, where))
     else:
         messages.extend(_asked(message.content, where))
 
@@ -99,6 +101,17 @@ def _said(blocks: Sequence[Block], where: str) -> dict[str, Any]:
             raise _misplaced(block, "user", f"{where}.content[{at}]")
     content = _content(parts) or (None if calls else "")
     return {"role": "assistant", "content": content} | given(tool_calls=calls or None)
+
+
+def _told(blocks: Sequence[Block], where: str) -> dict[str, Any]:
+    """Instructions; they are text."""
+    parts: list[Text | Image] = []
+    for at, block in enumerate(blocks):
+        if not isinstance(block, Text):
+            role = "user" if isinstance(block, Image | ToolResult) else "assistant"
+            raise _misplaced(block, role, f"{where}.content[{at}]")
+        parts.append(block)
+    return {"role": "system", "content": _content(parts)}
 
 
 def _asked(blocks: Sequence[Block], where: str) -> list[dict[str, Any]]:

@@ -48,9 +48,13 @@ class InputImage(_Strict, tag="input_image", kw_only=True):
 
 
 class OutputText(_Strict, tag="output_text", kw_only=True):
-    """Words of an earlier answer. Its notes and probabilities say nothing to a model."""
+    """Words of an earlier answer. Its notes and probabilities say nothing to a model.
+
+    `parsed` is what a client has read from the text; OpenAI's own sends it back with the rest.
+    """
 
     text: str
+    parsed: Any = None
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
