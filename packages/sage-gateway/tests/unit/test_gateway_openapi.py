@@ -13,6 +13,7 @@ from sage.gateway.app import data_app
 from sage.gateway.openapi import REQUESTS, describe
 from sage.gateway.routes import ROUTES
 from sage.gateway.testing import idle_handlers
+from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.engines.port import Route
 
@@ -55,7 +56,7 @@ def judge(route: Route, fields: dict[str, Any]) -> None:
 
 
 def test_every_route_of_the_listener_is_there() -> None:
-    document = describe(data_app(list, others=idle_handlers()), "data")
+    document = describe(data_app(list, others=idle_handlers(), met=Watch().met), "data")
     listed = {(method.upper(), path) for path, entry in document["paths"].items() for method in entry}
     expected = {(one.method, one.path.replace(":path", "")) for one in ROUTES if one.listener == "data"}
     assert listed == expected

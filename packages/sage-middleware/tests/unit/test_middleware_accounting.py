@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sage.common.api import ClassStatus
 from sage.common.telemetry import RequestClass, ShedReason
 from sage.middleware.control_plane.accounting import OTHER, Books
-from sage.middleware.control_plane.engine_table import Attempt
+from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
 from sage.middleware.control_plane.records import Outcome, Record
 from sage.middleware.control_plane.types import Job, Slo
-from sage.middleware.engines.port import Usage
+from sage.middleware.engines.port import Capability, EngineSpec, Usage
 
 CHAT_SLO = Slo(ttft=2.0, tpot=0.1)
 
@@ -227,3 +227,13 @@ def test_overhead_is_kept() -> None:
     books = Books()
     books.dispatch_overhead(2e-5)
     assert books.overhead.quantile(0.5) == pytest.approx(2e-5, rel=0.1)
+
+
+def test_a_generation_costs_the_pace_at_which_its_tokens_come() -> None:
+    """An engine that begins at once and writes a token each 20 ms, whatever else it does, in four slots."""
+    load = EngineLoad(EngineSpec("e", "openai", "m", frozenset((Capability.CHAT,)), 4))
+    for running in (0, 1, 2, 3) * 60:
+        load.llm.observe_ttft(10, running, 0.002)
+        load.llm.observe_tpot(running, 0.0, 0.0, 0.020)
+    cost = load.seconds(record(output_p50=10.0), 1)
+    assert cost == pytest.approx(10 * 0.020 / 4, rel=0.35)
