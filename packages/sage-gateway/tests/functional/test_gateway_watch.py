@@ -20,6 +20,7 @@ from sage.common.telemetry import Bound
 from sage.common.testing import VirtualClock
 from sage.gateway.accounts import Accounts
 from sage.gateway.connections import Connections
+from sage.gateway.conversations import Conversations
 from sage.gateway.dataplane import DataPlane
 from sage.gateway.edge import Deadlines
 from sage.gateway.keys import new_default_key
@@ -140,8 +141,15 @@ class Door:
         accounts = Accounts(VirtualClock(), Meter(cast(UsageStore, Nowhere())), lambda _: True)
         for ident in ("admin", front.keys.default.partition(".")[0].removeprefix("sk-sage-")):
             accounts.put(ident)
+        conversations = cast(Conversations, None)  # of chats there are none
         plane = DataPlane(
-            self.bench.plane, ParseLimits(), TokenDecoder(), lambda: False, accounts, self.watch
+            self.bench.plane,
+            ParseLimits(),
+            TokenDecoder(),
+            lambda: False,
+            accounts,
+            self.watch,
+            conversations,
         )
         assert self.watch.log is not None
         handler = Logged(plane, self.watch.log, asyncio.get_running_loop().time)

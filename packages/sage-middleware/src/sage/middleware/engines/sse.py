@@ -26,13 +26,15 @@ class Splitter:
     event that is held back.
     """
 
-    __slots__ = ("rest",)
+    __slots__ = ("_most", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_EVENT_BYTES) -> None:
+        """`most`: bytes of one event."""
         self.rest = bytearray()
+        self._most = most
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that `chunk` completes, with blank lines. Raises EngineError for one over 1 MiB."""
+        """The events that `chunk` completes, with blank lines. Raises EngineError for a large one."""
         rest = self.rest
         search = max(0, len(rest) - 2)  # an end may begin in what was held back
         rest += chunk
@@ -52,11 +54,10 @@ class Splitter:
         self.rest.clear()
         return [rest.rstrip(b"\r\n") + b"\n\n"] if rest.strip() else []
 
-    @staticmethod
-    def _check(size: int) -> None:
-        if size > MAX_EVENT_BYTES:
+    def _check(self, size: int) -> None:
+        if size > self._most:
             raise EngineError(
-                f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.", bound=Bound.EVENT_BYTES
+                f"The engine sent an event of more than {self._most} bytes.", bound=Bound.EVENT_BYTES
             )
 
 
