@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sage.common.api import DATA_SCOPES
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SECRET = "sk-sage-ab12.the-secret-of-it"

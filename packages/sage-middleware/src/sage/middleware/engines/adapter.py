@@ -43,7 +43,7 @@ from sage.middleware.engines.port import (
     Sink,
     Usage,
 )
-from sage.middleware.engines.sse import Splitter, data_of, usage_of
+from sage.middleware.engines.sse import Splitter, data_of, decoded, usage_of
 
 __all__ = [
     "Dialect",
@@ -379,10 +379,7 @@ class PassThrough:
         if data == b"[DONE]":
             self._done = True
             return event
-        try:
-            chunk = _CHUNK.decode(data)
-        except msgspec.DecodeError as error:
-            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
+        chunk = decoded(_CHUNK, data)
         if chunk.error is not None:
             raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
         usage = usage_of(data)

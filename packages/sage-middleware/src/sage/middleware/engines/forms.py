@@ -61,7 +61,8 @@ def rename_form(body: bytes, content_type: str, model: str) -> bytes:
     value = model.encode()
     if b"\r\n--" + boundary_of(content_type) in b"\r\n" + value:
         raise BadRequestError("The boundary of the form is part of the model's name.", param="model")
-    return body[: own[0].start] + value + body[own[0].stop :]
+    view = memoryview(body)  # so that a large file is copied once
+    return b"".join((view[: own[0].start], value, view[own[0].stop :]))
 
 
 def _opened(part: Part, before: list[Field]) -> Field:

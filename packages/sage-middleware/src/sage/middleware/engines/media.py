@@ -14,7 +14,7 @@ from sage.common.errors import EngineError
 from sage.middleware.engines.answer import Answer
 from sage.middleware.engines.faults import UpstreamError, complaint_of
 from sage.middleware.engines.port import Call, Sink, Usage
-from sage.middleware.engines.sse import Splitter, Tokens, data_of, usage_of
+from sage.middleware.engines.sse import Splitter, Tokens, data_of, decoded, usage_of
 
 __all__ = ["MediaAnswer", "is_events", "safe_type"]
 
@@ -129,10 +129,7 @@ class _Events:
         if _SPECIAL.search(event) is None:
             return event
         data = data_of(event)
-        try:
-            told = _TOLD.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
+        told = decoded(_TOLD, data)
         if told.error is not None or told.type == "error":
             raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
         if told.usage is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import msgspec
 
@@ -11,11 +12,12 @@ from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 
-__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "Tokens", "data_of", "usage_of"]
+__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "Tokens", "data_of", "decoded", "usage_of"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
 
+_T = TypeVar("_T")
 _END = re.compile(rb"\n\r?\n")
 
 
@@ -71,6 +73,14 @@ def data_of(event: bytes) -> bytes:
         if name == b"data":
             lines.append(value.removeprefix(b" ") if colon else b"")
     return b"\n".join(lines)
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
+    """The data of an event as `decoder` has it. Raises EngineError for what cannot be read."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
 
 
 class Tokens(msgspec.Struct):
