@@ -115,6 +115,8 @@ def test_the_class_may_be_lowered_and_goals_be_named() -> None:
         (Route.IMAGE_EDITS, form({"model": "m", "file": b"x"}), "image"),
         (Route.IMAGE_EDITS, form({"model": "m", "image": b"x", "n": "9"}), "n"),
         (Route.IMAGE_EDITS, form({"model": "m", "image": b"x", "n": "two"}), "n"),
+        (Route.IMAGE_EDITS, form({"model": "m", "image": b"x", "n": "٣"}), "n"),
+        (Route.IMAGE_EDITS, form({"model": "m", "image": b"x", "n": "1" * 5000}), "n"),
     ],
 )
 def test_what_is_refused_names_the_field(route: Route, body: bytes | dict[str, Any], param: str) -> None:

@@ -5,6 +5,7 @@ Of most fields the engine judges the values: what is read here decides where the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ __all__ = ["MAX_IMAGES", "read_media"]
 MAX_IMAGES: Final = 8  # of one answer
 MAX_MODEL: Final = 256
 BYTES_PER_TOKEN: Final = 1024  # of a file: models read sound as 10 to 50 tokens a second
+_COUNT: Final = re.compile(r"[0-9]{1,9}")
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
@@ -83,15 +85,22 @@ def _read_form(form: _Form, body: bytes, content_type: str) -> Facts:
     if not any(field.name in form.files and field.stop > field.start for field in files):
         name = form.files[0]
         raise BadRequestError(f"The field {name!r} is missing, or is no file, or an empty one.", param=name)
-    count = _value(fields, "n")
-    if count is not None:
-        bounded("n", int(count) if count.isdecimal() else 0, 1, MAX_IMAGES, bound=Bound.N)
+    _check_count(fields)
     size = sum(field.stop - field.start for field in files)
     text = sum(len(field.value) for field in fields if field.name == "prompt")
     tokens = max(1, size // BYTES_PER_TOKEN) + text // 4
     return _facts(
         model, body, form.need, tokens, stream=_flag(fields, "stream"), content_type=form_type(content_type)
     )
+
+
+def _check_count(fields: Sequence[Field]) -> None:
+    count = _value(fields, "n")
+    if count is None:
+        return
+    if not _COUNT.fullmatch(count):
+        raise BadRequestError(f"n is {count[:64]!r}; it can be 1 to {MAX_IMAGES}.", param="n")
+    bounded("n", int(count), 1, MAX_IMAGES, bound=Bound.N)
 
 
 def _facts(
