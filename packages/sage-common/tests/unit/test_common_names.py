@@ -153,6 +153,17 @@ engines:
     assert "engines.1.capabilities: what an engine of kind embedding can is known" in found[1]
 
 
+def test_vllm_is_asked_for_the_sound_that_it_reads_and_no_more(tmp_path: Path) -> None:
+    text = """\
+engines:
+  - {name: w, kind: vllm, model: m, capabilities: [transcription, translation, chat]}
+  - {name: s, kind: vllm, model: n, capabilities: [speech]}
+"""
+    found = problems(tmp_path, text)
+    assert len(found) == 1
+    assert 'engines.1.capabilities.0: found "speech", valid with task generate is one of chat,' in found[0]
+
+
 def test_the_id_that_clients_ask_for() -> None:
     def id_of(**fields: str) -> str:
         return EngineConfig(**{"name": "e", "kind": "openai", "model": "org/m", **fields}).model_id

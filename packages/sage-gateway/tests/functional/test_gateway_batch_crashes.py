@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 from typing import Any
@@ -133,16 +134,22 @@ async def test_the_window_ends_a_batch_that_could_not_be_served(spawner: Any) ->
         await stack.close()
 
 
-async def test_a_default_key_of_an_earlier_version_opens_them(spawner: Any) -> None:
+@pytest.mark.parametrize("since", [(), ("files", "batches")])
+async def test_a_default_key_of_an_earlier_version_opens_what_came_since(
+    spawner: Any, since: tuple[str, ...]
+) -> None:
     async with ScriptedEngine(model="talker") as engine:
         stack = await begun(spawner, engine)
         await stack.gateway.stop()
         database = Database(stack.gateway.state / "gateway.db")
-        former = '["chat","completions","embeddings","rerank","tokens","models"]'
+        former = json.dumps(["chat", "completions", "embeddings", "rerank", "tokens", "models", *since])
         record = "CAST(json_set(CAST(record AS TEXT), '$.scopes', json(?)) AS BLOB)"
         sql = f"UPDATE gateway_key SET record = {record}"  # noqa: S608
         await database.write(lambda db: db.execute(sql, (former,)).fetchall())
         await database.close()
         stack = await begun(spawner, engine)
         assert (await stack.client().batches.list()).data == []
+        url, key = f"{stack.gateway.run.base_url}/audio/speech", stack.gateway.keys.default
+        answer = await stack.gateway.http("POST", url, key=key, body={"model": "talker", "input": "a"})
+        assert (answer.status, "does not serve audio/speech" in answer.error["message"]) == (400, True)
         await stack.close()

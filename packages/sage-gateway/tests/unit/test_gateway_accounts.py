@@ -72,6 +72,24 @@ def test_tokens_of_a_request(fields: Any, usage: Usage | None, chunks: int, coun
     assert books.rows() == {UsageKey("k", "m", "chat", 100): Tally(1, *counted, 0, 0, books.clock.wall())}
 
 
+@pytest.mark.parametrize(("usage", "counted"), [(None, (10, 0)), (Usage(12, 3), (12, 3))])
+def test_sound_is_charged_by_what_came_in_unless_the_engine_counts(
+    usage: Usage | None, counted: tuple[int, int]
+) -> None:
+    books = Books(Limits(tpm=1000))
+    books.serve(usage=Usage(10, 500))  # a key whose answers are long
+    before = books.left
+    visit = books.open(Route.SPEECH)
+    visit.admit(msgspec.structs.replace(JOB, request_class=RequestClass.COMPLETION, max_tokens=None))
+    assert books.left == before - 10
+    if usage is not None:
+        visit.use(usage)
+    visit.close(7)  # pieces of sound are no tokens
+    assert books.left == before - sum(counted)
+    tally = books.rows()[UsageKey("k", "m", "completion", 100)]
+    assert (tally.prompt_tokens, tally.completion_tokens) == counted
+
+
 @pytest.mark.parametrize(
     ("error", "errors", "refusals"),
     [

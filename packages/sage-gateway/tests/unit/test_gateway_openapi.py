@@ -15,7 +15,7 @@ from sage.gateway.routes import ROUTES
 from sage.gateway.testing import idle_handlers
 from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import ParseLimits, parse
-from sage.middleware.engines.port import Route
+from sage.middleware.engines.port import FORMS, Route
 
 RIGHT: dict[Route, dict[str, Any]] = {
     Route.CHAT: {"messages": [{"role": "user", "content": "hi"}], "n": 8, "stream": True, "top_logprobs": 20},
@@ -23,6 +23,8 @@ RIGHT: dict[Route, dict[str, Any]] = {
     Route.MESSAGES: {"max_tokens": 1, "messages": [{"role": "user", "content": "hi"}], "system": "Be brief."},
     Route.COUNT_TOKENS: {"messages": [{"role": "user", "content": "hi"}]},
     Route.RESPONSES: {"input": "hi", "instructions": "Be brief.", "max_output_tokens": 1, "store": False},
+    Route.SPEECH: {"input": "a", "voice": "alloy"},
+    Route.IMAGES: {"prompt": "a", "n": 8},
     Route.EMBEDDINGS: {"input": ["a", "b"], "encoding_format": "base64", "dimensions": 1},
     Route.RERANK: {"query": "a", "documents": ["b", {"text": "c"}], "top_n": 1},
     Route.SCORE: {"text_1": "a", "text_2": ["b", "c"]},
@@ -39,6 +41,8 @@ WRONG: list[tuple[Route, dict[str, Any]]] = [
     (Route.MESSAGES, {"max_tokens": 0, "messages": [{"role": "user", "content": "hi"}]}),
     (Route.COUNT_TOKENS, {"messages": []}),
     (Route.RESPONSES, {"input": 5}),
+    (Route.SPEECH, {"voice": "alloy"}),
+    (Route.IMAGES, {"prompt": "a", "n": 9}),
     (Route.COMPLETIONS, {"prompt": 5}),
     (Route.EMBEDDINGS, {"input": ""}),
     (Route.EMBEDDINGS, {"input": ["a"], "encoding_format": "hex"}),
@@ -63,7 +67,14 @@ def test_every_route_of_the_listener_is_there() -> None:
     assert set(REQUESTS) == set(Route)
 
 
-@pytest.mark.parametrize("route", list(Route))
+def test_what_is_sent_as_a_form_says_so() -> None:
+    paths = describe(data_app(list, others=idle_handlers(), met=Watch().met), "data")["paths"]
+    for route in Route:
+        (kind,) = paths[f"/v1/{route}"]["post"]["requestBody"]["content"]
+        assert kind == ("multipart/form-data" if route in FORMS else "application/json")
+
+
+@pytest.mark.parametrize("route", [route for route in Route if route not in FORMS])
 def test_what_the_file_allows_is_taken(route: Route) -> None:
     jsonschema.validate({"model": "m", **RIGHT[route]}, REQUESTS[route])
     judge(route, RIGHT[route])

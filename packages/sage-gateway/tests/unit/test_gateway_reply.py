@@ -20,8 +20,13 @@ class Recorder(asyncio.Transport):
         super().__init__()
         self.writes: list[bytes] = []
 
+        self.aborted = False
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes.append(bytes(data))
+
+    def abort(self) -> None:
+        self.aborted = True
 
 
 class Open:
@@ -116,6 +121,17 @@ def test_a_fault_in_a_stream_is_an_event_without_done() -> None:
     assert b"[DONE]" not in parsed.body
     assert b"late" not in parsed.body
     assert parsed.complete == 1
+
+
+def test_a_fault_in_sound_breaks_the_connection_off() -> None:
+    reply, transport = make(stream=True)
+    reply.head(200, "audio/mpeg")
+    reply.data(b"\xff\xfb")
+    assert not transport.aborted
+    reply.fail(EngineError("It broke."))
+    parsed = Parsed(b"".join(transport.writes))
+    assert (parsed.body, parsed.complete, transport.aborted) == (b"\xff\xfb", 0, True)
+    assert (reply.done, reply.closes, reply.reason) == (True, True, "engine_error")
 
 
 def test_more_headers_are_asked_for_when_the_head_is_made() -> None:

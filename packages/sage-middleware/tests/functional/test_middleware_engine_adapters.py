@@ -15,7 +15,7 @@ from sage.common.errors import BadRequestError, ConfigError, EngineError, NotFou
 from sage.middleware.engines.adapter import HttpEngine, splice
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import option, require
-from sage.middleware.engines.port import Call, Capability, Engine, Route
+from sage.middleware.engines.port import MEDIA_CAPABILITIES, Call, Capability, Engine, Route
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.transformers import TransformersDialect
@@ -359,8 +359,18 @@ class TestKinds:
         few = usual.model_copy(update={"capabilities": ("chat", "tools")})
         assert kind.spec(few).capabilities == {Capability.CHAT, Capability.TOOLS}
 
+    @pytest.mark.parametrize("kind", ["openai", "vllm"])
+    def test_sound_and_pictures_are_only_of_those_that_name_them(self, kind: str) -> None:
+        usual = EngineConfig(name="r", kind=kind, model="m", url="http://127.0.0.1:1")
+        spec = engine_kind(kind).spec(usual)
+        assert not spec.capabilities & MEDIA_CAPABILITIES
+        ears = engine_kind(kind).spec(usual.model_copy(update={"capabilities": ("transcription",)}))
+        assert ears.capabilities == {Capability.TRANSCRIPTION}
+        assert ears.task == "generate"
+
     def test_the_configuration_knows_every_capability(self) -> None:
-        assert set(get_args(Ability)) == {one.value for one in Capability}
+        spoken = {"messages", "responses"}  # which `speaks` names
+        assert {*get_args(Ability), *spoken} == {one.value for one in Capability}
 
     def test_openai_needs_a_url_and_starts_nothing(self) -> None:
         kind, config = engine_kind("openai"), EngineConfig(name="r", kind="openai", model="m")

@@ -15,14 +15,18 @@ from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.types import Slo
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import Route
+from sage.middleware.engines.port import FORMS, Route
 
 Body = dict[str, Any]
 
 CHAT: Body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: Body = {"model": "m", "prompt": "hi"}
 EMBED: Body = {"model": "m", "input": "text"}
-BODIES = {
+FORM = b"".join(
+    b'--b\r\nContent-Disposition: form-data; name="%b\r\n\r\nm\r\n' % name
+    for name in (b'model"', b'file"; filename="a"', b'image"; filename="b"')
+)
+BODIES: dict[Route, Body | bytes] = {
     Route.CHAT: CHAT,
     Route.COMPLETIONS: COMPLETION,
     Route.MESSAGES: {**CHAT, "max_tokens": 1},
@@ -33,13 +37,17 @@ BODIES = {
     Route.SCORE: {"model": "m", "text_1": "a", "text_2": "b"},
     Route.TOKENIZE: {"model": "m", "prompt": "hi"},
     Route.DETOKENIZE: {"model": "m", "tokens": [1]},
+    Route.SPEECH: EMBED,
+    Route.IMAGES: COMPLETION,
+    **dict.fromkeys(FORMS, FORM + b"--b--"),
 }
 LIMITS = ParseLimits(tenants=frozenset(("search", "nightly")))
 
 
-def read(route: Route, body: Body, headers: dict[str, str] | None = None, **more: Any) -> Parsed:
-    raw = json.dumps(body).encode()
-    return parse(route, raw, limits=LIMITS, tenant="key-1", headers=headers or {}, **more)
+def read(route: Route, body: Body | bytes, headers: dict[str, str] | None = None, **more: Any) -> Parsed:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"content-type": "multipart/form-data; boundary=b", **(headers or {})}
+    return parse(route, raw, limits=LIMITS, tenant="key-1", headers=given, **more)
 
 
 def refused(route: Route, name: str, value: str) -> BadRequestError:

@@ -280,7 +280,17 @@ class DecisionList(_Wire):
 # ---- keys and usage ----------------------------------------------------------------------------------------
 
 Scope = Literal[
-    "chat", "completions", "embeddings", "rerank", "tokens", "models", "files", "batches", "admin"
+    "chat",
+    "completions",
+    "embeddings",
+    "rerank",
+    "tokens",
+    "audio",
+    "images",
+    "models",
+    "files",
+    "batches",
+    "admin",
 ]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 DATA_SCOPES: Final[frozenset[Scope]] = frozenset(SCOPES) - {"admin"}

@@ -78,6 +78,7 @@ class GatewayConfig(_Section):
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
     max_embedding_body_bytes: PositiveInt = 16 * 1024 * 1024
+    max_media_body_bytes: PositiveInt = Field(25 * 1024 * 1024, description="of sound and pictures")
     max_file_bytes: PositiveInt = 512 * 1024 * 1024
     max_inputs: PositiveInt = 2048
     max_connections: PositiveInt = 8192
@@ -195,7 +196,13 @@ Ability = Literal[
     "tool_choice",
     "n",
     "logprobs",
+    "top_k",
     "priority",
+    "speech",
+    "transcription",
+    "translation",
+    "images",
+    "image_edits",
 ]
 
 
@@ -214,7 +221,9 @@ class EngineConfig(_Section):
         description="kind openai: routes that the server has itself, so that nothing is translated for it",
     )
     capabilities: tuple[Ability, ...] = Field(
-        (), description="kind openai: what it can; empty = all of OpenAI's API that belongs to its task"
+        (),
+        description="kinds openai and vllm: what it can, sound and pictures only if they are named; "
+        "empty = all of OpenAI's API of text that belongs to its task",
     )
     python: str = Field("", description="interpreter of another environment, where the engine is installed")
     cores: int = Field(0, ge=0, description="how many CPU cores it gets; 0 = shared out evenly")

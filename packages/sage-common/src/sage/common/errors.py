@@ -16,6 +16,7 @@ __all__ = [
     "ConflictError",
     "EngineError",
     "ForbiddenError",
+    "MediaTypeError",
     "ModelNotFoundError",
     "NotFoundError",
     "OverloadedError",
@@ -133,6 +134,13 @@ class RequestTooLargeError(BadRequestError):
 
     code = "request_too_large"
     status = 413
+
+
+class MediaTypeError(BadRequestError):
+    """The body is not of a type that the route takes."""
+
+    code = "unsupported_media_type"
+    status = 415
 
 
 class OverloadedError(SageError):

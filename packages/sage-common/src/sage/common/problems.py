@@ -44,6 +44,7 @@ _ABILITIES: dict[str, tuple[str, ...]] = {
     "embed": ("embeddings",),
     "rerank": ("rerank",),
 }
+_NOT_VLLM = ("speech", "images", "image_edits")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -190,13 +191,15 @@ def _engines(config: SageConfig) -> Iterator[Problem]:
 
 def _capabilities(path: KeyPath, engine: EngineConfig) -> Iterator[Problem]:
     """An engine that is started here is known; of one elsewhere the task says how it is scheduled."""
-    if engine.capabilities and engine.kind != "openai":
+    if engine.capabilities and engine.kind not in ("openai", "vllm"):
         yield (
             (*path, "capabilities"),
-            f"what an engine of kind {engine.kind} can is known; only kind openai takes this key",
+            f"what an engine of kind {engine.kind} can is known; only kinds openai and vllm take this key",
         )
         return
     valid = _ABILITIES[engine.task]
+    if engine.kind == "vllm":
+        valid = tuple(ability for ability in valid if ability not in _NOT_VLLM)
     for index, ability in enumerate(engine.capabilities):
         if ability not in valid:
             yield (

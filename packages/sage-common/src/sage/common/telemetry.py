@@ -108,6 +108,9 @@ class Bound(StrEnum):
     JSON_KEYS = "json_keys"
     JSON_STRINGS = "json_strings"
     JSON_CONTAINERS = "json_containers"
+    FORM_PARTS = "form_parts"
+    FORM_HEAD_BYTES = "form_head_bytes"  # of one part
+    FORM_FIELD_BYTES = "form_field_bytes"  # of one that is no file
     MESSAGES = "messages"
     TOOLS = "tools"
     N = "n"

@@ -17,7 +17,7 @@ from sage.middleware.control_plane.accounting import OTHER
 from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import Route, Usage
+from sage.middleware.engines.port import MEDIA, Route, Usage
 
 __all__ = ["Accounts", "Visit", "lowered"]
 
@@ -30,6 +30,7 @@ _USUAL: Final[dict[Route, str]] = {
     Route.RERANK: RequestClass.RERANK,
     Route.SCORE: RequestClass.RERANK,
     **dict.fromkeys(ASIDES, "tokens"),
+    **dict.fromkeys(MEDIA, RequestClass.COMPLETION),
 }
 _LOW: Final = {
     Route.CHAT: RequestClass.BATCH,
@@ -37,6 +38,7 @@ _LOW: Final = {
     Route.MESSAGES: RequestClass.BATCH,
     Route.RESPONSES: RequestClass.BATCH,
     Route.EMBEDDINGS: RequestClass.EMBED_BULK,
+    **dict.fromkeys(MEDIA, RequestClass.BATCH),
 }
 SHOWN: Final = 256  # keys with series of their own
 _NO_LIMITS: Final = Limits()
@@ -120,6 +122,8 @@ class Visit:
         if limiter is not None:
             clock = self.account.home.clock
             tokens = 0 if self._route in ASIDES else self.account.estimate(job)
+            if self._route in MEDIA:  # no answer of it is counted in tokens
+                tokens = job.prompt_tokens
             self._hold = limiter.admit(clock.now(), clock.wall(), tokens)
 
     def use(self, usage: Usage) -> None:
@@ -165,6 +169,8 @@ class Visit:
             return _NOTHING  # it never came to an engine, or the engine's work came to nothing
         if self._route in ASIDES:  # no model computes them
             return _NOTHING
+        if self._route in MEDIA:
+            return Usage(job.prompt_tokens)
         if job.stream or self._hold is None:
             return Usage(job.prompt_tokens, chunks if job.stream else 0)
         return Usage(job.prompt_tokens, self._hold.tokens - job.prompt_tokens)

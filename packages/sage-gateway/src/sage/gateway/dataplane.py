@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from sage.common.api import Decision
-from sage.common.errors import SageError
+from sage.common.errors import EngineError, SageError
 from sage.common.telemetry import (
     HEADER_ENGINE,
     HEADER_FALLBACK,
@@ -30,7 +30,7 @@ from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import EMBEDDINGS, RESPONSES, Call, Route, Sink, Usage
+from sage.middleware.engines.port import EMBEDDINGS, FORMS, MEDIA, RESPONSES, Call, Route, Sink, Usage
 
 __all__ = ["DataPlane", "Submitter"]
 
@@ -150,6 +150,8 @@ class DataPlane:
             await exchange.close(ended)
         if ended == "failed":
             visit.fail(ended)
+            if route in MEDIA:  # sound has told nothing of it
+                reply.fail(EngineError("The engine failed in the middle of its answer."))
 
     async def _open(self, principal: Principal, body: bytes, reply: Answer) -> Exchange:
         """The exchange of a response. Raises the SageError that answers it."""
@@ -176,6 +178,8 @@ class DataPlane:
         headers = {HEADER_REQUEST_ID: request.id}
         for raw in _WISHES.intersection(request.headers):
             headers[raw.decode()] = request.headers[raw].decode("latin-1")
+        if route in FORMS:
+            headers["content-type"] = request.headers.get(b"content-type", b"").decode("latin-1")
         if principal.lowered:
             lowered(headers, route)
         parsed = parse(

@@ -10,6 +10,7 @@ from typing import Final
 from sage.common.errors import (
     BadRequestError,
     ForbiddenError,
+    MediaTypeError,
     RequestTooLargeError,
     SageError,
     UnauthorizedError,
@@ -18,7 +19,8 @@ from sage.common.ids import new_id
 from sage.common.telemetry import Bound
 from sage.gateway.keys import KeyRing, Principal, presented
 from sage.gateway.routes import HOT, SCOPES, UPLOADS
-from sage.middleware.engines.port import Route
+from sage.middleware.engines.multipart import FORM
+from sage.middleware.engines.port import FORMS, Route
 
 __all__ = [
     "DECISIVE",
@@ -28,7 +30,6 @@ __all__ = [
     "ExpectationError",
     "HeadLimits",
     "HeadersTooLargeError",
-    "MediaTypeError",
     "MethodError",
     "RequestTimeoutError",
     "check_length",
@@ -75,13 +76,6 @@ class RequestTimeoutError(BadRequestError):
 
     code = "request_timeout"
     status = 408
-
-
-class MediaTypeError(BadRequestError):
-    """The body is not JSON."""
-
-    code = "unsupported_media_type"
-    status = 415
 
 
 class ExpectationError(BadRequestError):
@@ -230,7 +224,7 @@ class Edge:
         route = self._hot.get(path)
         if route is not None:
             principal.check_scope(SCOPES[route])
-            _check_hot(method, path, headers)
+            _check_hot(method, path, headers, FORM if route in FORMS else "application/json")
         upload = route is None and (method, path) in UPLOADS and not self._admin_only
         limit = self._max_file + FORM_BYTES if upload else COLD_BODY_BYTES
         if route is not None:
@@ -298,13 +292,13 @@ def too_large(limit: int) -> SageError:
     )
 
 
-def _check_hot(method: bytes, path: bytes, headers: Mapping[bytes, bytes]) -> None:
+def _check_hot(method: bytes, path: bytes, headers: Mapping[bytes, bytes], valid: str) -> None:
     if method != b"POST":
         raise MethodError(f"{path.decode()} takes POST, not {method.decode('latin-1')}.")
     media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media != b"application/json":
+    if media != valid.encode():
         found = media.decode("latin-1")[:128] or "none"
-        raise MediaTypeError(f"Content-Type is {found}; it must be application/json.")
+        raise MediaTypeError(f"Content-Type is {found}; it must be {valid}.")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise MediaTypeError("A compressed body is not accepted.", hint="Send it without Content-Encoding.")
 

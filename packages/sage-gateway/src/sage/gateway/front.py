@@ -13,7 +13,7 @@ from sage.gateway.requests import Settings
 from sage.gateway.services import Services
 from sage.gateway.tokens import TokenDecoder
 from sage.middleware.control_plane.classify import ParseLimits
-from sage.middleware.engines.port import Route
+from sage.middleware.engines.port import MEDIA, Route
 
 __all__ = ["Front"]
 
@@ -66,4 +66,5 @@ class Front:
 def _bodies(gateway: GatewayConfig) -> dict[Route, int]:
     """The largest body of each route."""
     vectors = dict.fromkeys((Route.EMBEDDINGS, Route.RERANK, Route.SCORE), gateway.max_embedding_body_bytes)
-    return {**dict.fromkeys(Route, gateway.max_body_bytes), **vectors}
+    media = dict.fromkeys(MEDIA, gateway.max_media_body_bytes)
+    return {**dict.fromkeys(Route, gateway.max_body_bytes), **vectors, **media}

@@ -28,7 +28,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY: Final = re.compile(r"sk-sage-[A-Za-z0-9_-]{1,64}\.[A-Za-z0-9_-]{20,}")
 _SHOWN: Final = 20
 # All scopes but admin, as earlier versions had them.
-FORMER_SCOPES: Final[tuple[frozenset[str], ...]] = (DATA_SCOPES - {"files", "batches"},)
+FORMER_SCOPES: Final[tuple[frozenset[str], ...]] = (
+    DATA_SCOPES - {"audio", "images"},
+    DATA_SCOPES - {"audio", "images", "files", "batches"},
+)
 
 
 class DefaultKey(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from sage.gateway.routes import ROUTES, Entry, Listener
-from sage.middleware.engines.port import GENERATES, Route
+from sage.middleware.engines.port import FORMS, GENERATES, Route
 
 __all__ = ["REQUESTS", "describe"]
 
@@ -58,6 +58,7 @@ _DOCUMENT: Final[Schema] = {
         },
     ]
 }
+_FILE: Final[Schema] = {"type": "string", "format": "binary"}
 _TEXTS: Final[Schema] = {"anyOf": [_FILLED, _list(_FILLED)]}
 
 # What each hot route judges of its body.
@@ -100,6 +101,11 @@ REQUESTS: Final[dict[Route, Schema]] = {
             "tool_choice": {"anyOf": [_TEXT, _OBJECT]},
         },
     ),
+    Route.SPEECH: _body({"input": _FILLED}, {"voice": _TEXT, "response_format": _TEXT}),
+    Route.IMAGES: _body({"prompt": _FILLED}, {"n": _whole(1, 8), "stream": _FLAG}),
+    Route.TRANSCRIPTIONS: _body({"file": _FILE}),
+    Route.TRANSLATIONS: _body({"file": _FILE}),
+    Route.IMAGE_EDITS: _body({"image": _FILE, "prompt": _FILLED}),
     Route.EMBEDDINGS: _body(
         {"input": {"anyOf": [_FILLED, _list(_FILLED), _IDS, _list(_IDS)]}},
         {"encoding_format": {"enum": ["float", "base64"]}, "dimensions": _whole(1)},
@@ -150,12 +156,15 @@ def describe(app: FastAPI, listener: Listener) -> Schema:
 def _operation(entry: Entry, route: Route) -> Schema:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     media: Schema = {"application/json": {"schema": _OBJECT}}
-    if route in GENERATES:
+    kind = "multipart/form-data" if route in FORMS else "application/json"
+    if route is Route.SPEECH:
+        media = {"audio/*": {"schema": _FILE}}
+    elif route in GENERATES:
         media["text/event-stream"] = {"schema": _TEXT}
     return {
         "operationId": entry.name,
         "summary": entry.name.replace("_", " ").capitalize(),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": REQUESTS[route]}}},
+        "requestBody": {"required": True, "content": {kind: {"schema": REQUESTS[route]}}},
         "responses": {
             "200": {"description": "The answer.", "content": media},
             "4XX": {"description": "It was refused.", "content": error},

@@ -20,6 +20,7 @@ _HOT: Final = frozenset(
         "gateway.allowed_hosts",
         "gateway.max_body_bytes",
         "gateway.max_embedding_body_bytes",
+        "gateway.max_media_body_bytes",
         "gateway.max_inputs",
         "gateway.max_connections",
         "gateway.max_connections_per_address",

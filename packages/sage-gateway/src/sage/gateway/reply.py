@@ -11,6 +11,7 @@ from sage.common.errors import SageError
 from sage.gateway.limits import LimitError
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.dialects.envelopes import Envelope
+from sage.middleware.engines.media import is_events
 from sage.middleware.engines.port import Sink
 
 __all__ = ["Answer", "ExtraHeaders", "Flow", "Reply", "error_headers", "reason_of"]
@@ -103,6 +104,7 @@ class Reply:
         "_bare",
         "_common",
         "_envelope",
+        "_events",
         "_extra",
         "_flow",
         "_head",
@@ -147,6 +149,7 @@ class Reply:
         self._head = b""
         self._parts: list[bytes] = []
         self._last = b""
+        self._events = False  # it can tell of a fault at its end
         self.chunks = 0  # of a stream, passed on
         self.paused = False  # the client was slower than the engine
         self.record: Record | None = None  # what was decided about it, once it has ended
@@ -180,6 +183,7 @@ class Reply:
 
     def head(self, status: int, content_type: str) -> None:
         """Begin the answer."""
+        self._events = is_events(content_type)
         self._head = self._line(status, content_type, self._extra())
 
     def data(self, chunk: bytes) -> None:
@@ -224,10 +228,17 @@ class Reply:
     # ---- errors --------------------------------------------------------------------------------------------
 
     def fail(self, error: SageError) -> None:
-        """Answer with an error: a whole body while nothing is out, else an event of the stream and no end."""
+        """Answer with an error: a whole body while nothing is out, else an event of the stream and no end.
+
+        Of sound, where an event would be noise, the connection breaks off: so the client knows.
+        """
         if self.done:
             return
         self.reason = reason_of(error)
+        if self.started and not self._events:
+            self._transport.abort()
+            self.closes = self.done = True
+            return
         if self.started:
             self.data(self._envelope.event(error, self._last))
             self.end()

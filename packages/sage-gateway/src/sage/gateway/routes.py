@@ -45,6 +45,11 @@ _SCOPE_OF: Final[dict[Route, Scope]] = {
     Route.SCORE: "rerank",
     Route.TOKENIZE: "tokens",
     Route.DETOKENIZE: "tokens",
+    Route.SPEECH: "audio",
+    Route.TRANSCRIPTIONS: "audio",
+    Route.TRANSLATIONS: "audio",
+    Route.IMAGES: "images",
+    Route.IMAGE_EDITS: "images",
 }
 
 

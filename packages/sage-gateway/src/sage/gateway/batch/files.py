@@ -14,8 +14,8 @@ from sage.common.errors import BadRequestError, OverloadedError, RequestTooLarge
 from sage.common.telemetry import Bound
 from sage.gateway.batch.filestore import FileRecord, FileStore
 from sage.gateway.batch.folder import Draft, Folder, publish
-from sage.gateway.batch.multipart import Multipart, Part, boundary_of
 from sage.gateway.batch.tables import Page
+from sage.middleware.engines.multipart import Multipart, Part, boundary_of
 
 __all__ = ["Files"]
 

@@ -14,10 +14,11 @@ import msgspec
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.bodies import read_body
 from sage.middleware.control_plane.facts import DecodeTokens, Facts, ParseLimits
+from sage.middleware.control_plane.media_bodies import read_media
 from sage.middleware.control_plane.plain import read_plain
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
-from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, GENERATES, Call, Route
+from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, GENERATES, MEDIA, Call, Route
 
 __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
@@ -45,12 +46,14 @@ def parse(
 ) -> Parsed:
     """Judge a body and say what it asks for. `headers` have lower-case names; `tenant` is whose key it is.
 
-    `decode_tokens` turns token ids into text (embedding input may be ids) and raises ValueError for an id
-    that it does not know. `blocks`: hash the prompt for a policy that looks for cached prefixes. Raises
-    BadRequestError with `param` naming the field or header.
+    A form is read by its `content-type` there. `decode_tokens` turns token ids into text (embedding input may
+    be ids) and raises ValueError for an id that it does not know. `blocks`: hash the prompt for a policy that
+    looks for cached prefixes. Raises BadRequestError with `param` naming the field or header.
     """
     facts = read_plain(route, body, limits, blocks=blocks)
-    if facts is None:
+    if facts is None and route in MEDIA:
+        facts = read_media(route, body, headers.get("content-type", ""))
+    elif facts is None:
         facts = read_body(route, body, limits, decode_tokens, blocks=blocks)
     wishes = read_wishes(route, headers, tenant=tenant, tenants=limits.tenants)
     ident = request_id(headers)
@@ -76,7 +79,7 @@ def parse(
         wishes.parent,
         wishes.explain,
     )
-    call = Call(ident, route, facts.body, facts.stream, facts.include_usage)
+    call = Call(ident, route, facts.body, facts.stream, facts.include_usage, content_type=facts.content_type)
     return Parsed(job, call, wishes.deadline)
 
 
@@ -85,6 +88,8 @@ def _request_class(route: Route, facts: Facts, limits: ParseLimits, wishes: Wish
     if route is CHAT or route in GENERATES:
         natural = RequestClass.COMPLETION if route is COMPLETIONS else RequestClass.CHAT
         return RequestClass.BATCH if wishes.lowered else natural
+    if route in MEDIA:
+        return RequestClass.BATCH if wishes.lowered else RequestClass.COMPLETION
     if route is not EMBEDDINGS:
         return RequestClass.RERANK  # the core never sees the class of an aside
     large = facts.texts > limits.bulk_texts or facts.prompt_tokens > limits.bulk_tokens

@@ -27,6 +27,11 @@ _ROUTES: Final = {
     Capability.EMBEDDINGS: "embeddings",
     Capability.RERANK: "rerank",
     Capability.TOKENIZE: "tokenize",
+    Capability.SPEECH: "audio/speech",
+    Capability.TRANSCRIPTION: "audio/transcriptions",
+    Capability.TRANSLATION: "audio/translations",
+    Capability.IMAGES: "images/generations",
+    Capability.IMAGE_EDITS: "images/edits",
 }
 
 

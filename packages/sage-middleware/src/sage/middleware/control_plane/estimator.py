@@ -10,7 +10,7 @@ from sage.middleware.control_plane.cost import OutputLengths, PromptTokens
 from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job, Slo
-from sage.middleware.engines.port import Usage
+from sage.middleware.engines.port import Usage, asks_media
 
 ALONE: Final = 2  # calls at an engine: one computes, one is ready behind it
 LEARN_EVERY_S: Final = 0.02  # at most so often from one engine, once it is known
@@ -88,7 +88,9 @@ class Estimator:
         """
         load = attempt.engine
         job = attempt.slices[0][0].job
-        if load.generates and job.stream and job.model == load.spec.model and _worth_learning(load, now):
+        if not load.generates or not job.stream or job.model != load.spec.model or asks_media(job.needs):
+            return
+        if _worth_learning(load, now):
             load.llm.observe_ttft(attempt.ahead + attempt.tokens, attempt.beside, now - attempt.sent)
             attempt.mark = load.mark(now)
             attempt.learns = True
@@ -107,7 +109,7 @@ class Estimator:
         if job.stream:
             if not attempt.learns:
                 return
-        elif not _worth_learning(load, now):
+        elif asks_media(job.needs) or not _worth_learning(load, now):
             return
         if usage.completion_tokens:
             self._lengths.observe(job.model, job.tenant, job.max_tokens, usage.completion_tokens)

@@ -57,7 +57,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """What one route's body says; `body` differs from the client's only where tokens were decoded.
 
     `batch_key`: requests for vectors or scores, of one key, could have been sent as one. `texts`: how many of
-    them it asks for. `blocks`: see `Job`.
+    them it asks for. `blocks`: see `Job`. `content_type`: see `Call`.
     """
 
     model: str
@@ -71,6 +71,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     stream: bool = False
     include_usage: bool = False
     blocks: tuple[int, ...] = ()
+    content_type: str = ""
 
 
 def bounded(

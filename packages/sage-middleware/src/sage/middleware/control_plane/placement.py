@@ -13,10 +13,12 @@ from sage.middleware.control_plane.policy import Choice, Policy, Shed
 from sage.middleware.control_plane.prefix import BLOCK, new_prefix_index
 from sage.middleware.control_plane.records import Candidate, Record
 from sage.middleware.control_plane.types import Action, Dispatch, Slice
+from sage.middleware.engines.port import asks_media
 
 __all__ = ["Placement"]
 
 HEDGE_RESERVE: Final = 1.0
+MEDIA_SILENT_S: Final = 120.0  # that a picture may take: no token tells, and the adapter waits no longer
 BYTES_PER_TOKEN: Final = 4  # of cached blocks; the prompt's own ratio is used where it is known
 
 
@@ -186,6 +188,8 @@ class Placement:
             ready = silence = llm.ttft(load.prefill_tokens + tokens, load.running)
             if not record.job.stream:
                 silence += record.output_p90 * llm.tpot(load.max_running)
+            if asks_media(record.job.needs):
+                silence = MEDIA_SILENT_S
         # in the order of the fields: by name it would take three times as long
         return Attempt(
             self._attempts.number(),

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from sage.common.errors import SageError
 from sage.middleware.engines.dialects.envelopes import envelope_of
+from sage.middleware.engines.media import is_events
 from sage.middleware.engines.port import RESPONSES, Call, Sink
 
 __all__ = ["Collector", "Recipient", "Relay"]
@@ -116,12 +117,15 @@ class Relay:
         self.ended = True
 
     def fail(self, error: SageError) -> None:
-        """Finish a committed stream with the error event of its dialect, and no `[DONE]`."""
-        if not self.ended:
+        """Finish a committed stream with the error event of its dialect, and no `[DONE]`.
+
+        Where it is none of events, as sound is, it stays without an end: nothing else would tell.
+        """
+        if not self.ended and is_events(self._head[1]):
             call = self._recipient.call
             self._sink.data(envelope_of(call.route, call.request_id).event(error, self._last))
             self._sink.end()
-            self.ended = True
+        self.ended = True
 
     @property
     def full(self) -> bool:

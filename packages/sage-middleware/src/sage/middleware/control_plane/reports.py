@@ -18,6 +18,11 @@ _PATHS: Final = {
     Capability.COMPLETIONS: "completions",
     Capability.EMBEDDINGS: "embeddings",
     Capability.RERANK: "rerank",
+    Capability.SPEECH: "audio/speech",
+    Capability.TRANSCRIPTION: "audio/transcriptions",
+    Capability.TRANSLATION: "audio/translations",
+    Capability.IMAGES: "images/generations",
+    Capability.IMAGE_EDITS: "images/edits",
 }
 
 

@@ -11,7 +11,7 @@ from msgspec import structs
 from sage.common.config import ModelConfig
 from sage.common.errors import ModelNotFoundError, SageError
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.adapter import splice
+from sage.middleware.engines.adapter import rename
 from sage.middleware.engines.port import Call
 
 __all__ = ["NameTable", "elsewhere", "models_of", "resolve", "retarget"]
@@ -60,7 +60,7 @@ def retarget(job: Job, call: Call, model: str, fallback: str = "") -> tuple[Job,
     key = job.batch_key
     if key:  # begins with the model, so that only texts for one model share a call
         key = model + key.removeprefix(job.model)
-    body = splice(call.body, model=model)
+    body = rename(call, model)
     aimed = structs.replace(
         job,
         model=model,

@@ -19,7 +19,7 @@ from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
-from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, Call, Engine, Route, Usage
+from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, MEDIA, Call, Engine, Route, Usage
 
 __all__ = ["Upstreams", "refusal"]
 
@@ -92,7 +92,7 @@ class Upstreams:
         up.begun = True
         try:
             route = ticket.call.route
-            if route is not CHAT and route not in GENERATES:
+            if route is not CHAT and route not in GENERATES and route not in MEDIA:
                 await self._embed(up)
                 return
             call = ticket.call if not up.threads else structs.replace(ticket.call, threads=up.threads)

@@ -28,7 +28,7 @@ from sage.common.telemetry import (
 )
 from sage.middleware.control_plane.asides import ASIDES
 from sage.middleware.control_plane.types import Slo
-from sage.middleware.engines.port import GENERATES, Route
+from sage.middleware.engines.port import GENERATES, MEDIA, Route
 
 __all__ = ["WISHES", "Wishes", "read_wishes", "request_id"]
 
@@ -52,6 +52,7 @@ _CLASSES: Final[Mapping[Route, tuple[RequestClass, ...]]] = {  # the usual one, 
     Route.EMBEDDINGS: (RequestClass.EMBED_INTERACTIVE, RequestClass.EMBED_BULK),
     Route.RERANK: (RequestClass.RERANK,),
     Route.SCORE: (RequestClass.RERANK,),
+    **dict.fromkeys(MEDIA, (RequestClass.COMPLETION, RequestClass.BATCH)),
 }
 _SCHEDULING: Final = tuple(name for name in WISHES if name not in (HEADER_DEADLINE, HEADER_TENANT))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -120,12 +121,14 @@ def _lowered(route: Route, headers: Mapping[str, str]) -> bool:
 
 
 def _slo(route: Route, headers: Mapping[str, str], deadline: float | None) -> Slo | None:
-    """An answer of vectors or scores has no first token: its goal is the whole."""
+    """An answer of vectors or scores has no first token: its goal is the whole. Sound has a first byte."""
     ttft, tpot = _seconds(headers, HEADER_SLO_TTFT), _seconds(headers, HEADER_SLO_TPOT)
     if route in GENERATES:
         asked = Slo(ttft, tpot, deadline)
     elif tpot is not None:
         raise _refused(HEADER_SLO_TPOT, headers[HEADER_SLO_TPOT], f"/v1/{route} has no tokens to wait for")
+    elif route in MEDIA:
+        asked = Slo(ttft, None, deadline)
     else:
         asked = Slo(total=min((goal for goal in (ttft, deadline) if goal is not None), default=None))
     return None if asked == Slo() else asked

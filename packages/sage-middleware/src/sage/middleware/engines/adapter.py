@@ -14,6 +14,7 @@ import msgspec
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.middleware.engines.aggregate import Aggregator
+from sage.middleware.engines.answer import Answer
 from sage.middleware.engines.dialects.native import NATIVE, NativeStream
 from sage.middleware.engines.faults import (
     UpstreamError,
@@ -23,11 +24,14 @@ from sage.middleware.engines.faults import (
     seconds_of,
     too_busy,
 )
-from sage.middleware.engines.http import HttpPool
+from sage.middleware.engines.forms import rename_form
+from sage.middleware.engines.http import JSON, HttpPool
+from sage.middleware.engines.media import MediaAnswer
 from sage.middleware.engines.port import (
     CHAT,
     DETOKENIZE,
     EMBEDDINGS,
+    MEDIA,
     MESSAGES,
     RERANK,
     RESPONSES,
@@ -39,15 +43,22 @@ from sage.middleware.engines.port import (
     Sink,
     Usage,
 )
-from sage.middleware.engines.sse import Splitter, data_of, usage_of
+from sage.middleware.engines.sse import Splitter, data_of, decoded, usage_of
 
-__all__ = ["Dialect", "HttpEngine", "PassThrough", "PassThroughDialect", "Translator", "splice"]
+__all__ = [
+    "Dialect",
+    "HttpEngine",
+    "PassThrough",
+    "PassThroughDialect",
+    "Translator",
+    "rename",
+    "splice",
+]
 
 _log = logging.getLogger("sage.engines")
-_MAX_ERROR_BYTES = 64 * 1024
 _NO_PATHS: Mapping[Route, str] = {}
 # a server of one of these may lack another, and is none the worse
-_OPTIONAL = frozenset({MESSAGES, RERANK, RESPONSES, SCORE, TOKENIZE, DETOKENIZE})
+_OPTIONAL = MEDIA | {MESSAGES, RERANK, RESPONSES, SCORE, TOKENIZE, DETOKENIZE}
 _MISSING = frozenset({404, 405, 501})
 _NOT_LET_IN = frozenset({401, 403})  # our key there, never that of the client
 _REFUSALS = frozenset({400, 413, 415, 422})  # the request's own fault; anything else is the engine's
@@ -114,8 +125,10 @@ class HttpEngine:
     async def send(self, call: Call, sink: Sink) -> Usage:
         """Serve one call; see the port."""
         body = await self._dialect.encode(call)
-        receiver: _Answer
-        if call.stream:
+        receiver: Answer
+        if call.route is not CHAT and call.route in MEDIA:
+            receiver = MediaAnswer(call, sink)
+        elif call.stream:
             receiver = _Stream(sink, self._dialect.translator(call))
         elif self._dialect.streams(call):
             receiver = _Aggregated(sink, self._dialect.translator(call))
@@ -123,7 +136,10 @@ class HttpEngine:
             receiver = _Whole(sink)
         try:
             path, headers = self._paths[call.route], self.headers(call)
-            retry_after = await self._pool.request("POST", path, receiver, body=body, headers=headers)
+            kind = call.content_type or JSON
+            retry_after = await self._pool.request(
+                "POST", path, receiver, body=body, headers=headers, content_type=kind
+            )
             if receiver.status // 100 != 2:
                 refusal = _Refusal(receiver.status, receiver.joined(), retry_after)
                 raise _refused(self._spec.name, call.route, refusal)
@@ -138,7 +154,7 @@ class HttpEngine:
 
     async def ready(self) -> bool:
         """Whether its health page answers 200."""
-        answer = _Answer()
+        answer = Answer()
         try:
             await self._pool.request("GET", self._ready_path, answer, headers=self._headers)
         except SageError:
@@ -154,36 +170,7 @@ class HttpEngine:
 # ---- receivers ---------------------------------------------------------------------------------------------
 
 
-class _Answer:
-    """Collects an answer; an error's text is cut off at 64 KiB."""
-
-    __slots__ = ("_parts", "_size", "status")
-    full = False
-
-    def __init__(self) -> None:
-        self.status = 0
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def head(self, status: int, _content_type: str) -> None:
-        self.status = status
-
-    def data(self, chunk: bytes) -> None:
-        if self.status == 200 or self._size < _MAX_ERROR_BYTES:
-            self._size += len(chunk)
-            self._parts.append(chunk)
-
-    def joined(self) -> bytes:
-        return b"".join(self._parts)
-
-    def finish(self) -> Usage:
-        return Usage()
-
-    async def drain(self) -> None:
-        return
-
-
-class _Whole(_Answer):
+class _Whole(Answer):
     """A JSON body: nothing reaches the sink until it is whole, so that a broken one can be retried."""
 
     __slots__ = ("_sink",)
@@ -224,7 +211,7 @@ class _Aggregated(_Whole):
         return self._emit(self._aggregator.result(), self._translator.usage)
 
 
-class _Stream(_Answer):
+class _Stream(Answer):
     """A stream passed on as it comes. The head waits for the first bytes: until then a retry is possible."""
 
     __slots__ = ("_begun", "_feed", "_pass_on", "_sink", "_translator")
@@ -299,6 +286,13 @@ def splice(body: bytes, **fields: Any) -> bytes:
     return msgspec.json.encode({**top, **fields})
 
 
+def rename(call: Call, model: str) -> bytes:
+    """The body of a call for a model of that name, JSON or a form; all other bytes as they are."""
+    if call.content_type:
+        return rename_form(call.body, call.content_type, model)
+    return splice(call.body, model=model)
+
+
 class _Options(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
 
@@ -318,6 +312,8 @@ class PassThroughDialect:
     async def encode(self, call: Call) -> bytes:
         """Name the engine's own model and ask for usage."""
         own = self._own
+        if call.content_type:
+            return rename(call, own["model"]) if own else call.body
         if call.stream and call.route is not EMBEDDINGS and not call.include_usage:
             options = _OPTIONS.decode(call.body).stream_options or {}
             own = {**own, "stream_options": {**options, "include_usage": True}}
@@ -383,10 +379,7 @@ class PassThrough:
         if data == b"[DONE]":
             self._done = True
             return event
-        try:
-            chunk = _CHUNK.decode(data)
-        except msgspec.DecodeError as error:
-            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
+        chunk = decoded(_CHUNK, data)
         if chunk.error is not None:
             raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
         usage = usage_of(data)

@@ -13,8 +13,9 @@ from sage.common.errors import ConfigError, UnreachableError
 from sage.middleware.engines.connection import Connection, HttpLimits, Receiver, StaleConnectionError
 from sage.middleware.engines.heads import Head
 
-__all__ = ["HttpLimits", "HttpPool", "Receiver"]
+__all__ = ["JSON", "HttpLimits", "HttpPool", "Receiver"]
 
+JSON: Final = "application/json"
 
 LOOK_S: Final = 1.0  # at most so much late is a deadline noticed
 _LIMITS: Final = HttpLimits()
@@ -58,6 +59,7 @@ class HttpPool:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        content_type: str = JSON,
     ) -> str:
         """Send one request and pass the answer to `receiver` until it is whole. Returns its Retry-After.
 
@@ -67,7 +69,7 @@ class HttpPool:
         UnreachableError (no connection) or EngineError (broken, cut, too slow, too large), or what the
         receiver raised. Cancelling closes the connection at once.
         """
-        message = self._message(method, path, body, headers)
+        message = self._message(method, path, body, headers, content_type)
         connection = self._take() or await self._connect()
         try:
             await connection.exchange(message, receiver)
@@ -140,7 +142,9 @@ class HttpPool:
             raise UnreachableError(f"Nothing answers at {self._host}:{self._port} ({reason}).") from error
         return connection
 
-    def _message(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None) -> bytes:
+    def _message(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None, content_type: str
+    ) -> bytes:
         head = self._heads.get((method, path))
         if head is None:
             lines = (
@@ -153,5 +157,5 @@ class HttpPool:
             head += "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
         if not body:
             return head + b"\r\n"
-        form = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-        return form % (head, len(body), body)
+        form = b"%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
+        return form % (head, content_type.encode("latin-1"), len(body), body)

@@ -9,16 +9,17 @@ from sage.common.errors import ConfigError
 from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import describe
-from sage.middleware.engines.port import Capability, Engine, EngineSpec
+from sage.middleware.engines.port import MEDIA_CAPABILITIES, Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "OpenAIKind"]
 
 # vLLM's own: OpenAI itself refuses `priority` and has no route for tokens
 _OTHERS = frozenset({Capability.PRIORITY, Capability.TOKENIZE, Capability.TOP_K})
-_DIALECTS = frozenset({Capability.MESSAGES, Capability.RESPONSES})  # of which only the configuration knows
+# of which only the configuration knows
+_NAMED = MEDIA_CAPABILITIES | {Capability.MESSAGES, Capability.RESPONSES}
 _TASKS = {
-    "generate": frozenset(Capability) - _OTHERS - _DIALECTS - {Capability.EMBEDDINGS, Capability.RERANK},
+    "generate": frozenset(Capability) - _OTHERS - _NAMED - {Capability.EMBEDDINGS, Capability.RERANK},
     "embed": frozenset({Capability.EMBEDDINGS}),
     "rerank": frozenset({Capability.RERANK}),
 }
@@ -28,7 +29,7 @@ class OpenAIKind:
     """Nothing is started; the key comes from the environment variable that `api_key_env` names."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Taken to do all of OpenAI's API that belongs to its task, unless its `capabilities` are named.
+        """Taken to do all of OpenAI's API of text that belongs to its task, or what its `capabilities` name.
 
         Raises ConfigError without a URL or when the key is not set.
         """

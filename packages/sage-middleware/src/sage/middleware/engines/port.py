@@ -20,7 +20,10 @@ __all__ = [
     "COUNT_TOKENS",
     "DETOKENIZE",
     "EMBEDDINGS",
+    "FORMS",
     "GENERATES",
+    "MEDIA",
+    "MEDIA_CAPABILITIES",
     "MESSAGES",
     "RERANK",
     "RESPONSES",
@@ -34,6 +37,7 @@ __all__ = [
     "Route",
     "Sink",
     "Usage",
+    "asks_media",
 ]
 
 
@@ -52,6 +56,11 @@ class Route(StrEnum):
     SCORE = "score"
     TOKENIZE = "tokenize"
     DETOKENIZE = "detokenize"
+    SPEECH = "audio/speech"
+    TRANSCRIPTIONS = "audio/transcriptions"
+    TRANSLATIONS = "audio/translations"
+    IMAGES = "images/generations"
+    IMAGE_EDITS = "images/edits"
 
 
 # A member looked up on its class costs 0.2 us before Python 3.12: what runs for each request takes these.
@@ -67,6 +76,10 @@ TOKENIZE: Final = Route.TOKENIZE
 DETOKENIZE: Final = Route.DETOKENIZE
 
 GENERATES: Final = frozenset((CHAT, COMPLETIONS, MESSAGES, RESPONSES))  # those that write text
+MEDIA: Final = frozenset(  # sound and pictures: nothing in them is counted in tokens here
+    (Route.SPEECH, Route.TRANSCRIPTIONS, Route.TRANSLATIONS, Route.IMAGES, Route.IMAGE_EDITS)
+)
+FORMS: Final = frozenset((Route.TRANSCRIPTIONS, Route.TRANSLATIONS, Route.IMAGE_EDITS))  # not JSON
 
 
 class Capability(StrEnum):
@@ -86,6 +99,27 @@ class Capability(StrEnum):
     LOGPROBS = "logprobs"
     TOP_K = "top_k"
     PRIORITY = "priority"
+    SPEECH = "speech"  # text to sound
+    TRANSCRIPTION = "transcription"  # sound to text in its language
+    TRANSLATION = "translation"  # sound to English text
+    IMAGES = "images"  # text to pictures
+    IMAGE_EDITS = "image_edits"  # pictures and text to pictures
+
+
+MEDIA_CAPABILITIES: Final = frozenset(
+    (
+        Capability.SPEECH,
+        Capability.TRANSCRIPTION,
+        Capability.TRANSLATION,
+        Capability.IMAGES,
+        Capability.IMAGE_EDITS,
+    )
+)
+
+
+def asks_media(needs: frozenset[Capability]) -> bool:
+    """Whether what needs these is sound or a picture: no token of it is seen, so no time is learned by it."""
+    return not MEDIA_CAPABILITIES.isdisjoint(needs)
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
@@ -122,8 +156,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one engine. `body` is the client's JSON, checked, with the served id as its `model`.
 
-    `threads`: how many an elastic engine should compute it with; 0 = its own. `trace`: the `traceparent`
-    that goes with it; empty = none.
+    `content_type`: that of a body which is a form; empty = JSON. `threads`: how many an elastic engine should
+    compute it with; 0 = its own. `trace`: the `traceparent` that goes with it; empty = none.
     """
 
     request_id: str
@@ -133,6 +167,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     include_usage: bool  # the client asked for the usage chunk of a stream
     threads: int = 0
     trace: str = ""
+    content_type: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -146,8 +181,8 @@ class Sink(Protocol):
     """Where an answer goes: `head` once, then `data` any number of times, then `end` once.
 
     Called on the event loop's thread and never blocks. For a stream `data` gets whole or partial SSE bytes
-    that end in `data: [DONE]`; else the parts of one JSON body. After `head` has been called the status is
-    out and a fault can only be shown in the stream.
+    that end in `data: [DONE]`, or sound as it comes; else the parts of one body. After `head` has been called
+    the status is out and a fault can only be shown in the stream; sound has no place for it and gets no end.
     """
 
     def head(self, status: int, content_type: str) -> None:

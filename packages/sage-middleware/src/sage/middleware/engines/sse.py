@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import msgspec
 
@@ -11,11 +12,12 @@ from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
 
-__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "Tokens", "data_of", "usage_of"]
+__all__ = ["DONE", "MAX_EVENT_BYTES", "Splitter", "Tokens", "data_of", "decoded", "usage_of"]
 
 MAX_EVENT_BYTES = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
 
+_T = TypeVar("_T")
 _END = re.compile(rb"\n\r?\n")
 
 
@@ -26,13 +28,15 @@ class Splitter:
     event that is held back.
     """
 
-    __slots__ = ("rest",)
+    __slots__ = ("_most", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_EVENT_BYTES) -> None:
+        """`most`: bytes of one event."""
         self.rest = bytearray()
+        self._most = most
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that `chunk` completes, with blank lines. Raises EngineError for one over 1 MiB."""
+        """The events that `chunk` completes, with blank lines. Raises EngineError for a large one."""
         rest = self.rest
         search = max(0, len(rest) - 2)  # an end may begin in what was held back
         rest += chunk
@@ -52,11 +56,10 @@ class Splitter:
         self.rest.clear()
         return [rest.rstrip(b"\r\n") + b"\n\n"] if rest.strip() else []
 
-    @staticmethod
-    def _check(size: int) -> None:
-        if size > MAX_EVENT_BYTES:
+    def _check(self, size: int) -> None:
+        if size > self._most:
             raise EngineError(
-                f"The engine sent an event of more than {MAX_EVENT_BYTES} bytes.", bound=Bound.EVENT_BYTES
+                f"The engine sent an event of more than {self._most} bytes.", bound=Bound.EVENT_BYTES
             )
 
 
@@ -70,6 +73,14 @@ def data_of(event: bytes) -> bytes:
         if name == b"data":
             lines.append(value.removeprefix(b" ") if colon else b"")
     return b"\n".join(lines)
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
+    """The data of an event as `decoder` has it. Raises EngineError for what cannot be read."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
 
 
 class Tokens(msgspec.Struct):

@@ -19,7 +19,7 @@ from sage.middleware.engines.launch import (
     require,
     source_of,
 )
-from sage.middleware.engines.port import Capability, Engine, EngineSpec, Route
+from sage.middleware.engines.port import MEDIA_CAPABILITIES, Capability, Engine, EngineSpec, Route
 from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "VllmKind"]
@@ -29,7 +29,7 @@ _POOLS = {
     "rerank": frozenset({Capability.RERANK, Capability.TOKENIZE}),
 }
 _PATHS = {Route.TOKENIZE: "/tokenize", Route.DETOKENIZE: "/detokenize"}
-_GENERATES = frozenset(Capability) - {Capability.EMBEDDINGS, Capability.RERANK}
+_GENERATES = frozenset(Capability) - MEDIA_CAPABILITIES - {Capability.EMBEDDINGS, Capability.RERANK}
 _BATCHED_TOKENS = 2048  # its own default as a server on most devices
 _STRUCTURED_OUTPUTS = '{"backend":"xgrammar","disable_any_whitespace":true}'
 
@@ -38,7 +38,7 @@ class VllmKind:
     """`task: embed` and `task: rerank` start it as a pooling server (vectors, scores), else it generates."""
 
     def spec(self, config: EngineConfig) -> EngineSpec:
-        """Everything OpenAI's API has, or vectors, or scores.
+        """Everything OpenAI's API has of text, or vectors, or scores; or what its `capabilities` name.
 
         Raises ConfigError when the interpreter is not there, and for a reranker that is none.
         """
@@ -49,7 +49,7 @@ class VllmKind:
             )
         if config.task == "rerank" and not any(arg.startswith("--hf-overrides") for arg in config.args):
             check_reranker(config)
-        can = _POOLS.get(config.task, _GENERATES)
+        can = frozenset(map(Capability, config.capabilities)) or _POOLS.get(config.task, _GENERATES)
         chunk = option(config.args, "--max-num-batched-tokens", _BATCHED_TOKENS)
         gpu = not _is_cpu_build(config.python or sys.executable)
         return describe(config, can, on_gpu=gpu, chunk=chunk)

@@ -19,6 +19,7 @@ import msgspec
 from sage.common.config import EngineConfig
 from sage.middleware.engines.server import Exchange, Request, ServerProtocol
 from sage.middleware.engines.sse import Splitter
+from sage.middleware.testing.media import fields_of, media_answer
 from sage.middleware.testing.memory import pair_score
 from sage.middleware.testing.obedience import Said, heed
 
@@ -174,7 +175,7 @@ class ScriptedEngine:
     async def _answer(self, exchange: Exchange, script: Script) -> None:
         if script.gate is not None and script.gate_after < 0:
             await script.gate.wait()
-        request = msgspec.json.decode(exchange.request.body)
+        request = fields_of(exchange.request)
         status = 400 if (request.get("max_tokens") or 0) < 0 else script.status
         if status != 200:
             error = {"message": f"scripted {status}", "type": "scripted", "param": None, "code": None}
@@ -184,6 +185,11 @@ class ScriptedEngine:
             streams = bool(request.get("stream"))
             parts = Splitter().feed(script.raw) if streams else [script.raw]
             exchange.begin(200, "text/event-stream" if streams else "application/json")
+        elif (media := media_answer(exchange.request.path, request, script.words)) is not None:
+            kind, parts = media
+            if script.error is not None:
+                parts[-1:] = [b"data: " + script.error + b"\n\n"]
+            exchange.begin(200, kind)
         elif request.get("stream"):
             said = heed(request, script.words)
             parts = _stream(exchange.request.path, request, self.model, said)

@@ -10,7 +10,7 @@ import msgspec
 from sage.common.errors import EngineError
 from sage.middleware.engines.faults import UpstreamError, complaint_of
 from sage.middleware.engines.port import MESSAGES, Route, Usage
-from sage.middleware.engines.sse import Splitter, Tokens, data_of
+from sage.middleware.engines.sse import Splitter, Tokens, data_of, decoded
 
 __all__ = ["NATIVE", "NativeStream"]
 
@@ -72,10 +72,7 @@ class NativeStream:
         if _SPECIAL.search(event) is None:
             return event
         data = data_of(event)
-        try:
-            found = _EVENT.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UpstreamError("The engine's stream cannot be read.", str(error)) from error
+        found = decoded(_EVENT, data)
         if found.type in _FAILED:
             raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
         for holder in (found.message, found, found.response):

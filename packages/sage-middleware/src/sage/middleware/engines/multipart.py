@@ -8,11 +8,12 @@ from typing import Final
 
 import msgspec
 
-from sage.common.errors import BadRequestError
-from sage.gateway.edge import MediaTypeError
+from sage.common.errors import BadRequestError, MediaTypeError
+from sage.common.telemetry import Bound
 
-__all__ = ["Multipart", "Part", "boundary_of"]
+__all__ = ["FORM", "Multipart", "Part", "boundary_of"]
 
+FORM: Final = "multipart/form-data"
 MAX_HEAD: Final = 8 * 1024  # of one part
 MAX_PARTS: Final = 16
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
@@ -21,17 +22,21 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part begins; the bytes that follow are its own. `filename`: None if it is a plain field."""
+    """A part begins; the bytes that follow are its own. `filename`: None if it is a plain field.
+
+    `start`: where the first of its bytes is in the whole body.
+    """
 
     name: str
     filename: str | None = None
+    start: int = 0
 
 
 def boundary_of(content_type: str) -> bytes:
     """What separates the parts. Raises MediaTypeError for another type, and for one without a boundary."""
     media, _, rest = content_type.partition(";")
-    if media.strip().lower() != "multipart/form-data":
-        raise MediaTypeError(f"Content-Type is {media[:128] or 'none'!r}; it must be multipart/form-data.")
+    if media.strip().lower() != FORM:
+        raise MediaTypeError(f"Content-Type is {media[:128] or 'none'!r}; it must be {FORM}.")
     given: dict[str, str] = dict(_PARAMETER.findall(f";{rest}"))
     boundary = _plain(given.get("boundary", ""))
     if not _BOUNDARY.fullmatch(boundary):
@@ -45,9 +50,11 @@ class Multipart:
     Bytes before the first boundary are refused, those after the last one are dropped.
     """
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, max_parts: int = MAX_PARTS) -> None:
         self._mark = b"\r\n--" + boundary
         self._rest = b"\r\n"  # so that the first boundary is found like the others
+        self._at = -len(self._rest)  # where `_rest` begins in the body
+        self._max_parts = max_parts
         self._state = "start"
         self._parts = 0
 
@@ -92,15 +99,17 @@ class Multipart:
     def _head(self) -> list[Part | bytes]:
         end = self._rest.find(b"\r\n\r\n")
         if max(end, len(self._rest) if end < 0 else 0) > MAX_HEAD:
-            raise BadRequestError(f"The headers of a part are over {MAX_HEAD} bytes.")
+            words = f"The headers of a part are over {MAX_HEAD} bytes."
+            raise BadRequestError(words, bound=Bound.FORM_HEAD_BYTES)
         if end < 0:
             return []
         self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise BadRequestError(f"The form has more than {MAX_PARTS} parts.")
-        part = _part(self._rest[:end])
+        if self._parts > self._max_parts:
+            words = f"The form has more than {self._max_parts} parts."
+            raise BadRequestError(words, bound=Bound.FORM_PARTS)
+        name, filename = _named(self._rest[:end])
         self._pass("body", end + 4)
-        return [part]
+        return [Part(name, filename, self._at)]
 
     def _body(self) -> list[Part | bytes]:
         end = self._rest.find(self._mark)
@@ -110,16 +119,17 @@ class Multipart:
         else:
             certain = max(0, len(self._rest) - len(self._mark) + 1)
             found = self._rest[:certain]
-            self._rest = self._rest[certain:]
+            self._pass("body", certain)
         return [found] if found else []
 
     def _pass(self, state: str, size: int) -> None:
         self._state = state
         self._rest = self._rest[size:]
+        self._at += size
 
 
-def _part(head: bytes) -> Part:
-    """What the headers of a part say."""
+def _named(head: bytes) -> tuple[str, str | None]:
+    """Name and file name of a part, as its headers say."""
     try:
         text = head.decode()
     except UnicodeDecodeError:
@@ -131,7 +141,7 @@ def _part(head: bytes) -> Part:
     raise BadRequestError("A part of the form has no Content-Disposition.")
 
 
-def _disposed(value: str) -> Part:
+def _disposed(value: str) -> tuple[str, str | None]:
     given = {name.lower(): _plain(raw) for name, raw in _PARAMETER.findall(value)}
     if "filename*" in given:
         given["filename"] = urllib.parse.unquote(given["filename*"].rpartition("'")[2])
@@ -140,7 +150,7 @@ def _disposed(value: str) -> Part:
         raise BadRequestError("A part of the form has no name.")
     if _CONTROL.search(name + (filename or "")):
         raise BadRequestError("A name in the form holds control characters.")
-    return Part(name, filename)
+    return name, filename
 
 
 def _plain(raw: str) -> str:
