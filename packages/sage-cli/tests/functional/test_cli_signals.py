@@ -24,7 +24,7 @@ engines:
 @pytest.fixture(autouse=True)
 def signals_are_heard() -> Iterator[None]:
     """Below `nohup` SIGHUP is ignored, and in the background of a script SIGINT: by children, too."""
-    heard = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    heard: dict[int, Any] = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     yield
     for number, handler in before.items():
