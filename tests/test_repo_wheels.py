@@ -86,7 +86,7 @@ def test_a_layer_installs_and_imports_alone(name: str, wheels: Path, tmp_path: P
         "import importlib, pkgutil, sys\n"
         f"portion = importlib.import_module('sage.{name}')\n"
         "import sage; assert getattr(sage, '__file__', None) is None\n"
-        "optional = {'testing', '__main__', 'scripted', 'embedding_server', 'guard'}\n"
+        "optional = {'testing', '__main__', 'scripted', 'embedding_server', 'guard', 'tracing'}\n"
         "for found in pkgutil.walk_packages(portion.__path__, portion.__name__ + '.'):\n"
         "    if optional.isdisjoint(found.name.split('.')): importlib.import_module(found.name)\n"
     )

@@ -76,24 +76,24 @@ async def test_a_response_is_a_chat_to_an_engine_that_chats() -> None:
 
 
 async def test_a_named_tool_is_called_both_ways() -> None:
-    words = ('{"at"', ":1}")
-    tool = {"name": "look", "input_schema": {"type": "object"}}
+    schema = {"type": "object", "properties": {"at": {"type": "integer"}}}
+    tool = {"name": "look", "input_schema": schema}
     asks = {**MESSAGES, "tools": [tool], "tool_choice": {"type": "tool", "name": "look"}}
-    function = {"type": "function", "name": "look", "parameters": {"type": "object"}}
+    function = {"type": "function", "name": "look", "parameters": schema}
     wants = {**RESPONSES, "tools": [function], "tool_choice": {"type": "function", "name": "look"}}
-    async with asked(*[Script(words=words)] * 4) as (_, engine):
+    async with asked() as (_, engine):
         whole, _ = await ask(engine, call(Route.MESSAGES, **asks))
         streamed, _ = await ask(engine, call(Route.MESSAGES, stream=True, **asks))
         used = {"type": "tool_use", "id": "call-1", "name": "look"}
         assert whole.json()["content"] == [{**used, "input": {"at": 1}}]
         message = read_message_stream(streamed.body)
-        assert message["content"] == [{**used, "input": '{"at":1}'}]
+        assert message["content"] == [{**used, "input": '{"at": 1}'}]
         assert message["stop_reason"] == whole.json()["stop_reason"] == "tool_use"
         whole, _ = await ask(engine, call(Route.RESPONSES, **wants))
         streamed, _ = await ask(engine, call(Route.RESPONSES, stream=True, **wants))
         for response in (whole.json(), read_response_stream(streamed.body)):
             (item,) = response["output"]
-            assert (item["call_id"], item["name"], item["arguments"]) == ("call-1", "look", '{"at":1}')
+            assert (item["call_id"], item["name"], item["arguments"]) == ("call-1", "look", '{"at": 1}')
 
 
 SPOKEN = {

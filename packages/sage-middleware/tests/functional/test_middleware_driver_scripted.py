@@ -113,10 +113,12 @@ async def test_a_status_that_is_the_engine_s_fault(status: int, stream: bool) ->
         assert len(faulty.requests) == 1
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_fault_of_the_only_engine_is_an_error(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "error"), [(429, "OverloadedError"), (500, "EngineError"), (503, "EngineError")]
+)
+async def test_a_fault_of_the_only_engine_is_an_error(status: int, error: str) -> None:
     async with world(Script(status=status), healthy=False) as (one, faulty, _):
-        assert await one.ask() == "EngineError"
+        assert await one.ask() == error
         assert len(faulty.requests) == 2
 
 
