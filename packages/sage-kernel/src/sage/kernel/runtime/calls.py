@@ -71,7 +71,7 @@ class AsyncStage:
         self._taken = 0
         self._open: dict[int, None] = {}  # numbers of the calls in flight, the oldest first
         self._messages: deque[tuple[int, Control]] = deque()  # each behind so many units
-        self._offsets: list[int] = []
+        self._offsets: dict[int, int] = {}  # of a batch that is held: the position of its first item
         self._done: list[Any] = []
         self._early: dict[int, Any] = {}
         self._next = 0
@@ -110,7 +110,7 @@ class AsyncStage:
             self._ready.wake()
             return []
         if self._batch:
-            self._offsets.append(self._counters.items_in)
+            self._offsets[self._taken] = self._counters.items_in
         self._counters.items_in += len(items)
         self._counters.in_flight += len(items)
         if self._batch:
@@ -133,6 +133,7 @@ class AsyncStage:
         queue, call, ordered, clock = self._queue, self._call, self._ordered, perf_counter_ns
         early, finish, ready, counters = self._early, self._done.append, self._ready, self._counters
         in_flight, timed = self._open, self._timed
+        offsets, batches = self._offsets, self._batch is not None
         while queue or await self._more():
             if not queue:
                 continue
@@ -149,6 +150,8 @@ class AsyncStage:
             except asyncio.CancelledError as error:
                 result = self._settle(unit, _own(error), number)
             counters.busy += clock() - start
+            if batches:
+                del offsets[number]
             if timed:
                 del in_flight[number]
             if not ordered:
