@@ -25,18 +25,10 @@ from sage.kernel.scheduler import (
     select,
     select_group,
 )
-from sage.kernel.testing.placement import check_capacity
+from sage.kernel.testing.placement import check_capacity, packed
 
 GIB = 1 << 30
 PACK = load_policy("pack")
-
-
-def put(snapshot: Snapshot, *units: Unit) -> Snapshot:
-    for unit in units:
-        decision = select(snapshot, unit, PACK)
-        assert isinstance(decision, Placement), decision
-        snapshot = snapshot.place(decision)
-    return snapshot
 
 
 def devices(snapshot: Snapshot, **demand: Any) -> tuple[int, ...] | None:
@@ -45,7 +37,7 @@ def devices(snapshot: Snapshot, **demand: Any) -> tuple[int, ...] | None:
 
 
 def test_tenths_of_a_core_add_up() -> None:
-    full = put(Snapshot([Node("a", 1)]), *(Unit(f"u{n}", Resources(0.1)) for n in range(10)))
+    full = packed(Snapshot([Node("a", 1)]), *(Unit(f"u{n}", Resources(0.1)) for n in range(10)))
     assert full["a"].cpu == 0
     assert isinstance(select(full, Unit("more", Resources(0.001)), PACK), Wait)
 
@@ -55,7 +47,7 @@ def test_tenths_of_a_core_add_up() -> None:
 
 def test_a_share_takes_the_device_that_it_leaves_least_of() -> None:
     halves = Unit("h1", Resources(0, 0.5)), Unit("h2", Resources(0, 0.75))
-    used = put(Snapshot([Node("a", 4, gpus=(GIB, GIB, GIB))]), *halves)
+    used = packed(Snapshot([Node("a", 4, gpus=(GIB, GIB, GIB))]), *halves)
     assert devices(used, gpu=0.25) == (1,)
     assert devices(used, gpu=0.5) == (0,)
     assert devices(used, gpu=0.6) == (2,)
@@ -64,7 +56,9 @@ def test_a_share_takes_the_device_that_it_leaves_least_of() -> None:
 
 
 def test_shares_of_one_device_never_exceed_it() -> None:
-    full = put(Snapshot([Node("a", 4, gpus=(GIB,))]), *(Unit(f"u{n}", Resources(0, 0.25)) for n in range(4)))
+    full = packed(
+        Snapshot([Node("a", 4, gpus=(GIB,))]), *(Unit(f"u{n}", Resources(0, 0.25)) for n in range(4))
+    )
     assert full["a"].devices == ((0, 0),)
     assert devices(full, cpu=0, gpu=0.001) is None
 
@@ -74,14 +68,14 @@ def test_memory_of_a_device_is_kept_too() -> None:
     assert devices(snapshot, gpu=1, gpu_memory="8GiB") == (0,)
     assert devices(snapshot, gpu=1, gpu_memory="9GiB") == (1,)
     assert devices(snapshot, gpu=2, gpu_memory="9GiB") is None
-    used = put(snapshot, Unit("u", Resources(0, 0.1, gpu_memory="20GiB")))
+    used = packed(snapshot, Unit("u", Resources(0, 0.1, gpu_memory="20GiB")))
     assert used["a"].devices == ((1000, 8 * GIB), (900, 4 * GIB))
     assert devices(used, gpu=0.1, gpu_memory="6GiB") == (0,)
     assert devices(used, gpu=0.9) == (0,)  # its share of the memory of device 1 is gone
 
 
 def test_a_whole_device_of_a_node_is_one_that_nobody_uses() -> None:
-    used = put(Snapshot([Node("a", 4, gpus=(GIB, GIB))]), Unit("u", Resources(0, 0.001)))
+    used = packed(Snapshot([Node("a", 4, gpus=(GIB, GIB))]), Unit("u", Resources(0, 0.001)))
     assert devices(used, gpu=1) == (1,)
     assert devices(used, gpu=2) is None
 
@@ -108,7 +102,7 @@ def test_what_cannot_be_placed_is_refused() -> None:
 
 
 def test_nodes_join_leave_and_close() -> None:
-    snapshot = put(Snapshot([Node("a", 2)]), Unit("u", Resources(2)))
+    snapshot = packed(Snapshot([Node("a", 2)]), Unit("u", Resources(2)))
     grown = snapshot.join(Node("b", 2))
     assert [state.node.name for state in grown] == ["a", "b"]
     assert grown.leave("b") == snapshot

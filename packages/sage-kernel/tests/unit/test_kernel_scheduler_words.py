@@ -10,7 +10,6 @@ import pytest
 from sage.kernel.scheduler import (
     InfeasibleError,
     Node,
-    Placement,
     Resources,
     Snapshot,
     Unit,
@@ -21,17 +20,10 @@ from sage.kernel.scheduler import (
     select,
 )
 from sage.kernel.scheduler.sizes import format_bytes
+from sage.kernel.testing.placement import packed
 
 GIB = 1 << 30
 PACK = load_policy("pack")
-
-
-def put(snapshot: Snapshot, *units: Unit) -> Snapshot:
-    for unit in units:
-        decision = select(snapshot, unit, PACK)
-        assert isinstance(decision, Placement), decision
-        snapshot = snapshot.place(decision)
-    return snapshot
 
 
 @pytest.mark.parametrize(
@@ -91,7 +83,7 @@ def test_sizes_that_differ_never_look_alike() -> None:
 def test_what_a_node_lacks(demand: dict[str, Any], found: list[tuple[Any, ...]]) -> None:
     """All of it, with what was wanted, what is there and which part that is."""
     node = Node("a", 2, GIB, (4 * GIB, 4 * GIB), {"zone": "a"})
-    used = put(Snapshot([node]), Unit("t", Resources(0, 0.6)))
+    used = packed(Snapshot([node]), Unit("t", Resources(0, 0.6)))
     report = explain(used, Unit("u", Resources(**demand)), PACK).nodes[0]
     assert not report.fits
     assert [one[: len(expected)] for one, expected in zip(report.missing, found, strict=True)] == found
@@ -114,7 +106,7 @@ def test_few_of_many_kinds_are_told() -> None:
 
 
 def test_a_share_of_too_full_a_device_is_told_by_its_size() -> None:
-    used = put(Snapshot([Node("a", 4, gpus=(GIB,))]), Unit("t", Resources(0, 0.6)))
+    used = packed(Snapshot([Node("a", 4, gpus=(GIB,))]), Unit("t", Resources(0, 0.6)))
     found = explain(used, Unit("u", Resources(0, 0.5)), PACK)
     assert [tuple(one) for one in found.nodes[0].missing] == [("gpu", "0.5", "0.4", 0.8)]
     assert "no node has free gpu 0.5 (most: 0.4)" in found.reason
@@ -148,7 +140,7 @@ def test_units_that_fit_one_by_one_and_not_together() -> None:
 
 def test_an_explanation_in_words_and_as_data() -> None:
     nodes = [Node("a", 4), Node("b", 1), Node("c", 4, labels={"zone": "x"})]
-    snapshot = put(Snapshot(nodes), Unit("t", Resources(1)))
+    snapshot = packed(Snapshot(nodes), Unit("t", Resources(1)))
     found = explain(snapshot, Unit("u", Resources(2)), PACK)
     assert (found.verdict, found.node) == ("place", "a") if snapshot["a"].placed else ("place", "c")
     assert [(one.node, one.fits) for one in found.nodes][-1] == ("b", False)
@@ -166,7 +158,7 @@ def test_an_explanation_in_words_and_as_data() -> None:
     ],
 )
 def test_an_explanation_tells_later_from_never(demand: dict[str, Any], verdict: str, words: str) -> None:
-    snapshot = put(Snapshot([Node("a", 4)]), Unit("t", Resources(2)))
+    snapshot = packed(Snapshot([Node("a", 4)]), Unit("t", Resources(2)))
     found = explain(snapshot, Unit("u", Resources(**demand)), PACK)
     assert found.verdict == verdict
     assert words in found.text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -305,7 +306,10 @@ async def test_a_slow_reader_stops_the_reading(server: ScriptedEngine) -> None:
     task = asyncio.create_task(pool.request("POST", PATH, sink, body=BODY))
     await sink.drained.wait()
     got = len(sink.body)
-    await asyncio.sleep(0.4)  # twice the deadline between chunks
+    for _ in range(100):  # turns of the loop in which the engine would send more
+        await asyncio.sleep(0)
+    for connection in pool._open:
+        connection.check(time.monotonic() + 100.0)  # when the deadline between chunks is long past
     assert len(sink.body) == got <= 256 * 1024  # one read
     sink.resume()
     await task

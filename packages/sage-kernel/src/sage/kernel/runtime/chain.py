@@ -42,31 +42,31 @@ def step_of(op: Op, faults: Faults) -> Step:
 class Chain:
     """Steps in their order; `run` takes a batch, with two clock readings per batch and step."""
 
-    __slots__ = ("_heeds", "_steps", "run")
+    __slots__ = ("_heed", "run")
 
     def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = tuple(steps)
-        self._heeds = any(step.control for step in steps)
-        self.run = _fused(self._steps)
+        self.run = _fused(steps)
+        # each step that heeds messages, with what is behind it
+        self._heed = [
+            (step.control, step.counters, _fused(steps[at + 1 :]))
+            for at, step in enumerate(steps)
+            if step.control is not None
+        ]
 
     def control(self, message: Control) -> Any:
         """What comes out ahead of a message: what each step gives, through the steps behind it."""
         out: Any = ()
-        if not self._heeds:
-            return out
-        for at, step in enumerate(self._steps):
-            if step.control is None:
-                continue
+        for heed, counters, rest in self._heed:
             start = perf_counter_ns()
-            given = step.control(message)
-            step.counters.busy += perf_counter_ns() - start
-            step.counters.items_out += len(given)
-            if given and (passed := _fused(self._steps[at + 1 :])(given)):
+            given = heed(message)
+            counters.busy += perf_counter_ns() - start
+            counters.items_out += len(given)
+            if given and (passed := rest(given)):
                 out = joined([out, passed]) if out else passed
         return out
 
 
-def _fused(steps: tuple[Step, ...]) -> Callable[[Any], Any]:
+def _fused(steps: Sequence[Step]) -> Callable[[Any], Any]:
     parts = tuple((step.run, step.counters) for step in steps)
 
     def run(items: Any) -> Any:

@@ -17,12 +17,13 @@ from sage.kernel.scheduler import (
     Unit,
     Wait,
     explain,
+    load_policy,
     select,
 )
 from sage.kernel.scheduler.state import State, missing
 from sage.kernel.testing.cluster import synthetic_nodes, synthetic_units
 
-__all__ = ["PlacementSuite", "check_capacity"]
+__all__ = ["PlacementSuite", "check_capacity", "packed"]
 
 _GIB = 1 << 30
 _GOOD = Node("m", 4, 16 * _GIB, (8 * _GIB, 8 * _GIB), {"zone": "a"})
@@ -36,6 +37,15 @@ _LACKING = [
     replace(_GOOD, alive=False),
 ]
 _DEMAND = Resources(cpu=2, gpu=2, memory="4GiB", gpu_memory="8GiB", labels={"zone": "a"})
+
+
+def packed(snapshot: Snapshot, *units: Unit) -> Snapshot:
+    """The snapshot with these units placed by `pack`, in turn; each has to fit."""
+    for unit in units:
+        decision = select(snapshot, unit, load_policy("pack"))
+        assert isinstance(decision, Placement), decision
+        snapshot = snapshot.place(decision)
+    return snapshot
 
 
 def check_capacity(snapshot: Snapshot) -> None:
