@@ -60,10 +60,6 @@ class Home(Protocol):
     limits: HttpLimits
     seen: tuple[Head, str] | None
 
-    def know(self, connection: Connection) -> None:
-        """It is open from now on."""
-        ...
-
     def watch(self) -> None:
         """A request begins: have its deadlines checked."""
         ...
@@ -193,7 +189,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        self._pool.know(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below pass the body on."""

@@ -100,10 +100,6 @@ class HttpPool:
             for connection in busy:
                 connection.check(now)
 
-    def know(self, connection: Connection) -> None:
-        """It is open from now on."""
-        self._open.add(connection)
-
     def forget(self, connection: Connection) -> None:
         """Drop a connection that was lost."""
         self._open.discard(connection)
@@ -140,6 +136,9 @@ class HttpPool:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UnreachableError(f"Nothing answers at {self._host}:{self._port} ({reason}).") from error
+        # Not when it is made: uvloop closes one that nobody awaits any more without telling it.
+        if connection.usable:
+            self._open.add(connection)
         return connection
 
     def _message(
