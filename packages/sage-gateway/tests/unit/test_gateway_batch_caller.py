@@ -14,6 +14,7 @@ from sage.common.errors import (
     BadRequestError,
     EngineError,
     OverloadedError,
+    QuarantinedError,
     SageError,
     TimedOutError,
     UnauthorizedError,
@@ -135,6 +136,9 @@ async def test_a_line_under_which_engines_crash_is_not_tried_again() -> None:
     twice = Desk(EngineError("crashed"), crashes=1)
     await twice.ask()
     assert len(twice.at) == 2
+    final = Desk(QuarantinedError("two engines broke off"))
+    assert told(await final.ask())[0] == 502
+    assert len(final.at) == 1
 
 
 @virtual

@@ -162,7 +162,7 @@ class LineCaller:
                 faults += 1
                 decision = self._decision(request_id)
                 crashes += decision.crashes if decision else 0
-                if faults >= FAULTS or crashes >= CRASHES:
+                if error.final or faults >= FAULTS or crashes >= CRASHES:
                     return _refused(line, request_id, error)
             elif not _passes(error):
                 return _refused(line, request_id, error)

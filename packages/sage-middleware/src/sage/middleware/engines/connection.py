@@ -15,7 +15,7 @@ import httptools
 
 from sage.common.errors import EngineError
 from sage.common.telemetry import Bound
-from sage.middleware.engines.faults import UpstreamError
+from sage.middleware.engines.faults import LostConnectionError, UpstreamError
 from sage.middleware.engines.heads import Head
 
 __all__ = ["Connection", "Home", "HttpLimits", "Receiver", "StaleConnectionError"]
@@ -254,11 +254,11 @@ class Connection(asyncio.Protocol):
             self._complete = True  # a body without a length ends with the connection
             self._wake_up(full=False)
         elif self._started or self._head_bytes:
-            self._fail(EngineError("The engine closed the connection in the middle of its answer."))
+            self._fail(LostConnectionError("The engine closed the connection in the middle of its answer."))
         elif self._used:
             self._fail(StaleConnectionError("The engine closed an idle connection."))
         else:
-            self._fail(EngineError("The engine closed the connection without an answer."))
+            self._fail(LostConnectionError("The engine closed the connection without an answer."))
 
     # ---- httptools ----
 

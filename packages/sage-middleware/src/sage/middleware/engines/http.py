@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from sage.common.errors import ConfigError, UnreachableError
 from sage.middleware.engines.connection import Connection, HttpLimits, Receiver, StaleConnectionError
+from sage.middleware.engines.faults import LostEngineError
 from sage.middleware.engines.heads import Head
 
 __all__ = ["JSON", "HttpLimits", "HttpPool", "Receiver"]
@@ -74,7 +75,10 @@ class HttpPool:
         try:
             await connection.exchange(message, receiver)
         except StaleConnectionError:
-            connection = await self._connect()
+            try:
+                connection = await self._connect()
+            except UnreachableError as error:  # it had taken the request
+                raise LostEngineError(error.message) from error
             await connection.exchange(message, receiver)
         self._give(connection)
         return connection.retry_after
