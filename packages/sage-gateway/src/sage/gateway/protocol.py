@@ -12,7 +12,6 @@ import asyncio
 import hmac
 import logging
 import secrets
-import socket
 from collections import deque
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from sage.common.errors import BadRequestError, SageError
 from sage.common.ids import new_id
 from sage.common.telemetry import Bound
 from sage.gateway.cold import Cycle, new_cycle
-from sage.gateway.connections import Stall
+from sage.gateway.connections import Stall, tune
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
@@ -85,9 +84,7 @@ class Gate(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(transport)
         self._deadline = self.loop.time() + self._settings.deadlines.head
         self._address = self.client[0] if self.client else ""
         if refusal := self._settings.connections.enter(self._address):
