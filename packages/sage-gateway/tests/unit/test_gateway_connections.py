@@ -71,7 +71,7 @@ def test_of_a_stream_that_nobody_reads_little_is_held() -> None:
     async def run() -> int:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Answering, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        _reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         cast(asyncio.ReadTransport, writer.transport).pause_reading()
         answering = await made
         while not answering.paused:

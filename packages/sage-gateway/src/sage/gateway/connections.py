@@ -12,8 +12,8 @@ from sage.common.telemetry import Bound
 
 __all__ = ["Connections", "Stall", "tune"]
 
-# Of an answer, so much waits for its client before the engine is read no further. One read of uvloop has up to
-# 256,000 bytes, which are in hand already: with both a stream holds at most 256 KiB.
+# Of an answer, so much waits for its client before the engine is read no further. One read of uvloop has up
+# to 256,000 bytes, which are in hand already: with both a stream holds at most 256 KiB.
 UNSENT: Final = 4 * 1024
 
 

@@ -44,6 +44,9 @@ class Answer(Sink, Protocol):
     chunks: int  # of a stream, passed on
     paused: bool  # the reader was slower than the engine
     trace: bytes  # the `traceparent` that goes on to engines
+    record: Record | None  # what was decided about it, once it has ended
+    reason: str  # why it failed
+    status: int  # that was sent
 
     def configure(self, *, stream: bool) -> None:
         """Say what kind of answer this will be, before `head`."""

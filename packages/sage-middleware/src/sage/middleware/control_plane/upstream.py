@@ -280,7 +280,8 @@ def refusal(action: Reject, ticket: Ticket) -> SageError:
     if action.status == 503:
         return UnavailableError(f"Refused: {action.reason}.", retry_after=action.retry_after)
     if ticket.lost >= CRASHES_TO_QUARANTINE:
-        return QuarantinedError(f"{ticket.lost} engines broke off while it ran there: it may be what ends them.")
+        words = f"{ticket.lost} engines broke off while it ran there: it may be what ends them."
+        return QuarantinedError(words, hint="Do not send it again as it is.")
     return ticket.fault or EngineError(f"Failed: {action.reason}.")
 
 
