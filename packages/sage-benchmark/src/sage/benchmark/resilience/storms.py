@@ -145,7 +145,7 @@ async def _overhead(stage: Stage) -> float:
 
 SLOW: Final = 2000
 BLOCK_S: Final = 6.0
-OTHERS_PER_S: Final = 50.0
+OTHERS_PER_S: Final = 200.0
 RISE: Final = 1.10
 EVERY_S: Final = 1.0  # between two bytes of a head
 AT_ONCE: Final = 20  # bytes, each to a head of its own
@@ -218,4 +218,4 @@ def _connect(port: int) -> tuple[socket.socket, int]:
 
 RETRIES: Final = Experiment("retries", "engines fail half of the calls, clients come again", 1500, _retries)
 OVERLOAD: Final = Experiment("overload", "3 and 10 times the capacity, each so many seconds", 20, _overload)
-SLOW_HEADS: Final = Experiment("slow-heads", f"{SLOW} sockets send heads byte by byte", 5, _slow_heads)
+SLOW_HEADS: Final = Experiment("slow-heads", f"{SLOW} sockets send heads byte by byte", 8, _slow_heads)
