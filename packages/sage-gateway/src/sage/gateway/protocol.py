@@ -379,23 +379,26 @@ class Gate(HttpToolsProtocol):
 
     # ---- time and the end ----------------------------------------------------------------------------------
 
-    def check(self, now: float) -> None:
-        """Enforce the deadlines; called a few times a second for every connection."""
+    def check(self, now: float) -> bool:
+        """Enforce the deadlines; called a few times a second for every connection. Whether one has passed."""
         if self.transport.is_closing():
-            return
+            return False
         unsent = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         if self._stall.seconds(now, unsent) > self._settings.deadlines.write_stall:
             self._settings.watch.bounds[Bound.WRITE_STALL] += 1
             self.transport.abort()
-            return
+            return True
         if self.flow.read_paused and self._state == _BODY:  # it is us who are slow
             self._extend(now)
         if now < self._deadline:
-            return
+            return False
         if self._state == _BODY or (self._state == _HEAD and not self._busy):
             self._refuse(too_slow(head=self._state == _HEAD))
         elif not self._busy:
             self.transport.close()
+        else:
+            return False
+        return True
 
     def shutdown(self) -> None:
         """Take no further request: idle connections close now, busy ones after the last request they took."""

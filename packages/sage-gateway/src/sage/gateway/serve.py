@@ -23,6 +23,7 @@ TICK_S: Final = 0.05
 SLICES: Final = (
     5  # of the connections, of which each beat looks at one: thousands at once would hold up the rest
 )
+AT_ONCE: Final = 8  # connections whose time is over, ended in one turn of the loop: each is told so
 LAST_WORDS_S: Final = 3.0
 
 
@@ -103,16 +104,21 @@ class Listener(uvicorn.Server):
         while not self.should_exit:
             if counter % 20 == 0:
                 await super().on_tick(0)  # the Date header, once a second
-            self._beat()
+            await self._beat()
             counter += 1
             due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
             self.lag.add(max(0.0, loop.time() - due))
 
-    def _beat(self) -> None:
+    async def _beat(self) -> None:
+        """Look at a slice of the connections. Of thousands that came together the time is over together."""
         now = asyncio.get_running_loop().time()
+        ended = 0
         for gate in self.gates[self._slice :: SLICES]:
-            gate.check(now)
+            ended += gate.check(now)
+            if ended >= AT_ONCE:
+                ended = 0
+                await asyncio.sleep(0)  # others go on between
         self._slice = (self._slice + 1) % SLICES
         if self._on_beat is not None:
             self._on_beat()
@@ -139,5 +145,5 @@ class Listener(uvicorn.Server):
             if ask:
                 for gate in self.gates:
                     gate.shutdown()
-            self._beat()
+            await self._beat()
             await asyncio.sleep(TICK_S)

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
+from sage.benchmark.load.worker import raise_priority
 from sage.benchmark.resilience import kind
+from sage.benchmark.resilience.report import Check
 from sage.benchmark.resilience.reports import Seen
 from sage.benchmark.resilience.wire import Answer, ask
 from sage.common.api import EngineList, EngineStatus, RunInfo
@@ -201,6 +203,12 @@ class Stage:
         """Lines of the gateway's log that tell of a fault of its own."""
         lines = (self.folder / "gateway.log").read_text(errors="replace").splitlines()
         return [line[:300] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
+
+    def prefer(self) -> Check:
+        """Let all that is timed go before what else runs on this machine, as far as that is allowed."""
+        engines = [one.process.pid for one in self.puppets.values() if one.process is not None]
+        allowed = {raise_priority(pid) for pid in (0, self.process.pid, *engines)}
+        return Check("priority of clients, gateway and engines", ", ".join(sorted(allowed)), "", True)
 
     def rss(self) -> int:
         """Resident bytes of the gateway."""

@@ -90,8 +90,8 @@ WARM_S: Final = 20.0  # an engine whose times are not known yet refuses nobody
 
 async def _overload(options: Options) -> list[Check]:
     """`count`: seconds of each load. The peak is the best goodput at offered loads of about the capacity."""
-    checks: list[Check] = []
     async with staged([Puppet("engine-0", max_running=SLOTS)], goals=True) as stage:
+        checks = [stage.prefer()]
         await stage.rest()
         await _offer(stage, 0.8, WARM_S, options)
         loads = [await _offer(stage, times, options.count, options) for times in (0.9, 1.0, 1.1)]
@@ -148,7 +148,8 @@ BLOCK_S: Final = 6.0
 OTHERS_PER_S: Final = 200.0
 RISE: Final = 1.10
 EVERY_S: Final = 1.0  # between two bytes of a head
-AT_ONCE: Final = 20  # bytes, each to a head of its own
+AT_ONCE: Final = 4  # bytes, each to a head of its own
+BESET_S: Final = 5.0  # of slow heads before a block, in which their deadline passes
 
 
 async def _slow_heads(options: Options) -> list[Check]:
@@ -156,12 +157,13 @@ async def _slow_heads(options: Options) -> list[Check]:
     calm: list[list[float]] = []
     beset: list[list[float]] = []
     async with staged([Puppet("engine-0")]) as stage:
+        priority = stage.prefer()
         await stage.rest()
         await _block(stage)  # to warm up
         for _ in range(options.count):
             calm.append(await _block(stage))
             slow = asyncio.create_task(_dribble(stage))
-            await asyncio.sleep(3 * EVERY_S)
+            await asyncio.sleep(BESET_S)
             beset.append(await _block(stage))
             slow.cancel()
             with suppress(asyncio.CancelledError):
@@ -174,6 +176,7 @@ async def _slow_heads(options: Options) -> list[Check]:
         f"{before.value * 1e3:.2f} and {after.value * 1e3:.2f} ms, {rise.low:.2f} to {rise.high:.2f} times"
     )
     return [
+        priority,
         Check(f"p99 of others without and with {SLOW} slow heads", shown, "", True, after.value),
         at_most("their p99, times that without", rise.value, RISE),
         *nothing_left(left),
