@@ -51,6 +51,9 @@ def test_a_stall_is_counted_while_nothing_moves() -> None:
     stall = Stall()
     steps = [(1.0, 0), (2.0, 10), (4.0, 10), (5.0, 10), (6.0, 9), (9.0, 9), (10.0, 0), (11.0, 9)]
     assert [stall.seconds(now, unsent) for now, unsent in steps] == [0, 0, 2, 3, 0, 3, 0, 0]
+    assert stall.begun
+    stall.seconds(12.0, 0)
+    assert not stall.begun
 
 
 def test_of_a_stream_that_nobody_reads_little_is_held() -> None:

@@ -71,6 +71,11 @@ class Stall:
         self._unsent = 0
         self._since = 0.0
 
+    @property
+    def begun(self) -> bool:
+        """Whether something waited when it was asked last."""
+        return self._unsent > 0
+
     def seconds(self, now: float, unsent: int) -> float:
         """So long as of `now`, when `unsent` bytes wait; 0 = none wait, or there is movement."""
         if not unsent or unsent != self._unsent:

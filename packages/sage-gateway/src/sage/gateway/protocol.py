@@ -380,7 +380,9 @@ class Gate(HttpToolsProtocol):
     # ---- time and the end ----------------------------------------------------------------------------------
 
     def check(self, now: float) -> bool:
-        """Enforce the deadlines; called a few times a second for every connection. Whether one has passed."""
+        """Enforce the deadlines; called about once a second for every connection. Whether one has passed."""
+        if now < self._deadline and not (self.flow.write_paused or self._stall.begun):
+            return False  # as a rule, and thousands are asked
         if self.transport.is_closing():
             return False
         unsent = self.transport.get_write_buffer_size() if self.flow.write_paused else 0

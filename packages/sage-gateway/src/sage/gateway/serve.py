@@ -20,10 +20,7 @@ __all__ = ["Listener", "bind"]
 
 BACKLOG: Final = 2048
 TICK_S: Final = 0.05
-SLICES: Final = (
-    5  # of the connections, of which each beat looks at one: thousands at once would hold up the rest
-)
-AT_ONCE: Final = 8  # connections whose time is over, ended in one turn of the loop: each is told so
+LOOKED_AT: Final = 200  # connections in one beat, about: all of thousands would hold up the others
 LAST_WORDS_S: Final = 3.0
 
 
@@ -71,14 +68,14 @@ class Listener(uvicorn.Server):
         self.settings = settings
         self._on_beat = on_beat
         self._drain_s = 0.0
-        self._slice = 0
+        self._beats = 0
         self.ready = asyncio.Event()  # set once it accepts
         self.lag = LogHistogram()  # seconds that a beat came too late
 
     @property
     def gates(self) -> list[Gate]:
         """The open connections."""
-        return [cast(Gate, connection) for connection in self.server_state.connections]
+        return cast(list[Gate], list(self.server_state.connections))
 
     def begin_drain(self, seconds: float) -> None:
         """Stop accepting now; what was let in has `seconds` to finish."""
@@ -111,15 +108,14 @@ class Listener(uvicorn.Server):
             self.lag.add(max(0.0, loop.time() - due))
 
     async def _beat(self) -> None:
-        """Look at a slice of the connections. Of thousands that came together the time is over together."""
+        """Look at the next connections. Of thousands that came together the time is over together, too."""
         now = asyncio.get_running_loop().time()
-        ended = 0
-        for gate in self.gates[self._slice :: SLICES]:
-            ended += gate.check(now)
-            if ended >= AT_ONCE:
-                ended = 0
-                await asyncio.sleep(0)  # others go on between
-        self._slice = (self._slice + 1) % SLICES
+        gates = self.gates
+        slices = len(gates) // LOOKED_AT + 1
+        for gate in gates[self._beats % slices :: slices]:
+            if gate.check(now):  # it is told so, and that is logged: others go on between
+                await asyncio.sleep(0)
+        self._beats += 1
         if self._on_beat is not None:
             self._on_beat()
 

@@ -55,9 +55,11 @@ class Watch:
             self.bounds[error.bound] += 1
 
     def refused(self, ident: str, error: SageError) -> None:
-        """A request goes no further than the door."""
+        """A request goes no further than the door. One whose head never came is counted alone: whoever opens
+        sockets by the thousand must not fill the log.
+        """
         self.met(error)
-        if self.log is not None:
+        if self.log is not None and error.bound is not Bound.HEAD_TIME:
             self.log.refused(ident, error)
 
 
