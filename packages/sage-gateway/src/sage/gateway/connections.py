@@ -70,15 +70,12 @@ class Stall:
     def __init__(self) -> None:
         self._unsent = 0
         self._since = 0.0
-
-    @property
-    def begun(self) -> bool:
-        """Whether something waited when it was asked last."""
-        return self._unsent > 0
+        self.begun = False  # something waited when it was asked last
 
     def seconds(self, now: float, unsent: int) -> float:
         """So long as of `now`, when `unsent` bytes wait; 0 = none wait, or there is movement."""
         if not unsent or unsent != self._unsent:
             self._unsent = unsent
             self._since = now
+            self.begun = unsent > 0
         return now - self._since

@@ -20,7 +20,7 @@ __all__ = ["Listener", "bind"]
 
 BACKLOG: Final = 2048
 TICK_S: Final = 0.05
-LOOKED_AT: Final = 200  # connections in one beat, about: all of thousands would hold up the others
+LOOKED_AT: Final = 100  # connections in one beat, about: all of thousands would hold up the others
 LAST_WORDS_S: Final = 3.0
 
 

@@ -148,7 +148,7 @@ BLOCK_S: Final = 6.0
 OTHERS_PER_S: Final = 200.0
 RISE: Final = 1.10
 EVERY_S: Final = 1.0  # between two bytes of a head
-AT_ONCE: Final = 4  # bytes, each to a head of its own
+AT_ONCE: Final = 2  # bytes, each to a head of its own
 BESET_S: Final = 5.0  # of slow heads before a block, in which their deadline passes
 
 
