@@ -91,24 +91,26 @@ WARM_S: Final = 20.0  # an engine whose times are not known yet refuses nobody
 async def _overload(options: Options) -> list[Check]:
     """`count`: seconds of each load. The peak is the best goodput at offered loads of about the capacity."""
     async with staged([Puppet("engine-0", max_running=SLOTS)], goals=True) as stage:
-        checks = [stage.prefer()]
         await stage.rest()
-        await _offer(stage, 0.8, WARM_S, options)
-        loads = [await _offer(stage, times, options.count, options) for times in (0.9, 1.0, 1.1)]
-        peak = max(found for found, _ in loads)
-        shown = f"{peak:.1f}/s of a capacity of {CAPACITY_PER_S:.1f}/s"
-        checks.append(Check("peak goodput", shown, "", True, peak))
-        for times, share in TIMES.items():
-            found, refused = await _offer(stage, times, options.count, options)
-            checks.append(
-                at_least(f"goodput at {times:g} times the capacity, of the peak", found / peak, share)
-            )
-            checks += _refusals(times, refused)
-        overhead = await _overhead(stage)
-        checks.append(
-            at_most("control plane's own time for an arrival, p99", overhead * 1e3, REFUSED_S * 1e3, "ms")
-        )
-        checks += nothing_left(await stage.clean())
+        with stage.preferred() as priority:
+            return [priority, *await _loads(stage, options), *nothing_left(await stage.clean())]
+
+
+async def _loads(stage: Stage, options: Options) -> list[Check]:
+    checks: list[Check] = []
+    await _offer(stage, 0.8, WARM_S, options)
+    loads = [await _offer(stage, times, options.count, options) for times in (0.9, 1.0, 1.1)]
+    peak = max(found for found, _ in loads)
+    shown = f"{peak:.1f}/s of a capacity of {CAPACITY_PER_S:.1f}/s"
+    checks.append(Check("peak goodput", shown, "", True, peak))
+    for times, share in TIMES.items():
+        found, refused = await _offer(stage, times, options.count, options)
+        checks.append(at_least(f"goodput at {times:g} times the capacity, of the peak", found / peak, share))
+        checks += _refusals(times, refused)
+    overhead = await _overhead(stage)
+    checks.append(
+        at_most("control plane's own time for an arrival, p99", overhead * 1e3, REFUSED_S * 1e3, "ms")
+    )
     return checks
 
 
@@ -157,18 +159,18 @@ async def _slow_heads(options: Options) -> list[Check]:
     calm: list[list[float]] = []
     beset: list[list[float]] = []
     async with staged([Puppet("engine-0")]) as stage:
-        priority = stage.prefer()
         await stage.rest()
-        await _block(stage)  # to warm up
-        for _ in range(options.count):
-            calm.append(await _block(stage))
-            slow = asyncio.create_task(_dribble(stage))
-            await asyncio.sleep(BESET_S)
-            beset.append(await _block(stage))
-            slow.cancel()
-            with suppress(asyncio.CancelledError):
-                await slow
-            await stage.clean()
+        with stage.preferred() as priority:
+            await _block(stage)  # to warm up
+            for _ in range(options.count):
+                calm.append(await _block(stage))
+                slow = asyncio.create_task(_dribble(stage))
+                await asyncio.sleep(BESET_S)
+                beset.append(await _block(stage))
+                slow.cancel()
+                with suppress(asyncio.CancelledError):
+                    await slow
+                await stage.clean()
         left = await stage.clean()
     rise = ratio(beset, calm, partial(quantile, q=0.99), seed=options.seed)
     before, after = (percentile([one for block in blocks for one in block], 0.99) for blocks in (calm, beset))

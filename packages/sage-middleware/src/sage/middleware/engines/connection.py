@@ -247,6 +247,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed the socket, or we did."""
         self._transport = None
+        del self._parser  # it leads back to us: what goes round waits for the garbage collector
         self._pool.forget(self)
         if self._receiver is None or self._complete or self._error is not None:
             return
