@@ -113,7 +113,7 @@ class Listener(uvicorn.Server):
         gates = self.gates
         slices = len(gates) // LOOKED_AT + 1
         for gate in gates[self._beats % slices :: slices]:
-            if gate.check(now):  # it is told so, and that is logged: others go on between
+            if gate.check(now):  # it is told so, and others go on between
                 await asyncio.sleep(0)
         self._beats += 1
         if self._on_beat is not None:
