@@ -9,7 +9,7 @@ from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
 from sage.kernel.options import Batch, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
-from sage.kernel.ports import Model, Sink, Source
+from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 
@@ -34,6 +34,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Registry",
+    "Replayable",
     "ReplyError",
     "ReplyStream",
     "Retry",
@@ -41,6 +42,7 @@ __all__ = [
     "Sink",
     "Source",
     "Stream",
+    "Transactional",
     "Use",
     "Window",
     "Windowed",

@@ -17,6 +17,7 @@ from typing import Any
 from sage.common.errors import OverloadedError, SageError, UnavailableError, UsageError
 from sage.kernel.compile import Compiled, Op, Stage
 from sage.kernel.options import Batch
+from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.calls import BATCH_CALLS, CALLS
 from sage.kernel.runtime.chain import Chain, step_of
@@ -300,7 +301,7 @@ def _whole_sync(op: Op) -> AsyncCall:
 
 def _written(op: Op) -> AsyncCall:
     async def call(item: Any) -> None:
-        await op.fn.write([item])
+        await op.fn.write(FIRST_EPOCH, [item])
 
     return call
 

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from sage.kernel.compile import Op
+from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.report import operator_error
 
 __all__ = ["commit", "opened"]
@@ -36,7 +37,7 @@ async def commit(ops: Iterable[Op]) -> None:
     """Tell every `Sink` that all of its records are written."""
     for op in ops:
         if op.node.verb == "sink":
-            await _call(op, "commit")
+            await _call(op, "commit", FIRST_EPOCH)
 
 
 def _closes(op: Op) -> bool:
@@ -45,12 +46,12 @@ def _closes(op: Op) -> bool:
     return own and hasattr(op.owner, "close")
 
 
-async def _call(op: Op, method: str) -> None:
-    call: Callable[[], Any] | None = getattr(op.owner, method, None)
+async def _call(op: Op, method: str, *args: Any) -> None:
+    call: Callable[..., Any] | None = getattr(op.owner, method, None)
     if call is None:
         return
     try:
-        result = call()
+        result = call(*args)
         if inspect.isawaitable(result):
             await result
     except Exception as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from itertools import islice
 from time import perf_counter_ns
 from typing import Any
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Batch
+from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.chain import Chain
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.columns import LAST, Control, Idle, Watermark, joined
@@ -99,6 +101,8 @@ class Outputs:
 async def feed(op: Op, counters: Counters, stop: Stop, size: int, chain: Chain, outputs: Outputs) -> None:
     """Read a source to its end, through the fused kernel, into the outputs."""
     source = op.fn() if callable(op.fn) and not hasattr(op.fn, "__iter__") else op.fn
+    if hasattr(source, "read") and not hasattr(source, "__iter__"):
+        source = _records(source.read(None))
     if hasattr(source, "__aiter__"):
         await _feed_async(op.node.name, aiter(source), counters, stop, chain, outputs)
     elif hasattr(source, "__iter__"):
@@ -107,6 +111,13 @@ async def feed(op: Op, counters: Counters, stop: Stop, size: int, chain: Chain, 
         error = TypeError(f"{spell(source)} cannot be iterated; a list or a generator can")
         raise operator_error(f"source {op.node.name!r}", error)
     outputs.close()
+
+
+def _records(pairs: Any) -> Any:
+    """What a `Replayable` reads, without the positions."""
+    if hasattr(pairs, "__aiter__"):
+        return (record async for _, record in pairs)
+    return (record for _, record in pairs)
 
 
 async def _feed_sync(
@@ -238,7 +249,7 @@ async def collect(inbox: Channel, batch: Batch, counters: Counters) -> Records |
 async def write(op: Op, inbox: Channel, batch: Batch, counters: Counters) -> None:
     """Give batches to a `Sink`, or items one after the other to an async function."""
     sink = op.fn
-    put: Callable[[list[Any]], Awaitable[Any]] = sink.write if hasattr(sink, "write") else _one_by_one(sink)
+    put = partial(sink.write, FIRST_EPOCH) if hasattr(sink, "write") else _one_by_one(sink)
     while (items := await collect(inbox, batch, counters)) is not None:
         if isinstance(items, Control):
             continue
