@@ -275,7 +275,7 @@ class PipelineConfig(_Section):
     )
     params: dict[str, Any] = Field({}, description="what that function is called with")
     allow: tuple[str, ...] = Field((), description="code that a YAML file may name: module:name or module:*")
-    concurrency: PositiveInt = Field(64, description="requests that it answers at once; more wait in the queue")
+    concurrency: PositiveInt = Field(64, description="requests answered at once; more wait in the queue")
 
 
 class SageConfig(_Section):

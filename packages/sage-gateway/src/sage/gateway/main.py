@@ -107,7 +107,7 @@ class Gateway:
         self._pool = LivePool(config, paths.logs, services.control_plane, kinds=services.telemetry.kind)
         limits = ParseLimits.of(config.gateway, config.control_plane)
         client = InProcessClient(services.control_plane, door=services.router, limits=limits)
-        self._pipelines = Pipelines(config.pipelines, services.control_plane, client)
+        self._pipelines = Pipelines(services.control_plane, client)
         self._front = Front(config, services, self._clock.now)
         caller = LineCaller(
             self._front.handler, services.access.ring, self._front.bodies, services.router.decision
@@ -115,7 +115,7 @@ class Gateway:
         self._batches = Batches(
             services.stores, caller, services.access.accounts, self._clock, config, self._front.bodies
         )
-        parts = Parts(services.control_plane, services.router, self._front, self._pool)
+        parts = Parts(services.control_plane, services.router, self._front, self._pool, self._pipelines)
         self._reloader = Reloader(source.first, source.again, parts, self._keep)
         self._reloads: set[asyncio.Task[None]] = set()
         self._terminal = Terminal()
@@ -180,18 +180,18 @@ class Gateway:
         ]
         engines = asyncio.create_task(self._pool.start())
         keeper = asyncio.create_task(self._access.keep())
-        pipelines = asyncio.create_task(self._pipelines.run())
+        self._pipelines.apply(self._reloader.loaded.config.pipelines)
         try:
             await self._batches.start()
             self._announce()
-            await self._wait(engines, pipelines, *servers)
+            await self._wait(engines, *servers)
         finally:
-            await self._stop(engines, pipelines, servers)
+            await self._stop(engines, servers)
             await self._access.close()
             await keeper
 
     async def _wait(self, *tasks: asyncio.Task[None]) -> None:
-        """Until a signal; a fault of a server, or of the start of engines or pipelines, is raised."""
+        """Until a signal; a fault of a server or of the start of the engines is raised."""
         stop = asyncio.create_task(self._signal.wait())
         watched: set[asyncio.Task[Any]] = {stop, *tasks}
         while not stop.done():
@@ -242,9 +242,7 @@ class Gateway:
         self._paths.run_file.unlink(missing_ok=True)
         os._exit(128 + number)
 
-    async def _stop(
-        self, engines: asyncio.Task[None], pipelines: asyncio.Task[None], servers: list[asyncio.Task[None]]
-    ) -> None:
+    async def _stop(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._beat()
         drain_s = self._reloader.loaded.config.gateway.drain_s
@@ -253,8 +251,7 @@ class Gateway:
         await asyncio.gather(servers[0], return_exceptions=True)
         await self._batches.close()
         engines.cancel()
-        pipelines.cancel()
-        await asyncio.gather(engines, pipelines, return_exceptions=True)
+        await asyncio.gather(engines, return_exceptions=True)
         await self._pipelines.close()
         await self._control_plane.close(0.0)
         await self._pool.close()

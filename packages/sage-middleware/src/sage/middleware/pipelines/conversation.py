@@ -15,8 +15,10 @@ ASKED: Final = (str, Question, Chat, dict)
 """What the requests of a pipeline may be: the words of the last message, or the whole conversation."""
 
 _ANY: Final = frozenset(
-    ("model", "messages", "stream", "stream_options", "user", "metadata", "store", "max_tokens")
-    + ("max_completion_tokens",)
+    (
+        *("model", "messages", "stream", "stream_options", "user", "metadata", "store"),
+        *("max_tokens", "max_completion_tokens"),
+    )
 )
 _ROLES: Final = frozenset(("system", "developer", "user", "assistant"))
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from sage.common.config import PipelineConfig
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import RequestClass
 from sage.kernel.runtime.job import Job as FlowJob
@@ -24,14 +25,14 @@ _EVENTS: Final = "text/event-stream; charset=utf-8"
 _JSON: Final = "application/json"
 
 
-def pipeline_spec(name: str, concurrency: int) -> EngineSpec:
-    """What the control plane knows of a pipeline: a model that chats, with `concurrency` slots."""
+def pipeline_spec(config: PipelineConfig) -> EngineSpec:
+    """What the control plane knows of a pipeline: a model that chats."""
     return EngineSpec(
-        name=PREFIX + name,
+        name=PREFIX + config.name,
         kind="pipeline",
-        model=PREFIX + name,
+        model=PREFIX + config.name,
         capabilities=frozenset((Capability.CHAT,)),
-        max_running=concurrency,
+        max_running=config.concurrency,
         composed=True,
     )
 
