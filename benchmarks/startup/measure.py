@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/startup/measure.py [--fresh N] [--repeat N]
 
-Without `--fresh` the installed `.venv` is used. `--fresh` clones this checkout N times, runs `./quickstart.sh`
-in each (a new environment from packages that are already downloaded) and measures to the first token from that
-command. CPU seconds are those of all processes that a quick start made, engines too, up to its end: they say more than
-times where other programs run. Writes `results.json` beside itself. Linux only.
+Without `--fresh` the installed `.venv` is used. `--fresh` clones this checkout N times, runs
+`./quickstart.sh` in each (a new environment from packages that are already downloaded) and measures to the
+first token from that command. CPU seconds are those of all processes that a quick start made, engines too,
+up to its end: they say more than times where other programs run. Writes `results.json` beside itself. Linux
+only.
 """
 
 from __future__ import annotations
