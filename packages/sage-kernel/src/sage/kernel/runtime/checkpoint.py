@@ -115,6 +115,12 @@ class Coordinator:
         for end in self._ends:
             await end.recover(self.epoch, prepared.get(end.name))
 
+    async def acknowledge(self) -> None:
+        """Tell the sources up to where nobody asks again."""
+        for member in self._members.values():
+            if member.on_commit is not None:
+                await member.on_commit()
+
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Take a checkpoint every so often; `group` is where what goes wrong ends the run."""
         self._group = group
@@ -226,6 +232,7 @@ class Coordinator:
         await self._do(self._archive.save, manifest, plain, changes)
         for end in self._ends:
             await end.commit(epoch)
+        await self.acknowledge()
         self.epoch = epoch
         await self._do(self._tidy)
         return epoch

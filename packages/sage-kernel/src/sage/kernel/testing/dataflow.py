@@ -101,7 +101,9 @@ class DataflowSuite:
             folder = Path(name)
 
             async def until(cut: tuple[int, bool] | None) -> None:
-                run = await backend(folder / "checkpoints", batch, capacity).start(build(recipe, folder / "sinks"))
+                run = await backend(folder / "checkpoints", batch, capacity).start(
+                    build(recipe, folder / "sinks")
+                )
                 taking = asyncio.create_task(_checkpoints(run, pause))
                 if cut:
                     await _turns(cut[0])

@@ -40,7 +40,9 @@ class EpochFiles:
         return {"epoch": epoch}
 
     async def commit(self, epoch: int, /) -> None:
-        """Give the file its name."""
+        """Give the file its name. A run without checkpoints has not prepared it."""
+        if self._prepared is None:
+            await self.prepare(epoch)
         assert epoch == self._prepared, f"epoch {epoch} committed, and {self._prepared} is prepared"
         self._file(epoch, "prepared").rename(self._file(epoch, "part"))
         self._prepared = None
@@ -66,12 +68,13 @@ class EpochFiles:
 
 
 class Numbers:
-    """A `Replayable` source of 0, 1, … count - 1; the position of a number is itself."""
+    """A `Replayable` source of 0, 1, … count - 1, ten at a time; a position is how many were read."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def read(self, position: Any | None, /) -> Iterator[tuple[Any, int]]:
+    def read(self, position: Any | None, /) -> Iterator[tuple[Any, Sequence[int]]]:
         """The numbers behind `position`."""
-        start = 0 if position is None else position + 1
-        return ((number, number) for number in range(start, self._count))
+        for start in range(position or 0, self._count, 10):
+            end = min(start + 10, self._count)
+            yield end, range(start, end)
