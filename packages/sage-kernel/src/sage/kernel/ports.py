@@ -19,9 +19,9 @@ FIRST_EPOCH: Final = 1
 class Replayable(Protocol[T_co]):
     """A source that can be read again from where a checkpoint was taken.
 
-    It may have `setup`, `close` and `committed(position)`, sync or async. `committed` is called when nothing can
-    be asked for again up to `position`: a checkpoint that covers it is durable, or the run has ended without a
-    failure. A queue acknowledges then.
+    It may have `setup`, `close` and `committed(position)`, sync or async. `committed` is called when nothing
+    can be asked for again up to `position`: a checkpoint that covers it is durable, or the run has ended
+    without a failure. A queue acknowledges then.
     """
 
     def read(
@@ -29,8 +29,8 @@ class Replayable(Protocol[T_co]):
     ) -> Iterator[tuple[Any, Sequence[T_co]]] | AsyncIterator[tuple[Any, Sequence[T_co]]]:
         """(position, records) pairs behind `position`; None = from the start.
 
-        A position is plain data (JSON) and stands for "these records and all before them have been read". A pair
-        is what can be had at once, about a thousand records at most: a checkpoint waits for its end.
+        A position is plain data (JSON) and stands for "these records and all before them have been read". A
+        pair is what can be had at once, about a thousand records at most: a checkpoint waits for its end.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Results of async calls, kept so that a run that goes on from a checkpoint need not pay for them twice.
 
-A log of (operator, digest of the input, result). It is a multiset: two calls with equal inputs have two results.
-A segment holds what came after the checkpoint before it, and goes when no kept checkpoint needs it.
+A log of (operator, digest of the input, result). It is a multiset: two calls with equal inputs have two
+results. A segment holds what came after the checkpoint before it, and goes when no kept checkpoint needs it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Paid:
         self._left: dict[bytes, list[bytes]] = {}
 
     def turn(self, epoch: int) -> None:
-        """A barrier has passed: what comes now belongs to `epoch`, and so does what was not given back yet."""
+        """A barrier has passed: what comes now is of `epoch`, and so is what was not given back yet."""
         self.epoch = epoch
         for digest, results in self._left.items():
             for data in results:

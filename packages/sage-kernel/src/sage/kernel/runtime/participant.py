@@ -44,12 +44,12 @@ class Coordination(Protocol):
 
 
 class Participant:
-    """One stage. Its loop calls `take` where a `Barrier` comes up, and nothing else of the stage runs meanwhile.
+    """One stage. Its loop calls `take` where a `Barrier` comes up; nothing else of the stage runs then.
 
-    `begin` starts a checkpoint at this stage where no barrier comes in: at a source, and where all inputs have
-    ended. `restored`: what `take` was given as `own`, or what was `final`, in the checkpoint that the run goes on
-    from. `on_front` is called when a barrier that is in a hurry has come in, `on_commit` when a checkpoint is durable
-    and committed.
+    `begin` starts a checkpoint at this stage where no barrier comes in: at a source, and where all inputs
+    have ended. `restored`: what `take` was given as `own`, or what was `final`, in the checkpoint that the
+    run goes on from. `on_front` is called when a barrier that is in a hurry has come in, `on_commit` when a
+    checkpoint is durable and committed.
     """
 
     def __init__(

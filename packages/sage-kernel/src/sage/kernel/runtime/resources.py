@@ -41,7 +41,7 @@ async def begin_anew(ops: Iterable[Op]) -> None:
 
 
 async def commit(ops: Sequence[Op], positions: Mapping[int, Any]) -> None:
-    """Tell every `Sink` that all of its records are written, then every source that nobody asks for them again."""
+    """Tell every `Sink` that all is written, then every source that nobody asks for it again."""
     for op in ops:
         if op.node.verb == "sink":
             await call(op, "commit", FIRST_EPOCH)

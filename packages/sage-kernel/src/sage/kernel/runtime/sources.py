@@ -26,10 +26,10 @@ _SKIP = 4096
 def once_only(op: Op) -> str:
     """Why a source cannot be read again from the middle; "" if it can."""
     made_here = isinstance(op.node.fn, Use) or (callable(op.fn) and not hasattr(op.fn, "__iter__"))
-    if not made_here and (isinstance(op.fn, Iterator) or isinstance(op.fn, AsyncIterator)):
+    if not made_here and isinstance(op.fn, Iterator | AsyncIterator):
         return (
-            f"source {op.node.name!r} is {spell(op.fn, 60)}, which can be read only once: give it the function "
-            f"that makes it, or an object with read(position)"
+            f"source {op.node.name!r} is {spell(op.fn, 60)}, which can be read only once: give it the "
+            "function that makes it, or an object with read(position)"
         )
     if not made_here and isinstance(op.fn, set | frozenset):
         return f"source {op.node.name!r} is a set, whose order another run does not have: give it sorted(...)"

@@ -73,8 +73,8 @@ async def changed(operator: str, stateful: Stateful) -> Changes:
     pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
     pickler.fast = True
     keep_key, keep_state, dump, dumps = found.keys.append, found.states.append, pickler.dump, pickle.dumps
-    start, count = perf_counter(), 0
-    for key, state in stateful.changes():
+    start = perf_counter()
+    for count, (key, state) in enumerate(stateful.changes(), 1):
         try:
             dump(_canonical(key))
             keep_key(buffer.getvalue())
@@ -83,7 +83,6 @@ async def changed(operator: str, stateful: Stateful) -> Changes:
             raise _unpicklable(f"the state of operator {operator!r} for key {spell(key)}", error) from error
         buffer.seek(0)
         buffer.truncate()
-        count += 1
         if not count % _CHECK_EVERY and perf_counter() - start > LOOP_SECONDS:
             await asyncio.sleep(0)
             start = perf_counter()

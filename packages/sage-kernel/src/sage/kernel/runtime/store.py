@@ -16,7 +16,7 @@ _FOREIGN = ("owner.lock",)
 
 
 class FolderStore:
-    """`SnapshotStore` in a folder, which is made (0700) where it is missing; one process uses it at a time."""
+    """`SnapshotStore` in a folder, made (0700) where it is missing; one process uses it at a time."""
 
     def __init__(self, folder: Path | str, *, fs: FileSystem | None = None) -> None:
         self.folder = Path(folder).absolute()

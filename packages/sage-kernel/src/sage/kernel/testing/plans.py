@@ -1,7 +1,7 @@
 """Random plans over integers, and what they come to, computed from lists alone.
 
-A recipe is plain data. Its records have a value and, behind a step that needs them, a time. Whatever the order
-in which records meet, the multiset of what comes out is the same.
+A recipe is plain data. Its records have a value and, behind a step that needs them, a time. Whatever the
+order in which records meet, the multiset of what comes out is the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LATE = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`records` numbers from each of `sources` sources, merged, through these steps; "divert" has a sink of its own."""
+    """`records` numbers from each of `sources` sources, merged, through these steps."""
 
     steps: tuple[str, ...]
     records: int = 100
@@ -146,12 +146,12 @@ def _joined(stream: Stream[int]) -> Stream[int]:
     return keyed.join(keyed, within=1).map(difference)
 
 
-def _panes(records: _Records, found: dict[tuple[int, float], int], size: float) -> _Records:
+def _panes(found: dict[tuple[int, float], int], size: float) -> _Records:
     return [(value_of(Pane(k, at, at + size, n)), at + size) for (k, at), n in found.items()]
 
 
 def _tumbled(records: _Records) -> _Records:
-    return _panes(records, Counter((skewed(x), t // 10 * 10) for x, t in records), 10)
+    return _panes(Counter((skewed(x), t // 10 * 10) for x, t in records), 10)
 
 
 def _sessions(records: _Records) -> _Records:
@@ -213,7 +213,7 @@ STEPS: dict[str, tuple[_Build, _Compute]] = {
 
 
 def build(recipe: Recipe, folder: Path) -> Flow:
-    """The flow of a recipe, with sinks in folders below this one: "out", and one for each step that diverts."""
+    """The flow of a recipe; its sinks are folders below this one: "out", and "bad-N" where step N diverts."""
     flow = Flow("recipe")
     sources = [
         flow.source(Numbers(recipe.records)),
