@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Checkpoints, Flow, LocalEnvironment, OperatorError, Pane, RunReport, Window
+from sage.kernel import Checkpoints, Flow, LocalEnvironment, OperatorError, Pane, Run, RunReport, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
 
@@ -48,13 +49,27 @@ class Tap:
             yield self.items[at - 1]
 
 
+def taken(run: Run, name: str) -> int:
+    return next(one.items_in for one in run.reports() if one.name == name)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until it holds."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - turns of the loop, no time
+            await asyncio.sleep(0)
+
+
+async def has(run: Run, name: str, count: int) -> None:
+    await until(lambda: taken(run, name) >= count)
+
+
 async def stopped(
     flow: Flow, folder: Path, *, after: Callable[[], bool], drain: bool, **options: Any
 ) -> None:
     """Run until a condition holds, take a checkpoint, and stop."""
     run = await environment(folder, **options).start(flow)
-    while not after():
-        await asyncio.sleep(0)
+    await until(after)
     await run.checkpoint()
     await run.stop(drain=drain)
 
@@ -69,8 +84,7 @@ async def test_the_last_run_goes_on_and_says_from_where(tmp_path: Path) -> None:
     source = Tap()
     source.give(*range(10))
     run = await environment(tmp_path).start(flow(source))
-    while run.reports()[2].items_in < 10:
-        await asyncio.sleep(0)
+    await has(run, "out", 10)
     assert await run.checkpoint() == 1
     source.give(*range(10, 15))
     assert await run.checkpoint() == 2
@@ -145,12 +159,10 @@ async def test_lists_that_change_in_place_are_kept_as_they_were(tmp_path: Path) 
     source = Tap()
     source.give(1, 2)
     run = await environment(tmp_path).start(flow(source))
-    while (1, 2) not in seen:
-        await asyncio.sleep(0)
+    await until(lambda: (1, 2) in seen)
     await run.checkpoint()
     source.give(3, 4)
-    while (1, 2, 3, 4) not in seen:
-        await asyncio.sleep(0)
+    await until(lambda: (1, 2, 3, 4) in seen)
     await run.stop(drain=False)
     seen.clear()
     source.give(5, -1)
@@ -169,8 +181,7 @@ async def test_a_checkpoint_may_be_taken_while_it_rests(tmp_path: Path, turns: A
     flow.source(source).merge(flow.source(Numbers(5))).sink(out.append)
     run = await environment(tmp_path).start(flow)
     source.give(1)
-    while len(out) < 6:
-        await asyncio.sleep(0)
+    await until(lambda: len(out) >= 6)
     await run.pause()
     source.give(7)
     await turns()
@@ -197,8 +208,7 @@ async def test_an_ended_source_stays_ended(tmp_path: Path) -> None:
         return flow
 
     run = await environment(tmp_path).start(flow())
-    while run.reports()[-2].items_in < 3 and run.reports()[3].items_in < 3:
-        await asyncio.sleep(0)
+    await has(run, "panes", 3)
     for epoch in (1, 2):
         source.give(epoch)
         assert await run.checkpoint() == epoch
@@ -283,8 +293,7 @@ async def test_a_failed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> 
 
     source.give(0, 1)
     run = await environment(tmp_path).start(flow(poison=3))
-    while run.reports()[-1].items_in < 2:
-        await asyncio.sleep(0)
+    await has(run, "out", 2)
     await run.checkpoint()
     source.give(2, 3)
     for _ in range(2):
@@ -305,12 +314,11 @@ async def test_checkpoints_come_by_themselves(tmp_path: Path) -> None:
     flow.source(source).sink(lambda x: None)
     checkpoints = Checkpoints(tmp_path, every=0.001, keep=2)
     run = await LocalEnvironment(checkpoints=checkpoints).start(flow)
-    while not (tmp_path / "manifest-00000004").exists():
-        await asyncio.sleep(0.001)
+    await until(lambda: (tmp_path / "manifest-00000004").exists())
     source.give(-1)
     report = await run.wait()
     assert report.epoch >= 4
-    assert len(list(tmp_path.glob("manifest-*"))) == 2
+    assert len([name for name in os.listdir(tmp_path) if name.startswith("manifest-")]) == 2
     with pytest.raises(UnavailableError, match="it is done"):
         await run.checkpoint()
 
@@ -356,13 +364,12 @@ async def test_restarting_really_restarts(tmp_path: Path) -> None:
     """One environment, one flow object: as often as it is started it goes on, and never from the start."""
     source = Tap()
     flow = Flow("again")
-    flow.source(source).sink(EpochFiles(tmp_path / "out"))
+    flow.source(source).sink(EpochFiles(tmp_path / "out"), name="out")
     mine = environment(tmp_path)
     for epoch in range(1, 5):
         run = await mine.start(flow)
         source.give(epoch)
-        while run.reports()[1].items_in < epoch:
-            await asyncio.sleep(0)
+        await has(run, "out", epoch)
         await run.stop()
         report = await run.wait()
         assert whole(report) == (epoch - 1, epoch)

@@ -234,11 +234,8 @@ class Coordinator:
             await end.commit(epoch)
         await self.acknowledge()
         self.epoch = epoch
-        await self._do(self._tidy)
+        await self.log.cut(await self._do(self._archive.tidy))
         return epoch
-
-    def _tidy(self) -> None:
-        self.log.cut(self._archive.tidy())
 
     # ---- the rest --------------------------------------------------------------------------------------
 

@@ -74,12 +74,16 @@ class ResultLog:
             await self._flush()
 
     async def close(self) -> None:
-        """Write the rest."""
+        """Write the rest, and wait for what is being written."""
         await self._flush()
-        self._thread.shutdown(wait=False)
+        await self._do(self._thread.shutdown, False)
 
-    def cut(self, epoch: int) -> None:
-        """Remove what was paid for before the checkpoint of `epoch`. It blocks."""
+    async def cut(self, epoch: int) -> None:
+        """Remove what was paid for before the checkpoint of `epoch`."""
+        await self._flush()
+        await self._do(self._cut, epoch)
+
+    def _cut(self, epoch: int) -> None:
         for name in self._store.names():
             if name.startswith(_RESULTS) and name <= _name(epoch):
                 self._store.remove(name)
@@ -90,10 +94,10 @@ class ResultLog:
         self._size = 0
         self._room.set()
         if waiting:
-            await self._do(self._write, waiting)
+            # Not given up when the run is: its thread writes it before what `close` brings.
+            await asyncio.shield(self._do(self._write, waiting))
 
     async def _do(self, call: Callable[..., T], *args: Any) -> T:
-        # One thread, so that what is cancelled half way is written before what comes after it.
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     def _write(self, waiting: dict[str, list[bytes]]) -> None:
