@@ -25,7 +25,7 @@ _SKIP = 4096
 
 def once_only(op: Op) -> str:
     """Why a source cannot be read again from the middle; "" if it can."""
-    made_here = isinstance(op.node.fn, Use) or (callable(op.fn) and not hasattr(op.fn, "__iter__"))
+    made_here = isinstance(op.node.fn, Use) or _makes(op.fn)
     if not made_here and isinstance(op.fn, Iterator | AsyncIterator):
         return (
             f"source {op.node.name!r} is {spell(op.fn, 60)}, which can be read only once: give it the "
@@ -34,6 +34,11 @@ def once_only(op: Op) -> str:
     if not made_here and isinstance(op.fn, set | frozenset):
         return f"source {op.node.name!r} is a set, whose order another run does not have: give it sorted(...)"
     return ""
+
+
+def _makes(source: Any) -> bool:
+    """Whether it is a function or class that makes what is read."""
+    return callable(source) and (isinstance(source, type) or not hasattr(source, "__iter__"))
 
 
 class Stop:
@@ -115,7 +120,7 @@ class Reader:
     async def run(self) -> None:
         """Read on from where the last checkpoint was."""
         op = self._op
-        source = op.fn() if callable(op.fn) and not hasattr(op.fn, "__iter__") else op.fn
+        source = op.fn() if _makes(op.fn) else op.fn
         if is_replayable(source):
             await self._feed_pairs(source.read(self.position))
         elif hasattr(source, "__aiter__"):
