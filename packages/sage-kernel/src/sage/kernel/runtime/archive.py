@@ -21,7 +21,7 @@ __all__ = ["Archive", "Restored"]
 BUCKETS = 64
 """Files are merged one bucket of keys at a time, so that a merge needs little memory."""
 MERGE_FILES = 16
-SMALL = 1 << 20
+SMALL = 4 << 20
 
 _MANIFEST, _STATE = "manifest-", "state-"
 _Record = tuple[str, int, list[bytes], list[bytes]]  # operator, bucket, keys, states
@@ -97,7 +97,7 @@ class Archive:
 
     def _worth_it(self) -> bool:
         first, *later = self._chain
-        return len(later) >= MERGE_FILES or sum(mark.size for mark in later) > first.size + SMALL
+        return len(later) >= MERGE_FILES or sum(mark.size for mark in later) > 2 * first.size + SMALL
 
     def _merge(self) -> None:
         epoch = self._kept[-1].epoch
@@ -196,11 +196,11 @@ def _merged(files: list[Iterator[_Record]]) -> Iterator[_Record]:
 
 
 def _over(states: dict[bytes, bytes], keys: list[bytes], newer: list[bytes]) -> None:
-    for key, state in zip(keys, newer, strict=True):
-        if state:
-            states[key] = state
-        else:
-            states.pop(key, None)
+    states.update(zip(keys, newer, strict=True))
+    if b"" in newer:
+        for key, state in zip(keys, newer, strict=True):
+            if not state:
+                del states[key]
 
 
 def _apply(record: Any, found: Restored) -> None:
