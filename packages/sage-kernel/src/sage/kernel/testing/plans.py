@@ -16,7 +16,7 @@ from typing import TypeAlias
 from sage.kernel import Batch, Failure, Flow, Pane, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["STEPS", "Recipe", "build", "collected", "expected"]
+__all__ = ["STEPS", "Recipe", "build", "collected", "expected", "hop", "negated", "triple"]
 
 _Records: TypeAlias = list[tuple[int, float]]
 _Build: TypeAlias = Callable[[Stream[int]], Stream[int]]
