@@ -45,10 +45,12 @@ def test_another_process_is_named(tmp_path: Path) -> None:
 
 def test_what_was_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".state-00000001.x1").write_bytes(b"half")
-    (tmp_path / "notes").write_bytes(b"of somebody else")
+    (tmp_path / ".state-00000001m.x2").write_bytes(b"half")
+    for name in ("notes", ".notes"):
+        (tmp_path / name).write_bytes(b"of somebody else")
     store = FolderStore(tmp_path)
     store.open()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "owner.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes", "notes", "owner.lock"]
     store.close()
 
 

@@ -50,17 +50,17 @@ class Archive:
 
         None if there is none at all; raises `CheckpointError` if there are some and all are damaged.
         """
-        epochs = [name for name in self._store.names() if name.startswith(_MANIFEST)]
+        epochs = sorted(filter(_is_manifest, self._store.names()), reverse=True)
         damaged: list[str] = []
-        for name in sorted(epochs, reverse=True):
+        for name in epochs:
             try:
                 found = self._read(name)
             except (DamagedError, NotFoundError) as error:
                 damaged.append(f"checkpoint {name.removeprefix(_MANIFEST).lstrip('0')} is damaged: {error}")
                 continue
-            for bad in sorted(epochs, reverse=True)[: len(damaged)]:
+            for bad in epochs[: len(damaged)]:
                 self._store.remove(bad)
-            self._take(found.manifest, epochs)
+            self._take(found.manifest, epochs[: len(damaged) : -1])
             return found, damaged
         if damaged:
             raise CheckpointError(
@@ -140,15 +140,18 @@ class Archive:
                 raise DamagedError(f"{mark.name} is not the file that was written")
         return found
 
-    def _take(self, manifest: Manifest, names: list[str]) -> None:
+    def _take(self, manifest: Manifest, older: list[str]) -> None:
         self._chain = list(manifest.files)
-        for name in names:
-            if int(name.removeprefix(_MANIFEST)) < manifest.epoch:
-                try:
-                    self._kept.append(Manifest.from_bytes(b"".join(self._store.read(name))))
-                except DamagedError:
-                    self._store.remove(name)
+        for name in older:
+            try:
+                self._kept.append(Manifest.from_bytes(b"".join(self._store.read(name))))
+            except DamagedError:
+                self._store.remove(name)
         self._kept.append(manifest)
+
+
+def _is_manifest(name: str) -> bool:
+    return name.startswith(_MANIFEST) and name.removeprefix(_MANIFEST).isdigit()
 
 
 def _frames(plain: Mapping[str, bytes], changes: Mapping[str, Changes]) -> Iterator[bytes]:

@@ -77,8 +77,7 @@ class Coordinator:
             if self.found is not None:
                 self._check(self.found.manifest)
                 self.epoch = self.resumed = self.found.manifest.epoch
-                names = await self._do(self._store.names)
-                self.already_done = self.found.manifest.done and self._mark in names
+                self.already_done = await self._do(self._is_marked) and self.found.manifest.done
             await self.log.open(self.epoch)
             yield
         finally:
@@ -108,6 +107,8 @@ class Coordinator:
                 self._finished[member.name] = Snapshot(self.found.plain[member.name], ended=True)
             else:
                 member.go_on(plain, self.found.states)
+        if self.found is not None:
+            self.found.states.clear()  # they are with the operators now
 
     async def recover(self) -> None:
         """Tell the sinks where the run goes on."""
@@ -243,6 +244,13 @@ class Coordinator:
     def _mark(self) -> str:
         """The file that says that the sinks have committed the last checkpoint of the run."""
         return f"done-{self.epoch:08}"
+
+    def _is_marked(self) -> bool:
+        marks = [name for name in self._store.names() if name.startswith("done-")]
+        for name in marks:
+            if name != self._mark:
+                self._store.remove(name)  # of a later checkpoint, which was damaged
+        return self._mark in marks
 
     def _check(self, manifest: Manifest) -> None:
         if manifest.flow != self._flow:
