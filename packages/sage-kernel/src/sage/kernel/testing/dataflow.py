@@ -15,24 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Flow, Run, RunReport
+from sage.kernel import Environment, Flow, Run, RunReport
 from sage.kernel.testing.crash import random_recipe, survive
 from sage.kernel.testing.plans import Recipe, build, collected, expected, hop, negated, triple
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["Backend", "DataflowSuite", "Runs"]
-
-
-class Runs(Protocol):
-    """What a backend gives: an environment."""
-
-    async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
-        """Run to the end."""
-        ...
-
-    async def start(self, flow: Flow) -> Run:
-        """Start it."""
-        ...
+__all__ = ["Backend", "DataflowSuite"]
 
 
 class Backend(Protocol):
@@ -40,7 +28,7 @@ class Backend(Protocol):
 
     name: str
 
-    def __call__(self, folder: Path | None, batch: int = 64, capacity: int = 1024) -> Runs:
+    def __call__(self, folder: Path | None, batch: int = 64, capacity: int = 1024) -> Environment:
         """An environment, with checkpoints in this folder, when asked for, if there is one."""
         ...
 
@@ -209,5 +197,5 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def _whole(environment: Runs, flow: Flow) -> RunReport:
+async def _whole(environment: Environment, flow: Flow) -> RunReport:
     return await environment.run(flow)
