@@ -150,9 +150,13 @@ class Coordinator:
     async def checkpoint(self) -> int:
         """Take one now and give its epoch, once it is durable and committed. What goes wrong ends the run."""
         await self._running.wait()
-        if not self._over and self._group is not None:
-            epoch = await asyncio.shield(self._group.create_task(self._take()))
-            if epoch:
+        taking = self._take()
+        try:
+            task = self.spawn(taking)
+        except RuntimeError:  # its group takes no tasks any more
+            taking.close()
+        else:
+            if epoch := await asyncio.shield(task):
                 return epoch
         raise UnavailableError(
             f"the run of flow {self._flow!r} has come to its end and takes no checkpoints."
@@ -180,9 +184,10 @@ class Coordinator:
             self._begin(self._barrier)
             self._look()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """See `Coordination`."""
-        assert self._group is not None, "a barrier comes while the run goes on"
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """See `Coordination`; raises RuntimeError if the run has come to its end."""
+        if self._group is None:
+            raise RuntimeError("the run has come to its end")
         return self._group.create_task(coroutine)
 
     async def _take(self, *, drains: bool = False) -> int:

@@ -8,7 +8,6 @@ from itertools import islice
 from time import perf_counter_ns
 from typing import Any
 
-from sage.common.errors import SageError
 from sage.kernel.compile import Op
 from sage.kernel.options import Use
 from sage.kernel.runtime.columns import Barrier
@@ -179,7 +178,7 @@ class Reader:
             item = await self._stop.next_of(source)
             if self._stop.paused:
                 await self._stop.resumed()
-        except (StopAsyncIteration, SageError):
+        except StopAsyncIteration:
             raise
         except Exception as error:
             raise self._failed(error) from error
@@ -277,15 +276,17 @@ class Reader:
             while self._stop.paused or self._due is not None:
                 await self._let_pass()
                 await self._held()
-            return None if self._stop.asked else next(pairs, None)
+            return None if self._stop.asked else self._pair_of(pairs)
         except StopAsyncIteration:
             return None
-        except SageError:
-            raise
-        except Exception as error:
-            raise self._failed(error) from error
         finally:
             self._counters.busy += perf_counter_ns() - start
+
+    def _pair_of(self, pairs: Iterator[Any]) -> Any:
+        try:
+            return next(pairs, None)
+        except Exception as error:
+            raise self._failed(error) from error
 
     async def _skip(self, source: Iterator[Any]) -> None:
         left = self._count
