@@ -14,7 +14,7 @@ from sage.kernel.ports import SnapshotStore
 from sage.kernel.runtime.frames import DamagedError, frame, unframed
 from sage.kernel.runtime.manifest import FileMark, Manifest
 from sage.kernel.runtime.report import CheckpointError
-from sage.kernel.runtime.state import Changes
+from sage.kernel.runtime.state import Changes, unpickled
 
 __all__ = ["Archive", "Restored"]
 
@@ -131,7 +131,7 @@ class Archive:
 
             try:
                 for payload in unframed(watched()):
-                    _apply(pickle.loads(payload), found)  # noqa: S301 - checksummed, of the user's own folder
+                    _apply(unpickled(payload, mark.name), found)
             except DamagedError as error:
                 raise DamagedError(f"{mark.name}: {error}") from error
             except NotFoundError as error:
@@ -179,7 +179,7 @@ def _dumped(record: _Record) -> bytes:
 def _records(payloads: Iterable[bytes]) -> Iterator[_Record]:
     """The records of keyed state in a file; what is plain is only of use in its own checkpoint."""
     for payload in payloads:
-        record = pickle.loads(payload)  # noqa: S301 - checksummed, of the user's own folder
+        record = unpickled(payload, "a file of changes")
         if isinstance(record, tuple):
             yield record
 

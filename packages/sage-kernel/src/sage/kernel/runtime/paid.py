@@ -119,7 +119,7 @@ class ResultLog:
     def _entries(self, name: str) -> Iterator[_Entry]:
         try:
             for payload in unframed(self._store.read(name)):
-                yield pickle.loads(payload)  # noqa: S301 - checksummed, of the user's own folder
+                yield unpickled(payload, name)
         except DamagedError:
             return  # what was being written when the run was killed: its calls are made again
 

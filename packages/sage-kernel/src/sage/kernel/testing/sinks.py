@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from sage.kernel.runtime.state import pickled, unpickled
 
 __all__ = ["EpochFiles", "Numbers"]
 
@@ -35,7 +36,7 @@ class EpochFiles:
     async def prepare(self, epoch: int, /) -> Any:
         """Write the records of the epoch under a name that does not count yet."""
         assert (epoch, self._prepared) == (self._epoch, None), f"epoch {epoch} prepared in {self._epoch}"
-        self._file(epoch, "prepared").write_bytes(pickle.dumps(self._items))
+        self._file(epoch, "prepared").write_bytes(pickled(self._items, "what is written"))
         self._epoch, self._prepared, self._items = epoch + 1, epoch, []
         return {"epoch": epoch}
 
@@ -64,7 +65,7 @@ class EpochFiles:
     def records(folder: Path) -> list[Any]:
         """Everything that is committed, by epoch."""
         parts = sorted(folder.glob("*.part"))
-        return [item for part in parts for item in pickle.loads(part.read_bytes())]  # noqa: S301
+        return [item for part in parts for item in unpickled(part.read_bytes(), part.name)]
 
 
 class Numbers:
