@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Environment, Flow, Run, RunReport
+from sage.kernel import Environment, Flow, Run
 from sage.kernel.testing.crash import random_recipe, survive
 from sage.kernel.testing.plans import Recipe, build, collected, expected, hop, negated, triple
 from sage.kernel.testing.sinks import EpochFiles, Numbers
@@ -69,7 +69,7 @@ class DataflowSuite:
     ) -> None:
         """Every record reaches its end once, whatever the batches and bounds."""
         with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(_whole(backend(None, batch, capacity), build(recipe, Path(folder))))
+            asyncio.run(backend(None, batch, capacity).run(build(recipe, Path(folder))))
             check(recipe, Path(folder))
 
     @settings(suppress_health_check=list(HealthCheck), max_examples=60)
@@ -195,7 +195,3 @@ def _resident() -> int:
     """Bytes of memory that this process holds."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def _whole(environment: Environment, flow: Flow) -> RunReport:
-    return await environment.run(flow)
