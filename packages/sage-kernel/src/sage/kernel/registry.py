@@ -27,12 +27,24 @@ F = TypeVar("F", bound=Factory)
 
 GROUP = "sage.operators"
 BUILT_IN: dict[tuple[str, str], str] = {
-    ("source", "files"): "sage.kernel.connectors:files",
-    ("source", "lines"): "sage.kernel.connectors:lines",
-    ("source", "jsonl"): "sage.kernel.connectors:read_jsonl",
+    ("source", "csv"): "sage.kernel.connectors:Csv",
+    ("source", "files"): "sage.kernel.connectors:Files",
+    ("source", "http"): "sage.kernel.connectors:HttpLines",
+    ("source", "http_pages"): "sage.kernel.connectors:HttpPages",
     ("source", "items"): "sage.kernel.connectors:items",
-    ("sink", "stdout"): "sage.kernel.connectors:Stdout",
+    ("source", "jsonl"): "sage.kernel.connectors:Jsonl",
+    ("source", "lines"): "sage.kernel.connectors:Lines",
+    ("source", "parquet"): "sage.kernel.connectors:Parquet",
+    ("source", "queue"): "sage.kernel.connectors:QueueSource",
+    ("source", "sql"): "sage.kernel.connectors:Sql",
+    ("sink", "csv"): "sage.kernel.connectors:CsvFile",
+    ("sink", "http"): "sage.kernel.connectors:HttpPost",
     ("sink", "jsonl"): "sage.kernel.connectors:JsonlFile",
+    ("sink", "lines"): "sage.kernel.connectors:LinesFile",
+    ("sink", "parquet"): "sage.kernel.connectors:ParquetFolder",
+    ("sink", "queue"): "sage.kernel.connectors:QueueSink",
+    ("sink", "sql"): "sage.kernel.connectors:SqlTable",
+    ("sink", "stdout"): "sage.kernel.connectors:Stdout",
 }
 
 
@@ -74,7 +86,9 @@ class Operator:
         return self.factory(**self.bind(params))
 
     def _hints(self) -> dict[str, Any]:
-        target = vars(self.factory).get("__init__") if isinstance(self.factory, type) else self.factory
+        target: Any = self.factory
+        if isinstance(target, type):
+            target = target.__init__  # type: ignore[misc] # of whichever class it is
         try:
             return get_type_hints(target)
         except (NameError, TypeError):
