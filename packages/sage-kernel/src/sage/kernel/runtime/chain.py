@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
+from sage.common.clock import Clock
 from sage.kernel.compile import Op
 from sage.kernel.runtime.columns import Control, joined
+from sage.kernel.runtime.expiry import ExpiringFold
 from sage.kernel.runtime.joins import IntervalJoin
 from sage.kernel.runtime.kernels import Faults, kernel_of
 from sage.kernel.runtime.report import Counters
@@ -27,7 +29,7 @@ class Step:
     control: Callable[[Control], Any] | None = None
 
 
-def step_of(op: Op, faults: Faults) -> Step:
+def step_of(op: Op, faults: Faults, clock: Clock) -> Step:
     """The step of a sync operator."""
     counters = faults.counters
     if op.node.verb == "window":
@@ -36,6 +38,9 @@ def step_of(op: Op, faults: Faults) -> Step:
     if op.node.verb == "join":
         join = IntervalJoin(op.fn, faults)
         return Step(join.run, counters, join.control)
+    if op.node.verb == "scan" and op.fn.ttl:
+        fold = ExpiringFold(op.fn, faults, clock)
+        return Step(fold.run_timed, counters, fold.control) if op.timed else Step(fold.run, counters)
     return Step(timed_kernel_of(op, faults) if op.timed else kernel_of(op, faults), counters)
 
 

@@ -8,20 +8,25 @@ requests together, in a batch of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from sage.common.errors import OverloadedError, UnavailableError, UsageError
+from sage.common.log import get_logger
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.channel import Channel, Writer
+from sage.kernel.runtime.engine import Engine, running
+from sage.kernel.runtime.inbox import APPROVED, Decision, Inboxes, Parked
 from sage.kernel.runtime.kernels import PARTS
 from sage.kernel.runtime.report import RunReport, reports
-from sage.kernel.runtime.resources import commit, opened
-from sage.kernel.runtime.walk import NOTHING, ReplyError, Walk, visit, wire
+from sage.kernel.runtime.resources import commit
+from sage.kernel.runtime.walk import NOTHING, ReplyError, Station, Walk, visit, wire
+from sage.kernel.services import bound
 
-__all__ = ["Job", "ReplyError", "ReplyStream"]
+__all__ = ["Job", "ReplyStream"]
 
 PARTS_AHEAD = 16
 
@@ -29,10 +34,15 @@ PARTS_AHEAD = 16
 class Job:
     """A flow that answers requests; made by `LocalEnvironment.submit`."""
 
-    def __init__(self, plan: Compiled, limit: int) -> None:
+    def __init__(self, plan: Compiled, limit: int, engine: Engine, services: Mapping[str, Any]) -> None:
         self._plan = plan
         self._limit = limit
-        self._wired = wire(plan)
+        self._engine = engine
+        self._services = services
+        self._wired = wire(plan, engine)
+        for gate, behind in self._wired.gates:
+            gate.orphaned = partial(self._resume, behind)
+        self._resumed: set[asyncio.Task[None]] = set()
         self._live: set[Walk] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -42,10 +52,25 @@ class Job:
         self._started = perf_counter()
 
     @classmethod
-    async def start(cls, plan: Compiled, limit: int) -> Job:
-        """Set everything up and begin to take requests."""
-        job = cls(plan, limit)
-        await job._stack.enter_async_context(opened(plan.ops))
+    async def start(
+        cls,
+        plan: Compiled,
+        limit: int,
+        engine: Engine,
+        services: Mapping[str, Any],
+        before: AbstractAsyncContextManager[None] | None = None,
+    ) -> Job:
+        """Set everything up and begin to take requests; `services` is what its operators may call.
+
+        `before` is entered first and left when the job has stopped.
+        """
+        job = cls(plan, limit, engine, services)
+        async with AsyncExitStack() as stack:
+            with bound(services):
+                if before is not None:
+                    await stack.enter_async_context(before)
+                await stack.enter_async_context(running(plan, engine))
+            job._stack = stack.pop_all()
         return job
 
     async def request(self, item: Any) -> Any:
@@ -65,7 +90,11 @@ class Job:
         self._idle.clear()
         try:
             self._wired.counters[0].items_out += 1
-            await visit(self._wired.entry, item, walk)
+            if self._services:
+                with bound(self._services):
+                    await visit(self._wired.entry, item, walk)
+            else:
+                await visit(self._wired.entry, item, walk)
         except asyncio.CancelledError:
             # Only a cancellation of our own making becomes an error; the caller's own goes on.
             if walk.killed and walk.task and walk.task.uncancel() == 0:
@@ -79,9 +108,28 @@ class Job:
             raise ReplyError(f"flow {self._plan.name!r} gave no reply: filtered, skipped or diverted.")
         return walk.reply
 
+    __call__ = request
+    """A job is a service that the operators of other flows may call."""
+
     def stream(self, item: Any) -> ReplyStream:
         """`request`, with the partial results on the way: iterate, then `await stream.reply()`."""
         return ReplyStream(self, item)
+
+    @property
+    def inboxes(self) -> Inboxes:
+        """Where its gates keep what waits for a decision."""
+        return self._engine.inboxes
+
+    def parked(self, inbox: str) -> list[Parked]:
+        """What waits in an inbox for a decision, the longest first."""
+        return self.inboxes.parked(inbox)
+
+    async def resolve(self, inbox: str, item_id: str, value: Any = APPROVED) -> None:
+        """Decide on a parked record: it goes on as it is, or as `value`; with `Reject(reason)` it fails.
+
+        Raises `NotFoundError` for an inbox or record that is not there.
+        """
+        self.inboxes.resolve(inbox, item_id, value)
 
     def report(self) -> RunReport:
         """The counts since the start."""
@@ -102,10 +150,30 @@ class Job:
         await self._idle.wait()
         if self._state == "stopping":
             self._state = "stopped"
-            async with self._stack:
-                for batcher in self._wired.batchers:
-                    await batcher.close()
-                await commit(self._plan.ops)
+            with bound(self._services):
+                async with self._stack:
+                    await commit(self._plan.ops)
+
+    def _resume(self, behind: Station, decision: Decision) -> None:
+        """A record was decided on whose request is gone: it walks on, and its reply goes nowhere."""
+
+        async def walk() -> None:
+            mine = Walk(asyncio.current_task())
+            self._live.add(mine)
+            self._idle.clear()
+            try:
+                with bound(self._services):
+                    await visit(behind, decision, mine)
+            except Exception:
+                get_logger(__name__).warning("parked_record_failed", flow=self._plan.name, exc_info=True)
+            finally:
+                self._live.discard(mine)
+                if not self._live:
+                    self._idle.set()
+
+        task = asyncio.create_task(walk())
+        self._resumed.add(task)
+        task.add_done_callback(self._resumed.discard)
 
     async def __aenter__(self) -> Job:
         return self

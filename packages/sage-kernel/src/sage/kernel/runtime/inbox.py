@@ -1,0 +1,183 @@
+"""Where the records of a gate wait for a human, and how they get out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from sage.common.clock import Clock
+from sage.common.errors import NotFoundError, SageError
+from sage.common.ids import new_id
+from sage.kernel.plan import Gate
+
+__all__ = ["APPROVED", "Decision", "Inbox", "Inboxes", "Parked", "Place", "Reject", "RejectedError"]
+
+APPROVED: Final[Any] = object()
+"""The decision to send a record on as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """The decision that a record goes no further."""
+
+    reason: str = ""
+
+
+class RejectedError(SageError):
+    """A record was rejected at a gate, or nobody decided on it in time."""
+
+    code = "rejected"
+    type = "permission_error"
+    status = 403
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A record that waits for a decision; `since` and `until` are Unix seconds."""
+
+    id: str
+    item: Any
+    since: float
+    until: float
+
+
+class Place(NamedTuple):
+    """What is kept of a parked record: itself, since when it waits, its position and event time."""
+
+    item: Any
+    since: float
+    position: int
+    time: float = 0.0
+
+
+class Decision(NamedTuple):
+    """What became of a parked record: the value that goes on, or why it was rejected."""
+
+    place: Place
+    value: Any
+    rejected: RejectedError | None = None
+
+
+class Inbox:
+    """The parked records of one gate.
+
+    `states` is what a checkpoint keeps, by the id of the record, and `dirty` the ids that came or went since
+    the last one. `decided` is called with every decision.
+    """
+
+    def __init__(self, name: str, spec: Gate, clock: Clock, decided: Callable[[str, Decision], None]) -> None:
+        self.states: dict[str, Place] = {}
+        self.dirty: set[str] = set()
+        self._name = name
+        self._spec = spec
+        self._clock = clock
+        self._decided = decided
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether no other record finds room."""
+        return len(self.states) >= self._spec.limit
+
+    def park(self, item: Any, position: int = 0, time: float = 0.0) -> str:
+        """Keep a record; returns its id."""
+        ident = new_id("item")
+        self.states[ident] = Place(item, self._clock.wall(), position, time)
+        self.dirty.add(ident)
+        self._arm()
+        return ident
+
+    def parked(self) -> list[Parked]:
+        """What waits, the longest first."""
+        timeout = self._spec.timeout
+        return [Parked(ident, p.item, p.since, p.since + timeout) for ident, p in self.states.items()]
+
+    def resolve(self, ident: str, value: Any) -> None:
+        """Decide on a record; raises `NotFoundError` for one that does not wait here."""
+        if ident not in self.states:
+            some = ", ".join(list(self.states)[:5]) or "nothing"
+            raise NotFoundError(
+                f"inbox {self._name!r} has nothing with the id {ident!r}; it has {some}.",
+                hint="It was decided on, ran out of time, or its request is gone.",
+            )
+        if isinstance(value, Reject):
+            why = f": {value.reason}" if value.reason else ""
+            self._take(ident, value, RejectedError(f"it was rejected in inbox {self._name!r}{why}"))
+        else:
+            self._take(ident, value)
+
+    def leave(self, ident: str) -> None:
+        """Forget a record that nobody wants any more."""
+        if self.states.pop(ident, None) is not None:
+            self.dirty.add(ident)
+
+    def restore(self, states: Mapping[str, Place]) -> None:
+        """Go on with what a checkpoint kept; what ran out of time meanwhile does so at once."""
+        self.states = {ident: Place(*place) for ident, place in states.items()}
+        self._arm()
+
+    def close(self) -> None:
+        """Let no more time run out."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _take(self, ident: str, value: Any, rejected: RejectedError | None = None) -> None:
+        place = self.states.pop(ident)
+        self.dirty.add(ident)
+        self._decided(ident, Decision(place, place.item if value is APPROVED else value, rejected))
+
+    def _arm(self) -> None:
+        if self._timer is None and self.states:
+            first = next(iter(self.states.values()))  # all have the same time, so the first is the next
+            wait = max(0.0, first.since + self._spec.timeout - self._clock.wall())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        over = self._clock.wall() - self._spec.timeout
+        for ident in [ident for ident, place in self.states.items() if place.since <= over]:
+            if self._spec.on_timeout == "approve":
+                self._take(ident, APPROVED)
+            else:
+                text = f"nobody decided on it in inbox {self._name!r} within {self._spec.timeout:g} s"
+                self._take(ident, None, RejectedError(text))
+        self._arm()
+
+
+class Inboxes:
+    """The inboxes of one run: `await env.run(flow, inboxes=inboxes)` fills it; a job has `Job.inboxes`."""
+
+    def __init__(self) -> None:
+        self._inboxes: dict[str, Inbox] = {}
+
+    def add(self, name: str, inbox: Inbox) -> None:
+        """Take the inbox of a gate in; a later run replaces that of an earlier one."""
+        self._inboxes[name] = inbox
+
+    def names(self) -> list[str]:
+        """The inboxes there are."""
+        return sorted(self._inboxes)
+
+    def parked(self, inbox: str) -> list[Parked]:
+        """What waits in an inbox, the longest first."""
+        return self.get(inbox).parked()
+
+    def resolve(self, inbox: str, item_id: str, value: Any = APPROVED) -> None:
+        """Send a parked record on: as it is, or with `value` in its place; or end its way with `Reject`."""
+        self.get(inbox).resolve(item_id, value)
+
+    def get(self, name: str) -> Inbox:
+        """The inbox of that name; raises `NotFoundError` listing all."""
+        if name not in self._inboxes:
+            raise NotFoundError(
+                f"there is no inbox {name!r}; there are: {', '.join(self.names()) or 'none'}."
+            )
+        return self._inboxes[name]
+
+    def close(self) -> None:
+        """The run is over."""
+        for inbox in self._inboxes.values():
+            inbox.close()
