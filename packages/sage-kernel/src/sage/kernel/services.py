@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from dis import get_instructions
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -121,8 +122,9 @@ def _attributes(owner: Any) -> Iterator[ServiceCall[..., Any]]:
 
 
 def _names(code: CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+    """The globals that code refers to, and the functions in it."""
+    mine = {found.argval for found in get_instructions(code) if found.opname == "LOAD_GLOBAL"}
+    return mine.union(*(_names(const) for const in code.co_consts if isinstance(const, CodeType)))
 
 
 def _filled(cell: Any) -> bool:

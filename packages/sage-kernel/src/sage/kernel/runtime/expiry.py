@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -20,12 +20,13 @@ class ExpiringFold:
 
     Records with event times go by them: a key begins anew with a record that is `ttl` after the latest one,
     whenever that is processed, and a watermark frees the memory. Others go by the clock, read once per batch.
-    `states` is (state, last) by key, and `dirty` the keys that changed since the last checkpoint.
+    `states` is (state, last) by key, and `dirty` the keys that changed since the last checkpoint, None where
+    nobody takes any.
     """
 
     def __init__(self, fold: Fold, faults: Faults, clock: Clock) -> None:
         self.states: dict[Any, tuple[Any, float]] = {}
-        self.dirty: set[Any] = set()
+        self.dirty: set[Any] | None = None
         self._fold = fold
         self._faults = faults
         self._clock = clock
@@ -49,11 +50,11 @@ class ExpiringFold:
             self._forget(message.time)
         return Columns([], [])
 
-    def restore(self, states: Mapping[Any, tuple[Any, float]]) -> None:
-        """Go on with what a checkpoint kept."""
-        self.states = {key: (state, last) for key, (state, last) in states.items()}
-        self._timers = [(last + self._fold.ttl, next(self._numbers), k) for k, (_, last) in states.items()]
-        heapq.heapify(self._timers)
+    def begin(self, states: Iterable[tuple[Any, tuple[Any, float]]]) -> None:
+        """Go on with what a checkpoint kept, and note from now on which keys change."""
+        self.states, self.dirty = dict(states), set()
+        timers = ((last + self._fold.ttl, next(self._numbers), k) for k, (_, last) in self.states.items())
+        self._timers = sorted(timers)
 
     def _folded(self, items: list[Any], times: list[float]) -> list[Any]:
         out: list[Any] = []
@@ -73,7 +74,8 @@ class ExpiringFold:
             state, last = held[0], max(held[1], time)
         state, result = fold.step(state, item)
         self.states[key] = (state, last)
-        self.dirty.add(key)
+        if self.dirty is not None:
+            self.dirty.add(key)
         if held is None:
             heapq.heappush(self._timers, (last + fold.ttl, next(self._numbers), key))
         return result
@@ -88,4 +90,5 @@ class ExpiringFold:
                 continue
             heapq.heappop(timers)
             del self.states[key]
-            self.dirty.add(key)
+            if self.dirty is not None:
+                self.dirty.add(key)

@@ -153,7 +153,7 @@ class GateStage:
                 passed = Columns([], [])
                 await self._until(lambda: not self.inbox.full)
             self.inbox.park(value, position, time)
-            counters.in_flight += 1
+            counters.in_flight = len(self.inbox.states)
         async with self._sending:
             await self._send(passed)
 
@@ -172,12 +172,12 @@ class GateStage:
         out = Columns([], [])
         while self._decisions:
             place, value, rejected = self._decisions.popleft()
-            self._faults.counters.in_flight -= 1
             if rejected is not None:
                 self._faults.settle(place.item, rejected, place.position)
             else:
                 out.values.append(value)
                 out.times.append(place.time)
+        self._faults.counters.in_flight = len(self.inbox.states)
         await self._send(out)
         await self._advance()
 

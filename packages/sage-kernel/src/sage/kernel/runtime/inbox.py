@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -64,12 +64,12 @@ class Inbox:
     """The parked records of one gate.
 
     `states` is what a checkpoint keeps, by the id of the record, and `dirty` the ids that came or went since
-    the last one. `decided` is called with every decision.
+    the last one; None = nobody takes any. `decided` is called with every decision.
     """
 
     def __init__(self, name: str, spec: Gate, clock: Clock, decided: Callable[[str, Decision], None]) -> None:
         self.states: dict[str, Place] = {}
-        self.dirty: set[str] = set()
+        self.dirty: set[str] | None = None
         self._name = name
         self._spec = spec
         self._clock = clock
@@ -85,7 +85,7 @@ class Inbox:
         """Keep a record; returns its id."""
         ident = new_id("item")
         self.states[ident] = Place(item, self._clock.wall(), position, time)
-        self.dirty.add(ident)
+        self._note(ident)
         self._arm()
         return ident
 
@@ -111,11 +111,26 @@ class Inbox:
     def leave(self, ident: str) -> None:
         """Forget a record that nobody wants any more."""
         if self.states.pop(ident, None) is not None:
-            self.dirty.add(ident)
+            self._note(ident)
 
-    def restore(self, states: Mapping[str, Place]) -> None:
-        """Go on with what a checkpoint kept; what ran out of time meanwhile does so at once."""
-        self.states = {ident: Place(*place) for ident, place in states.items()}
+    def begin(self, states: Iterable[tuple[str, Place]]) -> None:
+        """Go on with what a checkpoint kept, and note from now on what comes and goes.
+
+        What ran out of time meanwhile does so at once.
+        """
+        self.states, self.dirty = dict(sorted(states, key=lambda one: one[1].since)), set()
+        self._arm()
+
+    def expire(self) -> None:
+        """Decide on what has run out of time; a timer calls this when it is due."""
+        self.close()
+        over = self._clock.wall() - self._spec.timeout
+        for ident in [ident for ident, place in self.states.items() if place.since <= over]:
+            if self._spec.on_timeout == "approve":
+                self._take(ident, APPROVED)
+            else:
+                text = f"nobody decided on it in inbox {self._name!r} within {self._spec.timeout:g} s"
+                self._take(ident, None, RejectedError(text))
         self._arm()
 
     def close(self) -> None:
@@ -126,25 +141,18 @@ class Inbox:
 
     def _take(self, ident: str, value: Any, rejected: RejectedError | None = None) -> None:
         place = self.states.pop(ident)
-        self.dirty.add(ident)
+        self._note(ident)
         self._decided(ident, Decision(place, place.item if value is APPROVED else value, rejected))
+
+    def _note(self, ident: str) -> None:
+        if self.dirty is not None:
+            self.dirty.add(ident)
 
     def _arm(self) -> None:
         if self._timer is None and self.states:
             first = next(iter(self.states.values()))  # all have the same time, so the first is the next
             wait = max(0.0, first.since + self._spec.timeout - self._clock.wall())
-            self._timer = asyncio.get_running_loop().call_later(wait, self._expire)
-
-    def _expire(self) -> None:
-        self._timer = None
-        over = self._clock.wall() - self._spec.timeout
-        for ident in [ident for ident, place in self.states.items() if place.since <= over]:
-            if self._spec.on_timeout == "approve":
-                self._take(ident, APPROVED)
-            else:
-                text = f"nobody decided on it in inbox {self._name!r} within {self._spec.timeout:g} s"
-                self._take(ident, None, RejectedError(text))
-        self._arm()
+            self._timer = asyncio.get_running_loop().call_later(wait, self.expire)
 
 
 class Inboxes:
