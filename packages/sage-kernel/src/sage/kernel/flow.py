@@ -243,7 +243,7 @@ class Stream(Generic[T]):
         One that is not done after `max_rounds` fails, is sent on as it is ("emit"), or is diverted. `timeout`
         is for all rounds of a record, `concurrency` (64) how many records go round at once in a finite run.
         """
-        inner = Flow(name or "iterate")
+        inner = Flow("iterate")
         start = Stream[T](inner, Port(inner._builder.add("requests", (), object, "round")))
         inner.reply(body(start))
         spec = Iterate(inner.plan, until, max_rounds, on_rounds)

@@ -274,13 +274,14 @@ class _Reader:
                 if verb == "map_batch"
                 else None
             )
-            return Node(name, verb, inputs, fn, self._call(body), batch)
+            return Node(name, verb, inputs, fn, self._call(verb, body), batch)
         except (BadRequestError, TypeError) as error:
             self._problems.append(f"{at}: {error}")
             return Node(name, verb, inputs)
 
-    def _call(self, body: Mapping[str, Any]) -> Call:
-        given = {name: body[name] for name in CALL if name in body}
+    def _call(self, verb: Verb, body: Mapping[str, Any]) -> Call:
+        # A gate has a timeout too, which is its own and not that of a call.
+        given = {name: body[name] for name in CALL if name in body and name not in REQUIRED.get(verb, ())}
         for name, kinds in (("concurrency", (int,)), ("timeout", (int, float))):
             if name in given and (not isinstance(given[name], kinds) or isinstance(given[name], bool)):
                 raise BadRequestError(f"{name} is {given[name]!r}, not a number")
@@ -312,7 +313,7 @@ class _Reader:
         for name in OPTIONS[verb]:
             if name in NAMED and (name in body or name in REQUIRED[verb]):
                 given[name] = self._referred(f"{at}.{name}", body.get(name))
-            elif name not in CALL and name in (*body, *REQUIRED[verb]):
+            elif name in REQUIRED[verb] or (name not in CALL and name in body):
                 given[name] = self._part(at, name, body.get(name))
         if verb == "window":
             window = Window(**{name: given.pop(name) for name in WINDOW if name in given})

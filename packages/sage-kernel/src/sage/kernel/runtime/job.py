@@ -42,7 +42,6 @@ class Job:
         self._wired = wire(plan, engine)
         for gate, behind in self._wired.gates:
             gate.orphaned = partial(self._resume, behind)
-        self._resumed: set[asyncio.Task[None]] = set()
         self._live: set[Walk] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,24 +155,25 @@ class Job:
 
     def _resume(self, behind: Station, decision: Decision) -> None:
         """A record was decided on whose request is gone: it walks on, and its reply goes nowhere."""
+        mine = Walk(None)
+        self._live.add(mine)
+        self._idle.clear()
+        mine.task = asyncio.create_task(self._go_on(behind, decision, mine))
 
-        async def walk() -> None:
-            mine = Walk(asyncio.current_task())
-            self._live.add(mine)
-            self._idle.clear()
-            try:
-                with bound(self._services):
-                    await visit(behind, decision, mine)
-            except Exception:
-                get_logger(__name__).warning("parked_record_failed", flow=self._plan.name, exc_info=True)
-            finally:
-                self._live.discard(mine)
-                if not self._live:
-                    self._idle.set()
-
-        task = asyncio.create_task(walk())
-        self._resumed.add(task)
-        task.add_done_callback(self._resumed.discard)
+    async def _go_on(self, behind: Station, decision: Decision, mine: Walk) -> None:
+        try:
+            with bound(self._services):
+                await visit(behind, decision, mine)
+        except Exception as error:
+            # What the error says quotes the record, and no log does that.
+            name = type(error).__name__
+            get_logger(__name__).warning(
+                "flow %s: a record failed behind its gate: %s", self._plan.name, name
+            )
+        finally:
+            self._live.discard(mine)
+            if not self._live:
+                self._idle.set()
 
     async def __aenter__(self) -> Job:
         return self
