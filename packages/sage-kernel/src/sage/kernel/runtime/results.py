@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import sys
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from sage.common.clock import Clock
@@ -199,7 +200,7 @@ def weigh(value: Any) -> int:
             todo += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple | set | frozenset):
             todo += one
-        elif not isinstance(one, type):
+        elif not isinstance(one, type | ModuleType | FunctionType):
             todo += getattr(one, "__dict__", {}).values()
             names = [name for kind in type(one).__mro__ for name in getattr(kind, "__slots__", ())]
             todo += [getattr(one, name) for name in names if hasattr(one, name)]
