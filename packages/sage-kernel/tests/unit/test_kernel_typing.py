@@ -147,7 +147,7 @@ def test_a_service_call_has_the_types_of_its_method() -> None:
 
     async def called() -> None:
         assert_type(await find("a"), list[str])
-        find(3)  # type: ignore[arg-type]
+        await find(3)  # type: ignore[arg-type]
 
     assert_type(call_service("library", Library.size), ServiceCall[[], int])
     assert_type(call_service("library", "find"), ServiceCall[..., Any])
