@@ -249,14 +249,21 @@ async def test_other_parameters_are_other_results(tmp_path: Path) -> None:
     assert found == [([10], 0), ([15], 0), ([10], 1)]
 
 
-async def test_a_result_that_cannot_be_written_or_read(tmp_path: Path) -> None:
+async def test_what_is_written_to_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
     cache = Cache(ttl=DAY, path=str(tmp_path / "results.db"))
 
-    async def unwritable(x: int) -> Any:
-        return lambda: x
+    async def itself(x: Any) -> Any:
+        return x
 
-    with pytest.raises(UsageError, match=r"a result, a function, cannot be written to .*results.db"):
-        await doubled([1], unwritable, cache=cache)
+    plain: list[Any] = [{"a": [1, 2.5, None, True, "é"]}, 10**30, ""]
+    others: list[Any] = [(1, 2), {1: 2}, b"x", {3}, object()]
+    for value in plain:
+        for hits in (0, 1):
+            out, report = await doubled([value], itself, cache=cache)
+            assert (out, report.hits) == ([value], hits)
+    for value in others:
+        with pytest.raises(UsageError, match=rf"a result, a {type(value).__name__}, cannot be .*results.db"):
+            await doubled([value], itself, cache=cache)
 
     lost = Cache(ttl=DAY, path=str(tmp_path / "file" / "results.db"))
     (tmp_path / "file").write_text("no folder")

@@ -78,8 +78,8 @@ class Cache:
     """Keep results by what they were made from, so that equal records cost one call.
 
     A result is kept for `ttl` seconds, 0 = as long as there is room: for `size` results of `bytes` in all;
-    those that nobody asked for longest make place. With a `path`, a SQLite file, results also outlive the
-    run, each for its `ttl`. `key(record)` is what makes two records equal, where it is not all of them.
+    those that nobody asked for longest make place. With a `path`, a SQLite file, results of plain data also
+    outlive the run, each for its `ttl`. `key(record)`: what makes records equal, where it is not all of them.
     """
 
     ttl: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
+import json
 import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -62,7 +62,7 @@ class Results:
 
 
 class ResultFile:
-    """Results in a SQLite file, each for its time; a result that cannot be read any more is none."""
+    """Results in a SQLite file, as JSON, each for its time."""
 
     def __init__(self, spec: Cache, clock: Clock, namespace: str) -> None:
         self._spec = spec
@@ -91,23 +91,18 @@ class ResultFile:
         """The result, or `_NOTHING`."""
         assert self._store is not None, "the run has opened it"
         entry = await self._store.get(self._namespace, key)
-        if entry is None:
-            return _NOTHING
-        try:
-            return pickle.loads(entry.value)  # noqa: S301 - a private file that this operator wrote
-        except Exception:  # its class was changed or is gone
-            return _NOTHING
+        return _NOTHING if entry is None else json.loads(entry.value)
 
     async def put(self, key: str, value: Any) -> None:
-        """Write a result; raises `UsageError` for what cannot be pickled."""
+        """Write a result; raises `UsageError` for what would not come back as it is."""
         assert self._store is not None, "the run has opened it"
-        try:
-            data = pickle.dumps(value, protocol=5)
-        except Exception as error:
+        data = _plain(value)
+        if data is None:
             raise UsageError(
-                f"a result, a {type(value).__name__}, cannot be written to {self._spec.path!r}: {error}.",
-                hint="Leave path= away to keep results in memory.",
-            ) from error
+                f"a result, a {type(value).__name__}, cannot be written to {self._spec.path!r}: only "
+                "text, numbers, true, false, null, lists, and dictionaries with text as keys can.",
+                hint="Leave path= away to keep results in memory, or map them to plain data and back.",
+            )
         if len(data) <= self._spec.bytes:
             await self._store.put(self._namespace, key, data, ttl=self._spec.ttl)
             self._written += 1
@@ -173,6 +168,15 @@ def cached(
         return value
 
     return run
+
+
+def _plain(value: Any) -> bytes | None:
+    """The value as JSON, or None where that does not hold all of it."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return text.encode() if json.loads(text) == value else None
 
 
 def namespace_of(flow: str, op: Op) -> str:
