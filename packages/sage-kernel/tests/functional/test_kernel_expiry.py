@@ -112,7 +112,7 @@ def test_memory_holds_what_is_live_and_nothing_else(steps: list[tuple[list[int],
 
 def test_a_watermark_frees_memory_and_a_checkpoint_goes_on() -> None:
     fold = fold_of(10, VirtualClock())
-    fold.begin([])
+    fold.begin([], None)
     fold.run_timed(Columns([("a", 0.0), ("b", 5.0), ("a", 8.0)], [0.0, 5.0, 8.0]))
     assert fold.states == {"a": (2, 8.0), "b": (1, 5.0)}
     assert fold.dirty == {"a", "b"}
@@ -122,7 +122,7 @@ def test_a_watermark_frees_memory_and_a_checkpoint_goes_on() -> None:
     assert fold.states == {"a": (2, 8.0)}
     assert fold.dirty == {"b"}
     again = fold_of(10, VirtualClock())
-    again.begin(kept.items())
+    again.begin(kept.items(), None)
     again.control(Watermark(15.0))
     assert again.states == fold.states
     again.run_timed(Columns([("a", 17.9)], [17.9]))

@@ -16,7 +16,6 @@ from sage.common.testing import VirtualClock
 from sage.kernel import (
     Failure,
     Flow,
-    Inboxes,
     Job,
     LocalEnvironment,
     Reject,
@@ -161,17 +160,15 @@ async def test_parked_requests_outlive_their_job() -> None:
     clock = VirtualClock()
     job = await LocalEnvironment(clock=clock).submit(build())
     tasks, ids = await ask(job, 10, 11, 12)
-    inbox = job.inboxes.get("refunds")
-    states = dict(inbox.states)
+    snapshot = job.inboxes.snapshot()
     await job.stop(drain=False)
     await asyncio.gather(*tasks, return_exceptions=True)
     assert seen == []
-    assert inbox.states == {}
 
     clock.advance(HOUR - 1)
     async with await LocalEnvironment(clock=clock).submit(build()) as job:
         again = job.inboxes.get("refunds")
-        again.begin(states.items())
+        job.inboxes.restore(snapshot)
         assert {one.item: one.id for one in job.parked("refunds")} == ids
         await job.resolve("refunds", ids[11])
         await job.resolve("refunds", ids[12], Reject())
@@ -201,18 +198,18 @@ async def test_a_gate_in_a_loop_asks_on_each_round() -> None:
 
 
 async def test_a_gate_in_a_loop_of_a_run_waits_for_room() -> None:
-    flow, inboxes = Flow("agents"), Inboxes()
+    flow = Flow("agents")
     out: list[int] = []
     looped = flow.source([11, 12, 13]).iterate(
         lambda s: s.gate("refunds", timeout=HOUR, limit=1), until=lambda x: True, max_rounds=1
     )
     looped.sink(out.append)
-    task = asyncio.create_task(LocalEnvironment().run(flow, inboxes=inboxes))
+    run = await LocalEnvironment().start(flow)
     for item in (11, 12, 13):
-        [one] = await held(inboxes, 1)
+        [one] = await held(run.inboxes, 1)
         assert one.item == item
-        inboxes.resolve("refunds", one.id)
-    await task
+        await run.resolve("refunds", one.id)
+    await run.wait()
     assert out == [11, 12, 13]
 
 
@@ -231,14 +228,13 @@ async def test_what_passes_is_not_held_up_and_the_run_waits_for_the_rest() -> No
     flow, stream = gated([1, 10, 2, 11, 3], out, on_error="divert", name="desk")
     lost: list[Failure[int]] = []
     stream.diverted.sink(lost.append)
-    inboxes = Inboxes()
-    task = asyncio.create_task(LocalEnvironment(batch=2).run(flow, inboxes=inboxes))
-    parked = await held(inboxes, 2)
+    run = await LocalEnvironment(batch=2).start(flow)
+    parked = await held(run.inboxes, 2)
     assert out == [1, 2, 3]
-    assert not task.done()
-    inboxes.resolve("refunds", parked[0].id, 100)
-    inboxes.resolve("refunds", parked[1].id, Reject("no"))
-    report = (await task)["desk"]
+    assert run.state == "running"
+    await run.resolve("refunds", parked[0].id, 100)
+    await run.resolve("refunds", parked[1].id, Reject("no"))
+    report = (await run.wait())["desk"]
     assert out == [1, 2, 3, 100]
     assert lost == [Failure(11, "desk", "RejectedError: it was rejected in inbox 'refunds': no", 1)]
     assert (report.items_in, report.items_out, report.diverted, report.in_flight) == (5, 4, 1, 0)
@@ -246,12 +242,11 @@ async def test_what_passes_is_not_held_up_and_the_run_waits_for_the_rest() -> No
 
 async def test_a_rejected_record_stops_a_run_that_is_told_nothing_else() -> None:
     flow, _ = gated([1, 10], [])
-    inboxes = Inboxes()
-    task = asyncio.create_task(LocalEnvironment().run(flow, inboxes=inboxes))
-    [one] = await held(inboxes, 1)
-    inboxes.resolve("refunds", one.id, Reject("no"))
+    run = await LocalEnvironment().start(flow)
+    [one] = await held(run.inboxes, 1)
+    await run.resolve("refunds", one.id, Reject("no"))
     with pytest.raises(RejectedError, match=r"operator 'refunds' failed on item 1 \(10\): it was rejected"):
-        await task
+        await run.wait()
 
 
 async def test_a_full_inbox_holds_the_source_back(turns: Any) -> None:
@@ -264,28 +259,27 @@ async def test_a_full_inbox_holds_the_source_back(turns: Any) -> None:
 
     out: list[int] = []
     flow, _ = gated(numbers, out, limit=3)
-    inboxes = Inboxes()
-    task = asyncio.create_task(LocalEnvironment(batch=2, capacity=4).run(flow, inboxes=inboxes))
-    await held(inboxes, 3)
+    run = await LocalEnvironment(batch=2, capacity=4).start(flow)
+    await held(run.inboxes, 3)
     await turns()
     assert len(read) <= 3 + 2 + 4 + 2
-    while not task.done():
-        for one in inboxes.parked("refunds"):
-            inboxes.resolve("refunds", one.id)
+    while run.state == "running":
+        for one in run.parked("refunds"):
+            await run.resolve("refunds", one.id)
         await asyncio.sleep(0)
-    await task
+    await run.wait()
     assert sorted(out) == list(range(10, 1000))
 
 
 async def test_times_run_out_in_a_run_as_well() -> None:
     out: list[int] = []
     flow, _ = gated([10, 1], out, on_timeout="approve")
-    clock, inboxes = VirtualClock(), Inboxes()
-    task = asyncio.create_task(LocalEnvironment(clock=clock).run(flow, inboxes=inboxes))
-    await held(inboxes, 1)
+    clock = VirtualClock()
+    run = await LocalEnvironment(clock=clock).start(flow)
+    await held(run.inboxes, 1)
     clock.advance(HOUR)
-    inboxes.get("refunds").expire()
-    await task
+    run.inboxes.get("refunds").expire()
+    await run.wait()
     assert out == [1, 10]
 
 
@@ -299,18 +293,18 @@ async def test_a_when_that_fails_is_the_failure_of_its_record() -> None:
 
 
 async def test_a_parked_record_holds_the_windows_behind_the_gate_open(turns: Any) -> None:
-    flow, inboxes = Flow("timed"), Inboxes()
+    flow = Flow("timed")
     panes: list[tuple[float, int]] = []
     timed = flow.source([1, 10, 25, 47]).event_time(float)
     gate = timed.gate("refunds", when=lambda x: x == 10, timeout=HOUR)
     counts = gate.keyby(lambda x: 0).window(Window(20)).reduce(int, lambda n, x: n + 1)
     counts.sink(lambda pane: panes.append((pane.start, pane.value)))
-    task = asyncio.create_task(LocalEnvironment().run(flow, inboxes=inboxes))
-    [one] = await held(inboxes, 1)
+    run = await LocalEnvironment().start(flow)
+    [one] = await held(run.inboxes, 1)
     await turns()
     assert panes == []
-    inboxes.resolve("refunds", one.id)
-    await task
+    await run.resolve("refunds", one.id)
+    await run.wait()
     assert panes == [(0, 2), (20, 1), (40, 1)]
 
 
@@ -325,7 +319,7 @@ async def test_a_parked_record_holds_the_windows_behind_the_gate_open(turns: Any
 def test_every_record_leaves_a_gate_once(
     xs: list[int], limit: int, batch: int, random: Any, timed: bool
 ) -> None:
-    flow, inboxes = Flow("gated"), Inboxes()
+    flow = Flow("gated")
     out: list[int] = []
     lost: list[Failure[int]] = []
     numbers = flow.source(xs)
@@ -337,18 +331,18 @@ def test_every_record_leaves_a_gate_once(
     rejected: list[int] = []
 
     async def decide() -> None:
-        task = asyncio.create_task(LocalEnvironment(batch=batch, capacity=4).run(flow, inboxes=inboxes))
-        while not task.done():
+        run = await LocalEnvironment(batch=batch, capacity=4).start(flow)
+        while run.state == "running":
             await asyncio.sleep(0)
-            parked = inboxes.parked("refunds") if inboxes.names() else []
+            parked = run.parked("refunds")
             assert len(parked) <= limit
             for one in random.sample(parked, random.randint(0, len(parked))):
                 if random.random() < 0.3:
                     rejected.append(one.item)
-                    inboxes.resolve("refunds", one.id, Reject())
+                    await run.resolve("refunds", one.id, Reject())
                 else:
-                    inboxes.resolve("refunds", one.id)
-        await task
+                    await run.resolve("refunds", one.id)
+        await run.wait()
 
     asyncio.run(decide())
     assert Counter(out) + Counter(rejected) == Counter(xs)

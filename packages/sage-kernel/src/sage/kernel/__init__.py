@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.job import Job, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.run import Run
     from sage.kernel.runtime.walk import ReplyError, RoundsError
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ReplyStream",
     "Retry",
     "RoundsError",
+    "Run",
     "RunReport",
     "ServiceCall",
     "Sink",
@@ -77,6 +79,7 @@ _RUNTIME = {
     "ReplyError": "walk",
     "ReplyStream": "job",
     "RoundsError": "walk",
+    "Run": "run",
     "RunReport": "report",
 }
 

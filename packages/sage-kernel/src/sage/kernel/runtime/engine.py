@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from sage.common.clock import Clock, SystemClock
 from sage.kernel.compile import Compiled
@@ -26,12 +27,20 @@ class Engine:
     waits: bool = False
     batchers: list[Batcher] = field(default_factory=list)
     files: list[ResultFile] = field(default_factory=list)
+    services: dict[str, Any] = field(default_factory=dict)
 
 
 @asynccontextmanager
-async def running(plan: Compiled, engine: Engine) -> AsyncIterator[None]:
-    """Open files, set operators up; at the end cancel what is under way, and close all of it."""
+async def running(
+    plan: Compiled, engine: Engine, before: AbstractAsyncContextManager[None] | None = None
+) -> AsyncIterator[None]:
+    """Open files, set operators up; at the end cancel what is under way, and close all of it.
+
+    `before` is entered first and left last.
+    """
     async with AsyncExitStack() as stack:
+        if before is not None:
+            await stack.enter_async_context(before)
         for file in engine.files:
             await file.open()
             stack.push_async_callback(file.close)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -11,6 +11,7 @@ from sage.common.clock import Clock
 from sage.kernel.plan import Fold
 from sage.kernel.runtime.columns import Columns, Control, Watermark
 from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.state import GONE, Untracked
 
 __all__ = ["ExpiringFold"]
 
@@ -20,13 +21,12 @@ class ExpiringFold:
 
     Records with event times go by them: a key begins anew with a record that is `ttl` after the latest one,
     whenever that is processed, and a watermark frees the memory. Others go by the clock, read once per batch.
-    `states` is (state, last) by key, and `dirty` the keys that changed since the last checkpoint, None where
-    nobody takes any.
+    `Stateful`: (state, last) by key. Timers follow from the states, so that no checkpoint has them.
     """
 
     def __init__(self, fold: Fold, faults: Faults, clock: Clock) -> None:
         self.states: dict[Any, tuple[Any, float]] = {}
-        self.dirty: set[Any] | None = None
+        self.dirty: set[Any] = Untracked()
         self._fold = fold
         self._faults = faults
         self._clock = clock
@@ -50,11 +50,19 @@ class ExpiringFold:
             self._forget(message.time)
         return Columns([], [])
 
-    def begin(self, states: Iterable[tuple[Any, tuple[Any, float]]]) -> None:
-        """Go on with what a checkpoint kept, and note from now on which keys change."""
+    def begin(self, states: Iterable[tuple[Any, tuple[Any, float]]], plain: None, /) -> None:  # noqa: ARG002
+        """See `Stateful`."""
         self.states, self.dirty = dict(states), set()
         timers = ((last + self._fold.ttl, next(self._numbers), k) for k, (_, last) in self.states.items())
         self._timers = sorted(timers)
+
+    def changes(self) -> Iterator[tuple[Any, Any]]:
+        """See `Stateful`."""
+        changed, self.dirty = self.dirty, set()
+        return ((key, self.states.get(key, GONE)) for key in changed)
+
+    def plain(self) -> None:
+        """It has no other state."""
 
     def _folded(self, items: list[Any], times: list[float]) -> list[Any]:
         out: list[Any] = []
@@ -74,8 +82,7 @@ class ExpiringFold:
             state, last = held[0], max(held[1], time)
         state, result = fold.step(state, item)
         self.states[key] = (state, last)
-        if self.dirty is not None:
-            self.dirty.add(key)
+        self.dirty.add(key)
         if held is None:
             heapq.heappush(self._timers, (last + fold.ttl, next(self._numbers), key))
         return result
@@ -90,5 +97,4 @@ class ExpiringFold:
                 continue
             heapq.heappop(timers)
             del self.states[key]
-            if self.dirty is not None:
-                self.dirty.add(key)
+            self.dirty.add(key)

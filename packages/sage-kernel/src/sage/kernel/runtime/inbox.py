@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sage.common.clock import Clock
 from sage.common.errors import NotFoundError, SageError
 from sage.common.ids import new_id
 from sage.kernel.plan import Gate
+from sage.kernel.runtime.state import GONE, Untracked
 
 __all__ = ["APPROVED", "Decision", "Inbox", "Inboxes", "Parked", "Place", "Reject", "RejectedError"]
 
@@ -61,16 +63,15 @@ class Decision(NamedTuple):
 
 
 class Inbox:
-    """The parked records of one gate.
+    """The records of one gate. `decided` is called with every decision; the gate then lets the record `leave`.
 
-    `states` is what a checkpoint keeps, by the id of the record, and `dirty` the ids that came or went since
-    the last one; None = nobody takes any. `decided` is called with every decision.
+    `Stateful`: the records by their ids. One that is decided on and has not left yet is still part of it.
     """
 
-    def __init__(self, name: str, spec: Gate, clock: Clock, decided: Callable[[str, Decision], None]) -> None:
+    def __init__(self, spec: Gate, clock: Clock, decided: Callable[[str, Decision], None]) -> None:
         self.states: dict[str, Place] = {}
-        self.dirty: set[str] | None = None
-        self._name = name
+        self.dirty: set[str] = Untracked()
+        self._settled: set[str] = set()
         self._spec = spec
         self._clock = clock
         self._decided = decided
@@ -85,52 +86,45 @@ class Inbox:
         """Keep a record; returns its id."""
         ident = new_id("item")
         self.states[ident] = Place(item, self._clock.wall(), position, time)
-        self._note(ident)
+        self.dirty.add(ident)
         self._arm()
         return ident
 
     def parked(self) -> list[Parked]:
         """What waits, the longest first."""
         timeout = self._spec.timeout
-        return [Parked(ident, p.item, p.since, p.since + timeout) for ident, p in self.states.items()]
+        return [Parked(ident, p.item, p.since, p.since + timeout) for ident, p in self._undecided()]
 
     def resolve(self, ident: str, value: Any) -> None:
         """Decide on a record; raises `NotFoundError` for one that does not wait here."""
-        if ident not in self.states:
-            some = ", ".join(list(self.states)[:5]) or "nothing"
+        if ident not in self.states or ident in self._settled:
+            some = ", ".join(found for found, _ in islice(self._undecided(), 5)) or "nothing"
             raise NotFoundError(
-                f"inbox {self._name!r} has nothing with the id {ident!r}; it has {some}.",
+                f"inbox {self._spec.inbox!r} has nothing with the id {ident!r}; it has {some}.",
                 hint="It was decided on, ran out of time, or its request is gone.",
             )
         if isinstance(value, Reject):
             why = f": {value.reason}" if value.reason else ""
-            self._take(ident, value, RejectedError(f"it was rejected in inbox {self._name!r}{why}"))
+            self._settle(ident, value, RejectedError(f"it was rejected in inbox {self._spec.inbox!r}{why}"))
         else:
-            self._take(ident, value)
+            self._settle(ident, value)
 
     def leave(self, ident: str) -> None:
-        """Forget a record that nobody wants any more."""
-        if self.states.pop(ident, None) is not None:
-            self._note(ident)
-
-    def begin(self, states: Iterable[tuple[str, Place]]) -> None:
-        """Go on with what a checkpoint kept, and note from now on what comes and goes.
-
-        What ran out of time meanwhile does so at once.
-        """
-        self.states, self.dirty = dict(sorted(states, key=lambda one: one[1].since)), set()
-        self._arm()
+        """Forget a record: it goes on, or nobody wants it any more."""
+        del self.states[ident]
+        self._settled.discard(ident)
+        self.dirty.add(ident)
 
     def expire(self) -> None:
         """Decide on what has run out of time; a timer calls this when it is due."""
         self.close()
         over = self._clock.wall() - self._spec.timeout
-        for ident in [ident for ident, place in self.states.items() if place.since <= over]:
+        for ident in [ident for ident, place in self._undecided() if place.since <= over]:
             if self._spec.on_timeout == "approve":
-                self._take(ident, APPROVED)
+                self._settle(ident, APPROVED)
             else:
-                text = f"nobody decided on it in inbox {self._name!r} within {self._spec.timeout:g} s"
-                self._take(ident, None, RejectedError(text))
+                text = f"nobody decided on it in inbox {self._spec.inbox!r} within {self._spec.timeout:g} s"
+                self._settle(ident, None, RejectedError(text))
         self._arm()
 
     def close(self) -> None:
@@ -139,30 +133,42 @@ class Inbox:
             self._timer.cancel()
             self._timer = None
 
-    def _take(self, ident: str, value: Any, rejected: RejectedError | None = None) -> None:
-        place = self.states.pop(ident)
-        self._note(ident)
+    def begin(self, states: Iterable[tuple[str, Place]], plain: None, /) -> None:  # noqa: ARG002
+        """See `Stateful`. What ran out of time meanwhile does so at once."""
+        self.states, self.dirty = dict(sorted(states, key=lambda one: one[1].since)), set()
+        self._arm()
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """See `Stateful`."""
+        changed, self.dirty = self.dirty, set()
+        return ((ident, self.states.get(ident, GONE)) for ident in changed)
+
+    def plain(self) -> None:
+        """It has no other state."""
+
+    def _undecided(self) -> Iterator[tuple[str, Place]]:
+        return ((ident, place) for ident, place in self.states.items() if ident not in self._settled)
+
+    def _settle(self, ident: str, value: Any, rejected: RejectedError | None = None) -> None:
+        place = self.states[ident]
+        self._settled.add(ident)
         self._decided(ident, Decision(place, place.item if value is APPROVED else value, rejected))
 
-    def _note(self, ident: str) -> None:
-        if self.dirty is not None:
-            self.dirty.add(ident)
-
     def _arm(self) -> None:
-        if self._timer is None and self.states:
-            first = next(iter(self.states.values()))  # all have the same time, so the first is the next
-            wait = max(0.0, first.since + self._spec.timeout - self._clock.wall())
+        first = next(self._undecided(), None) if self._timer is None else None
+        if first is not None:  # all have the same time, so the first is the next
+            wait = max(0.0, first[1].since + self._spec.timeout - self._clock.wall())
             self._timer = asyncio.get_running_loop().call_later(wait, self.expire)
 
 
 class Inboxes:
-    """The inboxes of one run: `await env.run(flow, inboxes=inboxes)` fills it; a job has `Job.inboxes`."""
+    """The inboxes of a job or run, by name."""
 
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
 
     def add(self, name: str, inbox: Inbox) -> None:
-        """Take the inbox of a gate in; a later run replaces that of an earlier one."""
+        """Take the inbox of a gate in."""
         self._inboxes[name] = inbox
 
     def names(self) -> list[str]:
@@ -184,6 +190,18 @@ class Inboxes:
                 f"there is no inbox {name!r}; there are: {', '.join(self.names()) or 'none'}."
             )
         return self._inboxes[name]
+
+    def snapshot(self) -> dict[str, dict[str, Place]]:
+        """What is parked, by inbox and id, for a job that has to outlive its process: see `restore`."""
+        return {name: dict(inbox.states) for name, inbox in self._inboxes.items()}
+
+    def restore(self, snapshot: Mapping[str, Mapping[str, Place]]) -> None:
+        """Park what a `snapshot` holds, with its ids and times, before any request comes.
+
+        Whoever waited for a reply is gone: what is sent on walks to the sinks, and its reply goes nowhere.
+        """
+        for name, states in snapshot.items():
+            self.get(name).begin(states.items(), None)
 
     def close(self) -> None:
         """The run is over."""

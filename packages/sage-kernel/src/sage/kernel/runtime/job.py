@@ -8,7 +8,7 @@ requests together, in a batch of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from time import perf_counter
@@ -34,11 +34,11 @@ PARTS_AHEAD = 16
 class Job:
     """A flow that answers requests; made by `LocalEnvironment.submit`."""
 
-    def __init__(self, plan: Compiled, limit: int, engine: Engine, services: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Compiled, limit: int, engine: Engine) -> None:
         self._plan = plan
         self._limit = limit
         self._engine = engine
-        self._services = services
+        self._services = engine.services
         self._wired = wire(plan, engine)
         for gate, behind in self._wired.gates:
             gate.orphaned = partial(self._resume, behind)
@@ -56,20 +56,12 @@ class Job:
         plan: Compiled,
         limit: int,
         engine: Engine,
-        services: Mapping[str, Any],
         before: AbstractAsyncContextManager[None] | None = None,
     ) -> Job:
-        """Set everything up and begin to take requests; `services` is what its operators may call.
-
-        `before` is entered first and left when the job has stopped.
-        """
-        job = cls(plan, limit, engine, services)
-        async with AsyncExitStack() as stack:
-            with bound(services):
-                if before is not None:
-                    await stack.enter_async_context(before)
-                await stack.enter_async_context(running(plan, engine))
-            job._stack = stack.pop_all()
+        """Set everything up, behind `before`, and begin to take requests."""
+        job = cls(plan, limit, engine)
+        with bound(engine.services):
+            await job._stack.enter_async_context(running(plan, engine, before))
         return job
 
     async def request(self, item: Any) -> Any:

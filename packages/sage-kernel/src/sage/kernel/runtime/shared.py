@@ -36,7 +36,9 @@ async def serving(
         for name, factory in factories.items():
             if isinstance(factory, Flow):
                 plan = compile_plan(factory.plan, registry, factories)
-                services[name] = job = await Job.start(plan, LIMIT, Engine(factory.name, clock), services)
+                services[name] = job = await Job.start(
+                    plan, LIMIT, Engine(factory.name, clock, services=services)
+                )
                 stack.push_async_callback(job.stop)
                 continue
             service = await _told(name, factory)
