@@ -15,6 +15,7 @@ from sage.kernel.schema import flow_schema
 from sage.kernel.services import ServiceCall, call_service
 
 if TYPE_CHECKING:
+    from sage.kernel.runtime.environment import Environment, RemoteEnvironment
     from sage.kernel.runtime.inbox import Inboxes, Parked, Reject, RejectedError
     from sage.kernel.runtime.job import Job, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
@@ -26,6 +27,7 @@ __all__ = [
     "Batch",
     "Cache",
     "Connected",
+    "Environment",
     "Failure",
     "Flow",
     "Inboxes",
@@ -43,6 +45,7 @@ __all__ = [
     "Registry",
     "Reject",
     "RejectedError",
+    "RemoteEnvironment",
     "Replayable",
     "ReplyError",
     "ReplyStream",
@@ -68,6 +71,7 @@ __all__ = [
 ]
 
 _RUNTIME = {
+    "Environment": "environment",
     "Inboxes": "inbox",
     "Job": "job",
     "LocalEnvironment": "local",
@@ -76,6 +80,7 @@ _RUNTIME = {
     "Parked": "inbox",
     "Reject": "inbox",
     "RejectedError": "inbox",
+    "RemoteEnvironment": "environment",
     "ReplyError": "walk",
     "ReplyStream": "job",
     "RoundsError": "walk",
