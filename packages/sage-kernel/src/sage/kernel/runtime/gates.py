@@ -30,7 +30,7 @@ FULL_FOR = 1.0
 class GateCall:
     """A gate as a request, or a record in a loop, comes to it: a call that lasts until the decision.
 
-    `orphaned` gets the decisions on records whose request is gone, those that a checkpoint brought back.
+    `orphaned` gets the decisions on records whose request is gone, those that were restored.
     """
 
     def __init__(self, op: Op, engine: Engine) -> None:
@@ -71,9 +71,9 @@ class GateCall:
 
     def _decided(self, ident: str, decision: Decision) -> None:
         waiter = self._waiting.get(ident)
-        if waiter is not None:
+        if waiter is not None and not waiter.done():  # else its request was cancelled a moment ago
             waiter.set_result(decision)
-        elif self.orphaned is not None:
+        elif waiter is None and self.orphaned is not None:
             self.inbox.leave(ident)
             self.orphaned(decision)
 

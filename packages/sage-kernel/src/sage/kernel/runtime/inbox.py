@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sage.common.clock import Clock
-from sage.common.errors import NotFoundError, SageError
+from sage.common.errors import NotFoundError, SageError, UsageError
 from sage.common.ids import new_id
 from sage.kernel.plan import Gate
 from sage.kernel.runtime.state import GONE, Untracked
@@ -63,7 +63,7 @@ class Decision(NamedTuple):
 
 
 class Inbox:
-    """The records of one gate. `decided` is called with every decision; the gate then lets the record `leave`.
+    """The records of one gate. `decided` is called with every decision; the gate then lets it `leave`.
 
     `Stateful`: the records by their ids. One that is decided on and has not left yet is still part of it.
     """
@@ -162,13 +162,15 @@ class Inbox:
 
 
 class Inboxes:
-    """The inboxes of a job or run, by name."""
+    """The inboxes of a job or run by name, with those of the flows that serve it."""
 
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
 
     def add(self, name: str, inbox: Inbox) -> None:
-        """Take the inbox of a gate in."""
+        """Take the inbox of a gate in; raises `UsageError` where a service has one of that name."""
+        if name in self._inboxes:
+            raise UsageError(f"2 gates, one of them in a service, use the inbox {name!r}: rename one.")
         self._inboxes[name] = inbox
 
     def names(self) -> list[str]:

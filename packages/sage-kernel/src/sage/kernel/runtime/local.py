@@ -112,7 +112,7 @@ class LocalEnvironment:
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
         coordinator = Coordinator(plan, self._checkpoints) if self._checkpoints else None
         engine = Engine(flow.name, self._clock, waits=True)
-        before = serving(self._services, engine.services, self._registry, self._clock)
+        before = serving(self._services, self._registry, engine)
         execution = _Execution(
             plan, engine, self._batch, self._capacity, self._on_progress, coordinator, before
         )
@@ -146,7 +146,7 @@ class LocalEnvironment:
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
         engine = Engine(flow.name, self._clock)
-        before = serving(self._services, engine.services, self._registry, self._clock)
+        before = serving(self._services, self._registry, engine)
         return await Job.start(plan, limit, engine, before)
 
 

@@ -52,12 +52,14 @@ class Counters:
     """Those of the operators in the body of a loop."""
 
     def counts(self) -> tuple[int, ...]:
-        """What a checkpoint keeps: in, out, diverted, skipped, retries."""
-        return (self.items_in, self.items_out, self.diverted, self.skipped, self.retries)
+        """What a checkpoint keeps: in, out, diverted, skipped, retries, and hits and misses of a cache."""
+        kept = (self.items_in, self.items_out, self.diverted, self.skipped, self.retries)
+        return (*kept, self.hits, self.misses)
 
     def begin(self, counts: tuple[int, ...]) -> None:
         """Go on from the `counts` of a checkpoint."""
-        self.items_in, self.items_out, self.diverted, self.skipped, self.retries = counts
+        self.items_in, self.items_out, self.diverted, self.skipped, self.retries, *cached = counts
+        self.hits, self.misses = cached
 
     def report(self) -> OperatorReport:
         """The counts so far."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ResultFile", "Results", "cached", "weigh"]
 
 _NOTHING: Final[Any] = object()
+_LEAVES: Final = {int, float, bool, type(None), str, bytes}
 SWEEP = 1000
 """After so many results that were written, a file is rid of those that are too old."""
 
@@ -200,7 +201,9 @@ def weigh(value: Any) -> int:
         seen.add(id(one))
         # An array or tensor tells itself what it holds outside of the object.
         total += max(sys.getsizeof(one), int(getattr(one, "nbytes", 0)))
-        if isinstance(one, dict):
+        if isinstance(one, list | tuple) and set(map(type, one)) <= _LEAVES:
+            total += sum(map(sys.getsizeof, one))  # such as a vector: one by one that takes long
+        elif isinstance(one, dict):
             todo += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple | set | frozenset):
             todo += one

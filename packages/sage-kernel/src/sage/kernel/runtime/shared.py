@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
-from sage.common.clock import Clock
 from sage.kernel.compile import compile_plan
 from sage.kernel.flow import Flow
 from sage.kernel.registry import Registry
@@ -26,9 +25,9 @@ ServiceFactory: TypeAlias = "Callable[[], Any] | Flow"
 
 @asynccontextmanager
 async def serving(
-    factories: Mapping[str, ServiceFactory], services: dict[str, Any], registry: Registry, clock: Clock
+    factories: Mapping[str, ServiceFactory], registry: Registry, engine: Engine
 ) -> AsyncIterator[None]:
-    """Make the services, in the order they were registered, and put them into `services`.
+    """Make the services of a run, in the order they were registered.
 
     `setup` and `close` are called where they exist; they are closed in reverse, whatever happens.
     """
@@ -36,14 +35,13 @@ async def serving(
         for name, factory in factories.items():
             if isinstance(factory, Flow):
                 plan = compile_plan(factory.plan, registry, factories)
-                services[name] = job = await Job.start(
-                    plan, LIMIT, Engine(factory.name, clock, services=services)
-                )
+                inner = Engine(factory.name, engine.clock, engine.inboxes, services=engine.services)
+                engine.services[name] = job = await Job.start(plan, LIMIT, inner)
                 stack.push_async_callback(job.stop)
                 continue
             service = await _told(name, factory)
             await _told(name, getattr(service, "setup", None))
-            services[name] = service
+            engine.services[name] = service
             stack.push_async_callback(_told, name, getattr(service, "close", None))
         yield
 
