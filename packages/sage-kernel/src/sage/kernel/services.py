@@ -108,9 +108,8 @@ def _calls(fn: Any) -> Iterator[ServiceCall[..., Any]]:
         yield from _attributes(fn.__self__)
     elif isinstance(fn, FunctionType):
         cells = [cell.cell_contents for cell in fn.__closure__ or () if _filled(cell)]
-        used = [fn.__globals__[name] for name in _names(fn.__code__) if name in fn.__globals__]
-        found = [*cells, *used, *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
-        yield from (one for one in found if isinstance(one, ServiceCall))
+        found = [*cells, *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+        yield from (one for one in (*found, *_globals(fn)) if isinstance(one, ServiceCall))
     elif isinstance(call := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
         yield from _calls(call)
         yield from _attributes(fn)
@@ -121,10 +120,17 @@ def _attributes(owner: Any) -> Iterator[ServiceCall[..., Any]]:
     yield from (one for one in mine.values() if isinstance(one, ServiceCall))
 
 
-def _names(code: CodeType) -> set[str]:
-    """The globals that code refers to, and the functions in it."""
-    mine = {found.argval for found in get_instructions(code) if found.opname == "LOAD_GLOBAL"}
-    return mine.union(*(_names(const) for const in code.co_consts if isinstance(const, CodeType)))
+def _globals(fn: FunctionType) -> Iterator[Any]:
+    """The globals that a function refers to, with the functions in it."""
+    todo = [fn.__code__]
+    while todo:
+        code = todo.pop()
+        todo += [const for const in code.co_consts if isinstance(const, CodeType)]
+        named = [name for name in code.co_names if isinstance(fn.__globals__.get(name), ServiceCall)]
+        # The names of attributes are among them: telling which is which takes long, so only where it matters.
+        if named:
+            loaded = {found.argval for found in get_instructions(code) if found.opname == "LOAD_GLOBAL"}
+            yield from (fn.__globals__[name] for name in named if name in loaded)
 
 
 def _filled(cell: Any) -> bool:
