@@ -135,7 +135,7 @@ class Inbox:
 
     def begin(self, states: Iterable[tuple[str, Place]], plain: None, /) -> None:  # noqa: ARG002
         """See `Stateful`. What ran out of time meanwhile does so at once."""
-        self.states, self.dirty = dict(sorted(states, key=lambda one: one[1].since)), set()
+        self.states, self.dirty = dict(sorted(states, key=_age)), set()
         self._arm()
 
     def changes(self) -> Iterator[tuple[str, Any]]:
@@ -159,6 +159,10 @@ class Inbox:
         if first is not None:  # all have the same time, so the first is the next
             wait = max(0.0, first[1].since + self._spec.timeout - self._clock.wall())
             self._timer = asyncio.get_running_loop().call_later(wait, self.expire)
+
+
+def _age(state: tuple[str, Place]) -> tuple[float, int]:
+    return state[1].since, state[1].position
 
 
 class Inboxes:
