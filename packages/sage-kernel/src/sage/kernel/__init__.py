@@ -6,10 +6,10 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 from typing import TYPE_CHECKING
 
 from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
-from sage.kernel.options import Batch, Cache, Failure, Pane, Part, Retry, Use, Window, use
+from sage.kernel.options import Batch, Cache, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
-from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
+from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 from sage.kernel.services import ServiceCall, call_service
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.inbox import Inboxes, Parked, Reject, RejectedError
     from sage.kernel.runtime.job import Job, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
-    from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
     from sage.kernel.runtime.walk import ReplyError, RoundsError
 
 __all__ = [
     "Batch",
     "Cache",
+    "CheckpointError",
+    "Checkpoints",
     "Connected",
     "Environment",
     "Failure",
@@ -55,6 +57,7 @@ __all__ = [
     "RunReport",
     "ServiceCall",
     "Sink",
+    "SnapshotStore",
     "Source",
     "Stream",
     "Transactional",
@@ -71,6 +74,7 @@ __all__ = [
 ]
 
 _RUNTIME = {
+    "CheckpointError": "report",
     "Environment": "environment",
     "Inboxes": "inbox",
     "Job": "job",

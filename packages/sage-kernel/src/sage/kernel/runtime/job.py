@@ -22,7 +22,7 @@ from sage.kernel.runtime.engine import Engine, running
 from sage.kernel.runtime.inbox import APPROVED, Decision, Inboxes, Parked
 from sage.kernel.runtime.kernels import PARTS
 from sage.kernel.runtime.report import RunReport, reports
-from sage.kernel.runtime.resources import commit
+from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.walk import NOTHING, ReplyError, Station, Walk, visit, wire
 from sage.kernel.services import bound
 
@@ -60,8 +60,11 @@ class Job:
     ) -> Job:
         """Set everything up, behind `before`, and begin to take requests."""
         job = cls(plan, limit, engine)
-        with bound(engine.services):
-            await job._stack.enter_async_context(running(plan, engine, before))
+        async with AsyncExitStack() as stack:
+            with bound(engine.services):
+                await stack.enter_async_context(running(plan, engine, before))
+                await begin_anew(plan.ops)
+            job._stack = stack.pop_all()
         return job
 
     async def request(self, item: Any) -> Any:
@@ -143,7 +146,7 @@ class Job:
             self._state = "stopped"
             with bound(self._services):
                 async with self._stack:
-                    await commit(self._plan.ops)
+                    await commit(self._plan.ops, {})
 
     def _resume(self, behind: Station, decision: Decision) -> None:
         """A record was decided on whose request is gone: it walks on, and its reply goes nowhere."""

@@ -29,7 +29,7 @@ from sage.kernel.runtime.kernels import Faults, call_of
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
-from sage.kernel.runtime.resources import commit
+from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.run import Run
 from sage.kernel.runtime.shared import LIMIT, ServiceFactory, serving
 from sage.kernel.runtime.sinks import SinkEnd, write
@@ -182,6 +182,7 @@ class _Execution:
         outputs = [self._outputs_of(stage) for stage in plan.stages]
         wired = zip(plan.stages, self._inboxes, outputs, strict=True)
         self._members = [self._participant(*one) for one in wired]
+        self._readers: dict[int, Reader] = {}
         self._ends = {s.name: SinkEnd(s.head) for s in plan.stages if s.head and s.head.node.verb == "sink"}
         heads = [(s.head, member) for s, member in zip(plan.stages, self._members, strict=True) if s.head]
         # Before anything is opened or restored: that is when it has to be known what there is.
@@ -230,8 +231,9 @@ class _Execution:
             with bound(self._engine.services):
                 if self._coordinator is None:
                     async with self._running():
+                        await begin_anew(self._plan.ops)
                         await self._run_stages()
-                        await commit(self._plan.ops)
+                        await commit(self._plan.ops, self._positions())
                 else:
                     async with self._coordinator.opened():
                         await self._go_on(self._coordinator)
@@ -244,6 +246,9 @@ class _Execution:
             self._on_progress(self.reports())
         return self._report(time.perf_counter() - start)
 
+    def _positions(self) -> dict[int, Any]:
+        return {at: one.position for at, one in self._readers.items() if one.position is not None}
+
     def _running(self) -> AbstractAsyncContextManager[None]:
         return running(self._plan, self._engine, self._before)
 
@@ -253,17 +258,16 @@ class _Execution:
             return
         async with self._running():
             await coordinator.recover()
-            drained = False
             try:
                 await self._run_stages()
             except* _DrainedError:
-                drained = True
-            if not drained:
-                await coordinator.finish()
+                pass
 
     async def _run_stages(self) -> None:
         # All are there before the first of them runs: a checkpoint may begin at any time.
         runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
+        if self._coordinator:
+            await self._coordinator.acknowledge()
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:
@@ -277,6 +281,8 @@ class _Execution:
                         member.outputs.close()
                     else:
                         group.create_task(self._to_its_end(member, runner(group)))
+            if self._coordinator:
+                await self._coordinator.finish()
             for helper in helping:
                 helper.cancel()
 
@@ -327,7 +333,7 @@ class _Execution:
         if head is None:
             return lambda _: pump(member, self._batch, lead)
         if head.node.verb == "source":
-            reader = Reader(head, lead, self._stop, self._batch.size, member)
+            reader = self._readers[head.index] = Reader(head, lead, self._stop, self._batch.size, member)
             return lambda _: reader.run()
         if head.node.verb == "event_time":
             clock = EventClock(head.fn, self._faults[head.index])
