@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.kernel.options import Use
-from sage.kernel.plan import Fold, Plan
+from sage.kernel.plan import Iterate, Node, Plan, Spec
 
 __all__ = ["Factory", "Operator", "Registry", "Role", "default_registry", "nearest", "operator"]
 
@@ -32,6 +32,7 @@ BUILT_IN: dict[tuple[str, str], str] = {
     ("source", "http"): "sage.kernel.connectors:HttpLines",
     ("source", "http_pages"): "sage.kernel.connectors:HttpPages",
     ("source", "items"): "sage.kernel.connectors:items",
+    ("function", "service"): "sage.kernel.services:call_service",
     ("source", "jsonl"): "sage.kernel.connectors:Jsonl",
     ("source", "lines"): "sage.kernel.connectors:Lines",
     ("source", "parquet"): "sage.kernel.connectors:Parquet",
@@ -134,7 +135,7 @@ class Registry:
     def problems(self, plan: Plan) -> Iterator[str]:
         """What is wrong with the named operators of a plan; factories are loaded and not called."""
         for node in plan.nodes:
-            for use in uses(node.fn):
+            for use in uses(node):
                 try:
                     self.get(use.name, role_of(node.verb)).bind(use.params)
                 except (BadRequestError, NotFoundError) as error:
@@ -155,10 +156,14 @@ class Registry:
         return _entry_points() if self._entry_points else {}
 
 
-def uses(fn: Any) -> list[Use]:
-    """The named operators that a node refers to."""
-    parts = (fn.key, fn.init, fn.step) if isinstance(fn, Fold) else (fn,)
-    return [part for part in parts if isinstance(part, Use)]
+def uses(node: Node) -> list[Use]:
+    """The named operators that a node refers to, those in the body of a loop too."""
+    fn: Any = node.fn
+    parts = [getattr(fn, part.name) for part in fields(fn)] if isinstance(fn, Spec) else [fn]
+    if node.call.cache is not None:
+        parts.append(node.call.cache.key)
+    inner = fn.body.nodes if isinstance(fn, Iterate) else ()
+    return [part for part in parts if isinstance(part, Use)] + [use for node in inner for use in uses(node)]
 
 
 def role_of(verb: str) -> Role:
