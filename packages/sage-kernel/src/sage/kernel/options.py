@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sage.common.errors import UsageError
+from sage.kernel.ports import SnapshotStore
 
 __all__ = [
     "Batch",
+    "Cache",
     "Call",
+    "Checkpoints",
     "Failure",
     "OnError",
+    "OnRounds",
+    "OnTimeout",
     "Order",
     "Pane",
     "Part",
@@ -29,6 +35,8 @@ S = TypeVar("S")
 
 Order = Literal["input", "any"]
 OnError = Literal["fail", "skip", "divert"]
+OnRounds = Literal["fail", "emit", "divert"]
+OnTimeout = Literal["reject", "approve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,32 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """Keep results by what they were made from, so that equal records cost one call.
+
+    A result is kept for `ttl` seconds, 0 = as long as there is room: for `size` results of `bytes` in all;
+    those that nobody asked for longest make place. With a `path`, a SQLite file, results of plain data also
+    outlive the run, each for its `ttl`. `key(record)`: what makes records equal, where it is not all of them.
+    """
+
+    ttl: float = 0.0
+    size: int = 10_000
+    bytes: int = 64 << 20
+    path: str = ""
+    key: Any = None
+
+    def __post_init__(self) -> None:
+        if self.ttl < 0 or self.size < 1 or self.bytes < 1:
+            given = f"Cache(ttl={self.ttl:g}, size={self.size}, bytes={self.bytes})"
+            raise UsageError(f"{given} needs ttl >= 0, size >= 1 and bytes >= 1.")
+        if self.path and not self.ttl:
+            raise UsageError(
+                f"Cache(path={self.path!r}) has no ttl, so nothing would ever leave that file.",
+                hint="Say for how many seconds a result is good, such as ttl=30 * 86400.",
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """Windows over event time, in seconds: `Window(60)` tumbles, `Window(60, slide=10)` slides by 10, and
     `Window(gap=30)` is a session, which ends when its key has been silent for 30.
@@ -91,6 +125,23 @@ class Window:
                 f"{self} is no window: it has a size, and perhaps a slide of at most that, or it has a gap.",
                 hint="Window(60) tumbles, Window(60, slide=10) slides, Window(gap=30) is a session.",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Checkpoints of a run: in `folder`, or another store, `every` so many seconds (0 = when asked for).
+
+    The newest `keep` of them are kept. A run goes on from the newest one that is sound.
+    """
+
+    folder: Path | str | SnapshotStore
+    every: float = 10.0
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            given = f"Checkpoints(every={self.every:g}, keep={self.keep})"
+            raise UsageError(f"{given} needs every >= 0 seconds and keep >= 1.")
 
 
 class Pane(NamedTuple, Generic[K, S]):
@@ -147,3 +198,4 @@ class Call:
     timeout: float | None = None
     retry: Retry | None = None
     on_error: OnError = "fail"
+    cache: Cache | None = None

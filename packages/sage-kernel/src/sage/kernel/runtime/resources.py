@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from sage.kernel.compile import Op
+from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.report import operator_error
 
-__all__ = ["commit", "opened"]
+__all__ = ["begin_anew", "call", "commit", "opened"]
 
 
 @asynccontextmanager
@@ -26,17 +27,26 @@ async def opened(ops: Iterable[Op]) -> AsyncIterator[None]:
             if owner is None or isinstance(owner, type) or id(owner) in seen:
                 continue
             seen.add(id(owner))
-            await _call(op, "setup")
+            await call(op, "setup")
             if _closes(op):
-                stack.push_async_callback(_call, op, "close")
+                stack.push_async_callback(call, op, "close")
         yield
 
 
-async def commit(ops: Iterable[Op]) -> None:
-    """Tell every `Sink` that all of its records are written."""
+async def begin_anew(ops: Iterable[Op]) -> None:
+    """Tell every `Transactional` sink that there is no checkpoint to go on from."""
     for op in ops:
         if op.node.verb == "sink":
-            await _call(op, "commit")
+            await call(op, "recover", 0, None)
+
+
+async def commit(ops: Sequence[Op], positions: Mapping[int, Any]) -> None:
+    """Tell every `Sink` that all is written, then every source that nobody asks for it again."""
+    for op in ops:
+        if op.node.verb == "sink":
+            await call(op, "commit", FIRST_EPOCH)
+    for index, position in positions.items():
+        await call(ops[index], "committed", position)
 
 
 def _closes(op: Op) -> bool:
@@ -45,13 +55,13 @@ def _closes(op: Op) -> bool:
     return own and hasattr(op.owner, "close")
 
 
-async def _call(op: Op, method: str) -> None:
-    call: Callable[[], Any] | None = getattr(op.owner, method, None)
-    if call is None:
-        return
+async def call(op: Op, method: str, *args: Any) -> Any:
+    """What a method of the operator's object gives, sync or async; None where it has none of that name."""
+    found: Callable[..., Any] | None = getattr(op.owner, method, None)
+    if found is None:
+        return None
     try:
-        result = call()
-        if inspect.isawaitable(result):
-            await result
+        result = found(*args)
+        return await result if inspect.isawaitable(result) else result
     except Exception as error:
         raise operator_error(f"{method} of operator {op.node.name!r} failed", error) from error
