@@ -270,7 +270,7 @@ class ControlPlane:
                 self._upstreams.cancel(action.attempt)
             elif isinstance(action, Reject):
                 ticket = self._tickets[action.id]
-                ticket.error = refusal(action, ticket.fault)
+                ticket.error = refusal(action, ticket)
                 ticket.wake()
             else:
                 self._change_engines(action)

@@ -114,7 +114,7 @@ class Relay:
             self._commit()
         self._release()
         self._sink.end()
-        self.ended = True
+        self._over()
 
     def fail(self, error: SageError) -> None:
         """Finish a committed stream with the error event of its dialect, and no `[DONE]`.
@@ -125,7 +125,12 @@ class Relay:
             call = self._recipient.call
             self._sink.data(envelope_of(call.route, call.request_id).event(error, self._last))
             self._sink.end()
+        if not self.ended:
+            self._over()
+
+    def _over(self) -> None:
         self.ended = True
+        del self._recipient  # which knows us: what goes round waits for the garbage collector
 
     @property
     def full(self) -> bool:
