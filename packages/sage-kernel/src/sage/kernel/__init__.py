@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.run import Run
 
 __all__ = [
     "Batch",
@@ -38,6 +39,7 @@ __all__ = [
     "ReplyError",
     "ReplyStream",
     "Retry",
+    "Run",
     "RunReport",
     "Sink",
     "Source",
@@ -61,6 +63,7 @@ _RUNTIME = {
     "OperatorReport": "report",
     "ReplyError": "job",
     "ReplyStream": "job",
+    "Run": "run",
     "RunReport": "report",
 }
 

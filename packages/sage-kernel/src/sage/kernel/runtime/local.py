@@ -22,6 +22,7 @@ from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
+from sage.kernel.runtime.run import Run
 from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, tell_time, write
 from sage.kernel.runtime.timed import Clock
 
@@ -58,10 +59,23 @@ class LocalEnvironment:
 
         Once `stop` is set, sources are read no further and what was read drains; the report says so.
         """
+        run = await self.start(flow)
+        watching = asyncio.create_task(_stop_when(stop, run)) if stop else None
+        try:
+            return await run.wait()
+        except asyncio.CancelledError:
+            await run.stop(drain=False)
+            raise
+        finally:
+            if watching:
+                watching.cancel()
+
+    async def start(self, flow: Flow) -> Run:
+        """Start a finite flow and return a handle: to wait, stop, pause and look at its counts meanwhile."""
         plan = compile_plan(flow.plan, self._registry)
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
-        return await _Run(plan, self._batch, self._capacity, self._on_progress).go(stop)
+        return Run(flow.name, _Execution(plan, self._batch, self._capacity, self._on_progress))
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -88,7 +102,7 @@ class LocalEnvironment:
         return await Job.start(plan, limit)
 
 
-class _Run:
+class _Execution:
     """One run of a compiled finite flow."""
 
     def __init__(self, plan: Compiled, batch: int, capacity: int, on_progress: Progress | None) -> None:
@@ -102,12 +116,32 @@ class _Run:
         self._inboxes = [Channel(capacity) for _ in plan.stages]
         self._outputs = [self._outputs_of(stage) for stage in plan.stages]
 
-    async def go(self, stop: asyncio.Event | None) -> RunReport:
+    def ask_stop(self) -> None:
+        """See `Execution`."""
+        self._stop.ask()
+
+    def pause(self) -> None:
+        """See `Execution`."""
+        self._stop.pause()
+
+    def resume(self) -> None:
+        """See `Execution`."""
+        self._stop.resume()
+
+    async def checkpoint(self) -> int:
+        """See `Execution`."""
+        raise UsageError(f"flow {self._plan.name!r} runs without checkpoints.")
+
+    def reports(self) -> tuple[OperatorReport, ...]:
+        """See `Execution`."""
+        return reports(self._counters.values())
+
+    async def go(self) -> RunReport:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
             async with opened(self._plan.ops):
-                await self._run_stages(stop)
+                await self._run_stages()
                 await commit(self._plan.ops)
         except BaseExceptionGroup as group:
             error: BaseException = group
@@ -116,22 +150,18 @@ class _Run:
             raise error from error.__cause__
         seconds = time.perf_counter() - start
         if self._on_progress:
-            self._on_progress(reports(self._counters.values()))
-        return RunReport(self._plan.name, seconds, self._stop.asked, reports(self._counters.values()))
+            self._on_progress(self.reports())
+        return RunReport(self._plan.name, seconds, self._stop.asked, self.reports())
 
-    async def _run_stages(self, stop: asyncio.Event | None) -> None:
+    async def _run_stages(self) -> None:
         async with asyncio.TaskGroup() as helpers:
-            helping = []
-            if self._on_progress:
-                helping.append(helpers.create_task(self._show(self._on_progress)))
-            if stop:
-                helping.append(helpers.create_task(self._watch(stop)))
+            showing = helpers.create_task(self._show(self._on_progress)) if self._on_progress else None
             async with asyncio.TaskGroup() as group:
                 wired = zip(self._plan.stages, self._inboxes, self._outputs, strict=True)
                 for stage, inbox, outputs in wired:
                     self._start(group, stage, inbox, outputs)
-            for helper in helping:
-                helper.cancel()
+            if showing:
+                showing.cancel()
 
     def _outputs_of(self, stage: Stage) -> Outputs:
         def writers(readers: list[Edge]) -> list[Writer]:
@@ -169,8 +199,9 @@ class _Run:
     async def _show(self, on_progress: Progress) -> None:
         while True:
             await asyncio.sleep(PROGRESS_EVERY)
-            on_progress(reports(self._counters.values()))
+            on_progress(self.reports())
 
-    async def _watch(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._stop.ask()
+
+async def _stop_when(event: asyncio.Event, run: Run) -> None:
+    await event.wait()
+    await run.stop()

@@ -27,19 +27,38 @@ TURN_NS = 2_000_000
 
 
 class Stop:
-    """A request to end the sources and let what was read drain."""
+    """A request to end the sources, or to hold them for a while, and let what was read drain."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.paused = False
+        self._go = asyncio.Event()
         self._reading: set[asyncio.Task[Any]] = set()
         self._woken: set[asyncio.Task[Any]] = set()
 
     def ask(self) -> None:
         """Stop reading; a source that waits for its next record is woken."""
         self.asked = True
+        self.resume()
         self._woken = set(self._reading)
         for task in self._woken:
             task.cancel()
+
+    def pause(self) -> None:
+        """Hold the sources, unless they are to stop; one that waits for its next record keeps it back."""
+        if not self.asked:
+            self.paused = True
+            self._go.clear()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self.paused = False
+        self._go.set()
+
+    async def resumed(self) -> None:
+        """Return once nothing holds the sources."""
+        while self.paused:
+            await self._go.wait()
 
     async def next_of(self, source: AsyncIterator[Any]) -> Any:
         """The next record; raises StopAsyncIteration at the end or when asked to stop."""
@@ -133,6 +152,9 @@ async def _feed_sync(
     # are not held back, and no more is read ahead than the channels hold.
     size, turn = 1, perf_counter_ns()
     while not stop.asked:
+        if stop.paused:
+            await stop.resumed()
+            continue
         start = perf_counter_ns()
         try:
             items = list(islice(source, size))
@@ -168,6 +190,8 @@ async def _feed_async(
         except Exception as error:
             where = f"source {name!r} failed after {counters.items_out} items"
             raise operator_error(where, error) from error
+        if stop.paused:
+            await stop.resumed()
         counters.wait += perf_counter_ns() - start
         counters.items_out += 1
         await outputs.send(chain.run([item]))
