@@ -56,7 +56,8 @@ class Intake:
         if spec.name in names():
             raise ConflictError(f"There is a job named {spec.name!r} already.", hint="Give this one another name.")
         ident, now = new_id("job"), self._clock.wall()
-        self._placer.check(unit_of(ident, spec.name or "", spec.resources, now))
+        title = spec.name or spec.flow or str((spec.plan or {}).get("name"))
+        self._placer.check(unit_of(title, title, spec.resources, now))
         await asyncio.to_thread(self._folders.make, ident, spec)
         try:
             flow = await self._look(ident, spec)

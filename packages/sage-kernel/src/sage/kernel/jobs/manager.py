@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from sage.common.clock import Clock, SystemClock
 from sage.common.errors import NotFoundError, SageError
 from sage.common.jobs import STATES, JobInfo, JobSpec
+from sage.common.paths import SagePaths
 from sage.common.telemetry import JOB_CHECKPOINT_AGE, JOB_RESTARTS, JOBS, Metric
 from sage.kernel.jobs import states
 from sage.kernel.jobs.folders import Folders
@@ -50,22 +50,33 @@ class JobManager:
         self._intake = Intake(folders, placer, options, clock)
         self._lives = Lives(folders, options, clock, self)
         self._running = False
+        self._closed = False
         self.restarts = 0
 
     @classmethod
     async def open(
-        cls, state: Path, nodes: list[Node], options: JobOptions | None = None, clock: Clock | None = None
+        cls,
+        paths: SagePaths,
+        nodes: list[Node],
+        options: JobOptions | None = None,
+        clock: Clock | None = None,
     ) -> JobManager:
         """With the jobs of the state directory; none of them runs before `start`."""
-        store = await JobStore.open(Database(state / "jobs.db"))
+        store = await JobStore.open(Database(paths.job_database))
         try:
-            folders = Folders(state / "jobs")
+            folders = Folders(paths.jobs)
             manager = cls(store, folders, Placer(nodes), options or JobOptions(), clock or SystemClock())
             await manager._load()
         except BaseException:
             await store.close()
             raise
         return manager
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close(0.0)
 
     async def _load(self) -> None:
         now = self._clock.wall()
@@ -88,7 +99,9 @@ class JobManager:
 
         They are as they were when `open` finds them again.
         """
-        self._running = False
+        self._running, self._closed = False, True
+        for held in self._held.values():
+            held.tell()
         await self._lives.close(list(self._held.values()), seconds)
         await self._store.close()
 
@@ -103,19 +116,22 @@ class JobManager:
         return self._info(self._find(which))
 
     async def watch(self, which: str) -> AsyncIterator[JobInfo]:
-        """The job as it is and at each change, until it has ended. A slow reader misses some between."""
+        """The job as it is and at each change, until it has ended, or this manager is closed.
+
+        A slow reader misses some between.
+        """
         held = self._find(which)
         while True:
             changed = held.changed
             yield self._info(held)
-            if held.over:
+            if held.over or self._closed:
                 return
             await changed.wait()
 
     def log(self, which: str, *, lines: int = 100, follow: bool = False) -> AsyncIterator[bytes]:
         """The last lines of what its process printed; `follow`: and what comes, until it has ended."""
         held = self._find(which)
-        more = (lambda: not held.over) if follow else None
+        more = (lambda: not held.over and not self._closed) if follow else None
         return read_log(self._folders.log(held.job.id), lines, more)
 
     def samples(self) -> Iterator[tuple[Metric, float, dict[str, str]]]:

@@ -24,13 +24,16 @@ from sage.kernel.jobs.messages import (
     Finished,
     Order,
     Pause,
+    Paused,
     Running,
+    Saved,
     Word,
 )
 from sage.kernel.jobs.sources import check, load
 from sage.kernel.registry import default_registry
 from sage.kernel.runtime.local import LocalEnvironment
 from sage.kernel.runtime.report import OperatorReport
+from sage.kernel.runtime.run import Run
 
 __all__ = ["main"]
 
@@ -43,9 +46,9 @@ class _Work:
     def __init__(self, order: Begin, line: Line) -> None:
         self._order = order
         self._line = line
-        self._stop = asyncio.Event()
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._moved = time.monotonic()
-        self._reports: tuple[OperatorReport, ...] = ()
+        self._run: Run | None = None
 
     async def run(self) -> Word:
         """Until its end; the last word."""
@@ -54,21 +57,32 @@ class _Work:
         loop = asyncio.get_running_loop()
         pulse = asyncio.create_task(self._pulse())
         self._line.beat = self._beat
-        self._line.listen(lambda order: loop.call_soon_threadsafe(self._obey, order))
-        environment = LocalEnvironment(on_progress=self._keep)
+        self._run = run = await LocalEnvironment().start(flow)
         self._line.say(Running(None))
+        self._line.listen(lambda order: loop.call_soon_threadsafe(self._orders.put_nowait, order))
+        obeying = asyncio.create_task(self._obey(run))
+        waiting = asyncio.create_task(run.wait())
         try:
-            report = await environment.run(flow, stop=self._stop)
+            await asyncio.wait({obeying, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if obeying.done():
+                return obeying.result()
+            return Finished(plain(waiting.result().operators))
         finally:
-            pulse.cancel()
-        return Finished(plain(report.operators))
+            for task in (pulse, obeying, waiting):
+                task.cancel()
 
-    def _keep(self, reports: tuple[OperatorReport, ...]) -> None:
-        self._reports = reports
-
-    def _obey(self, order: Order) -> None:
-        if isinstance(order, Drain | Pause):
-            self._stop.set()
+    async def _obey(self, run: Run) -> Word:
+        """Follow orders until one of them has ended the run."""
+        while True:
+            order = await self._orders.get()
+            if isinstance(order, Pause):
+                number = await run.checkpoint()
+                await run.stop(drain=False)
+                self._line.say(Saved(number, time.time()))
+                return Paused()
+            if isinstance(order, Drain):
+                await run.stop()
+                return Finished(plain((await run.wait()).operators))
 
     async def _pulse(self) -> None:
         while True:
@@ -77,7 +91,8 @@ class _Work:
 
     def _beat(self) -> Beat:
         stuck = time.monotonic() - self._moved
-        return Beat(round(stuck, 3) if stuck > 2 * _PULSE_S else 0.0, plain(self._reports))
+        reports = self._run.reports() if self._run else ()
+        return Beat(round(stuck, 3) if stuck > 2 * _PULSE_S else 0.0, plain(reports))
 
 
 def plain(reports: Iterable[OperatorReport]) -> tuple[dict[str, Any], ...]:
@@ -114,6 +129,7 @@ def main(argv: list[str]) -> int:
         word = failed(error)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    line.say(line.beat())  # the last counts
     line.say(word)
     line.close()
     return 1 if isinstance(word, Failed) else 0

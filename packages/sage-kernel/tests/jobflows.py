@@ -1,0 +1,134 @@
+"""Flows that tests run as jobs: their processes import this module by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sage.kernel import Flow
+
+
+class Numbers:
+    """0, 1, 2, … up to `count`, without an end if that is 0; can be read again from any place."""
+
+    def __init__(self, count: int = 0, pause: float = 0.001) -> None:
+        self._count = count
+        self._pause = pause
+
+    async def read(self, position: Any | None) -> AsyncIterator[tuple[int, int]]:
+        """The numbers behind `position`."""
+        number = 0 if position is None else position + 1
+        while not self._count or number < self._count:
+            yield number, number
+            number += 1
+            await asyncio.sleep(self._pause)
+
+
+class Appended:
+    """Writes each record as a line, at once."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def write(self, epoch: int, items: Any) -> None:
+        """Append a batch."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.writelines(f"{item}\n" for item in items)
+
+    async def commit(self, epoch: int) -> None:
+        """It is there already."""
+
+
+def nothing(item: Any) -> None:
+    """A sink."""
+
+
+def numbers(out: str = "", count: int = 0, pause: float = 0.001) -> Flow:
+    """Numbers into a file, or nowhere."""
+    flow = Flow("numbers")
+    flow.source(Numbers(count, pause), name="numbers").sink(Appended(out) if out else nothing, name="out")
+    return flow
+
+
+def wide(operators: int = 13, count: int = 20) -> Flow:
+    """Many operators one after the other, with a queue between each two."""
+    flow = Flow("wide")
+    stream: Any = flow.source(Numbers(count), name="numbers")
+    for number in range(operators - 2):
+        stream = stream.map(again, name=f"step-{number}")
+    stream.sink(nothing, name="out")
+    return flow
+
+
+async def again(item: int) -> int:
+    """The same."""
+    await asyncio.sleep(0)
+    return item
+
+
+def poison(how: str = "raise") -> Flow:
+    """The fourth record is the end of whoever sees it."""
+
+    def touch(item: int) -> int:
+        if item == 3:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("a poisonous record")
+        return item
+
+    flow = Flow("poison")
+    flow.source(Numbers(10), name="numbers").map(touch, name="touch").sink(nothing, name="out")
+    return flow
+
+
+def chatty(lines: int = 3) -> Flow:
+    """Prints its records, and then goes on in silence."""
+
+    def say(item: int) -> None:
+        if item < lines:
+            print(f"record {item}")
+
+    flow = Flow("chatty")
+    flow.source(Numbers(), name="numbers").sink(say, name="say")
+    return flow
+
+
+def deaf(seconds: float = 3600.0) -> Flow:
+    """Blocks the event loop, as code of others may."""
+
+    def block(item: int) -> int:
+        if item == 3:
+            time.sleep(seconds)
+        return item
+
+    flow = Flow("deaf")
+    flow.source(Numbers(), name="numbers").map(block, name="block").sink(nothing, name="out")
+    return flow
+
+
+def leaving(pids: str) -> Flow:
+    """Starts a process that left the session, and goes on."""
+    import subprocess
+
+    def setup() -> Iterator[int]:
+        child = subprocess.Popen(["sleep", "1000"], start_new_session=True)  # noqa: S607
+        Path(pids).write_text(str(child.pid))
+        yield child.pid
+
+    flow = Flow("leaving")
+    flow.source(setup, name="start").merge(flow.source(Numbers(), name="numbers")).sink(nothing, name="out")
+    return flow
+
+
+def no_flow() -> int:
+    """Not what was asked for."""
+    return 3
+
+
+READY = numbers(count=3)
+FUNCTIONS: list[Callable[..., Any]] = [numbers, wide, poison]
