@@ -94,15 +94,15 @@ class Rest:
     def chunks(self, path: str) -> Iterator[bytes]:
         """GET, piece by piece."""
         with self._answer("GET", path, None) as response:
-            while piece := response.read(_PIECE):
+            while piece := response.read1(_PIECE):
                 yield piece
 
-    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """POST and yield each server-sent event's JSON, up to `[DONE]`.
+    def events(self, path: str, body: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """POST, or GET without a body, and yield each server-sent event's JSON, up to `[DONE]`.
 
         Raises EngineError for an error event and for a stream that ends without `[DONE]`.
         """
-        with self._answer("POST", path, body) as response:
+        with self._answer("GET" if body is None else "POST", path, body) as response:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue
