@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from sage.common.errors import ConflictError, NotFoundError
@@ -17,6 +16,7 @@ from sage.common.jobs import JobInfo, JobSpec
 from sage.common.paths import SagePaths
 from sage.kernel.jobs import JobManager, JobOptions
 from sage.kernel.scheduler import Node
+from sage.platform.daemon import alive
 
 TESTS = Path(__file__).resolve().parents[1]
 NODE = Node("here", cpus=10, memory=64 << 30)
@@ -53,7 +53,7 @@ async def flowing(jobs: JobManager, which: str) -> JobInfo:
 
 async def gone(pid: int) -> None:
     """Until a process of somebody else's has ended, of which no event tells."""
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while alive(pid):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
@@ -79,7 +79,10 @@ async def test_a_plan_runs_to_its_end_and_its_counts_are_kept(jobs: JobManager, 
     submitted = await jobs.submit(asked)
     assert (submitted.name, submitted.flow, submitted.source) == ("copy-it", "copy it", "")
     done = await state(jobs, "copy-it", "finished")
-    assert [(one.name, one.items_in, one.items_out) for one in done.operators] == [("in", 0, 3), ("out", 3, 0)]
+    assert [(one.name, one.items_in, one.items_out) for one in done.operators] == [
+        ("in", 0, 3),
+        ("out", 3, 0),
+    ]
     assert (work / "out.jsonl").read_text() == "1\n2\n3\n"
     assert (done.pid, done.node) == (None, "here")
     assert done.placement.startswith("pack: ")
@@ -122,7 +125,9 @@ async def test_what_was_read_is_finished_before_a_job_stops(jobs: JobManager, tm
         await jobs.stop(job.id)
 
 
-async def test_a_job_can_be_stopped_at_once_with_all_that_it_started(jobs: JobManager, tmp_path: Path) -> None:
+async def test_a_job_can_be_stopped_at_once_with_all_that_it_started(
+    jobs: JobManager, tmp_path: Path
+) -> None:
     pids = tmp_path / "pids"
     job = await jobs.submit(spec("leaving", settings={"pids": str(pids)}))
     running = await flowing(jobs, job.id)
@@ -239,3 +244,43 @@ async def test_the_log_can_be_followed_until_the_job_ends(jobs: JobManager) -> N
             await jobs.stop(job.id)
     assert b"".join(pieces).splitlines()[:3] == [b"record 0", b"record 1", b"record 2"]
     assert [piece async for piece in jobs.log(job.id, lines=1)] == [b"record 2\n"]
+
+
+async def test_jobs_outlive_their_manager_as_they_were(tmp_path: Path) -> None:
+    paths = SagePaths(tmp_path, tmp_path, tmp_path)
+    first = await JobManager.open(paths, [NODE], options())
+    first.start()
+    runs = await first.submit(spec("numbers", name="runs"))
+    rests = await first.submit(spec("numbers", name="rests", resources={"cpu": 10}))
+    assert rests.state == "queued"
+    await first.pause("rests")
+    ended = await first.submit(spec("READY", name="ended"))
+    await state(first, ended.id, "finished")
+    pid = (await flowing(first, runs.id)).pid
+    watching = asyncio.create_task(until(first, "rests", lambda job: job.state == "finished"))
+    await first.close(0.0)
+    with pytest.raises(AssertionError):
+        await watching
+    assert pid is not None
+    await gone(pid)
+    (tmp_path / "jobs" / "job-stray").mkdir()
+    second = await JobManager.open(paths, [NODE], options())
+    assert not (tmp_path / "jobs" / "job-stray").exists()
+    assert [(job.name, job.state) for job in second.jobs()] == [
+        ("runs", "queued"),
+        ("rests", "paused"),
+        ("ended", "finished"),
+    ]
+    assert second.get("runs").placement == "the stack is starting"
+    assert len(second.get("ended").operators) == 2
+    second.start()
+    assert (await flowing(second, "runs")).restarts == 0
+    assert (await second.resume("rests")).state == "queued"
+    await second.stop("runs", now=True)
+    await flowing(second, "rests")
+    await second.close(0.0)
+    smaller = await JobManager.open(paths, [Node("here", cpus=2, memory=64 << 30)], options())
+    smaller.start()
+    failed = await state(smaller, "rests", "failed")
+    assert "fits no node" in failed.detail
+    await smaller.close(0.0)

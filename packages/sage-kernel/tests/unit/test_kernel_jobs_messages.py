@@ -76,7 +76,17 @@ def test_a_word_comes_through(word: Word) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"\n", b"[]", b"{}", b'{"is": "Order"}', b'{"is": "Pause", "x": 1}', b'{"is": "Begin"}', b"\xff\n", b"1"],
+    [
+        b"",
+        b"\n",
+        b"[]",
+        b"{}",
+        b'{"is": "Order"}',
+        b'{"is": "Pause", "x": 1}',
+        b'{"is": "Begin"}',
+        b"\xff\n",
+        b"1",
+    ],
 )
 def test_anything_else_is_refused(line: bytes) -> None:
     with pytest.raises(BadRequestError, match="valid is one of"):

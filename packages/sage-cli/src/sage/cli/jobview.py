@@ -57,7 +57,9 @@ def describe(job: JobInfo) -> str:
         "placement": job.placement,
         "asks for": _amounts(asked.cpu, asked.gpu, asked.memory, asked.labels),
         "restarts": f"{job.restarts} ({job.restart})",
-        "checkpoint": f"{newest.number} at {_time(newest.at)}" if newest else f"none yet, every {job.every:g} s",
+        "checkpoint": f"{newest.number} at {_time(newest.at)}"
+        if newest
+        else f"none yet, every {job.every:g} s",
         "created": _time(job.created_at),
         "started": _time(job.started_at),
         "ended": _time(job.ended_at),

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from sage.cli.commands import batches, config, doctor, explain, flows, jobs, keys, models, policy, stack, usage
+from sage.cli.commands import (
+    batches,
+    config,
+    doctor,
+    explain,
+    flows,
+    jobs,
+    keys,
+    models,
+    policy,
+    stack,
+    usage,
+)
 from sage.cli.output import Talk, report
 from sage.cli.plugins import PluginGroup
 from sage.common.errors import SageError

@@ -51,7 +51,9 @@ class JobResources(_Wire):
     cpu: float = Field(0.1, ge=0, le=4096, description="cores, in steps of 0.001")
     gpu: float = Field(0.0, ge=0, le=64, description="devices, or a share of one")
     memory: str = Field("128MiB", max_length=32, description="of the node: 2GiB, 500MB")
-    labels: dict[str, str] = Field(default_factory=dict, max_length=16, description="of the node, all of them")
+    labels: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="of the node, all of them"
+    )
 
 
 class JobSpec(_Wire):

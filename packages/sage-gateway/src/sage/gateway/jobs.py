@@ -107,12 +107,12 @@ def job_handlers(jobs: JobManager) -> Handlers:
     }
 
 
-async def events(jobs: AsyncIterator[JobInfo]) -> AsyncIterator[bytes]:
-    """Server-sent events: the job at each change, `[DONE]` at its end, and a comment where nothing changes."""
+async def events(jobs: AsyncIterator[JobInfo], quiet: float = QUIET_S) -> AsyncIterator[bytes]:
+    """Server-sent events: the job at each change, a comment while nothing changes, `[DONE]` at its end."""
     coming = asyncio.ensure_future(anext(jobs))
     try:
         while True:
-            await asyncio.wait({coming}, timeout=QUIET_S)
+            await asyncio.wait({coming}, timeout=quiet)
             if not coming.done():
                 yield b": it is as it was\n\n"
                 continue

@@ -36,7 +36,9 @@ def submit(
     name: Annotated[str | None, typer.Option(help="By default that of the flow.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="STEP.PARAMETER of a file, or an argument of a flow."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="STEP.PARAMETER of a file, or an argument of a flow."
+        ),
     ] = None,
     restart: Annotated[
         str, typer.Option(help="After a crash: none, fixed:3:10, exponential:5, rate:3:60.")

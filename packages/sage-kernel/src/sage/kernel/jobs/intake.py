@@ -9,7 +9,14 @@ from pathlib import PurePath
 from typing import Final
 
 from sage.common.clock import Clock
-from sage.common.errors import BadRequestError, ConflictError, OverloadedError, RequestTooLargeError, SageError
+from sage.common.errors import (
+    BadRequestError,
+    ConflictError,
+    NotFoundError,
+    OverloadedError,
+    RequestTooLargeError,
+    SageError,
+)
 from sage.common.ids import new_id
 from sage.common.jobs import JobSpec
 from sage.kernel.jobs.folders import Folders
@@ -54,7 +61,9 @@ class Intake:
         _check_words(spec, self._options.max_plan_bytes)
         restart = Restart.parse(spec.restart)
         if spec.name in names():
-            raise ConflictError(f"There is a job named {spec.name!r} already.", hint="Give this one another name.")
+            raise ConflictError(
+                f"There is a job named {spec.name!r} already.", hint="Give this one another name."
+            )
         ident, now = new_id("job"), self._clock.wall()
         title = spec.name or spec.flow or str((spec.plan or {}).get("name"))
         self._placer.check(unit_of(title, title, spec.resources, now))
@@ -64,7 +73,9 @@ class Intake:
             taken = names()
             name = spec.name or _free(_usual(flow), taken)
             if name in taken:  # another one was faster
-                raise ConflictError(f"There is a job named {name!r} already.", hint="Give this one another name.")
+                raise ConflictError(
+                    f"There is a job named {name!r} already.", hint="Give this one another name."
+                )
         except BaseException:
             await asyncio.to_thread(self._folders.remove, ident)
             raise
@@ -85,13 +96,15 @@ class Intake:
             process = await JobProcess.spawn(ident, self._folders.log(ident), self._options.environment())
             word = await ask(process, Check(source_of(spec, self._options)), _PATIENCE_S)
         if isinstance(word, Failed):
-            raise _Refused(word.code or BadRequestError.code, word.message, hint=word.hint)
+            if word.code == NotFoundError.code:
+                raise NotFoundError(word.message, hint=word.hint)
+            raise _RefusedError(word.code or BadRequestError.code, word.message, hint=word.hint)
         if not isinstance(word, Checked):
             raise SageError(f"The flow could not be looked at: its process said {word}.")
         return word.flow
 
 
-class _Refused(BadRequestError):
+class _RefusedError(BadRequestError):
     """What the process that looked at a flow found, by the code of its own error."""
 
     def __init__(self, code: str, message: str, *, hint: str) -> None:

@@ -1,5 +1,5 @@
-"""The process's end of the line to the manager: two threads, so that code which blocks the event loop does not
-silence it.
+"""The process's end of the line to the manager: two threads, so that code which blocks the event loop does
+not silence it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BEAT_S: Final = 1.0
 
 
 class Line:
-    """Speaks and listens. `beat` is asked for the next sign of life every `BEAT_S` seconds; it must not block."""
+    """Speaks and listens. `beat` gives the sign of life of every `BEAT_S` seconds; it must not block."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

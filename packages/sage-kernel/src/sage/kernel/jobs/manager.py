@@ -41,7 +41,9 @@ class JobManager:
     named by its id or its name; every method that takes one raises NotFoundError with the names there are.
     """
 
-    def __init__(self, store: JobStore, folders: Folders, placer: Placer, options: JobOptions, clock: Clock) -> None:
+    def __init__(
+        self, store: JobStore, folders: Folders, placer: Placer, options: JobOptions, clock: Clock
+    ) -> None:
         self._store = store
         self._folders = folders
         self._placer = placer

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from sage.common.errors import UsageError
 from sage.common.jobs import JobResources
-from sage.kernel.scheduler import Change, Node, Placement, Policy, Queue, Resources, Unit, load_policy, require
+from sage.kernel.scheduler import (
+    Change,
+    Node,
+    Placement,
+    Policy,
+    Queue,
+    Resources,
+    Unit,
+    load_policy,
+    require,
+)
 from sage.kernel.scheduler.snapshot import Snapshot
 
 __all__ = ["Placed", "Placer", "unit_of"]
@@ -64,5 +74,7 @@ class Placer:
 def _placed(changes: Iterable[Change]) -> list[Placed]:
     """No node is ever lost here, so that nothing is withdrawn."""
     return [
-        Placed(one.unit.id, one.node, one.devices, one.reason) for one in changes if isinstance(one, Placement)
+        Placed(one.unit.id, one.node, one.devices, one.reason)
+        for one in changes
+        if isinstance(one, Placement)
     ]

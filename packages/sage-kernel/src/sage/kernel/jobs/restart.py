@@ -14,7 +14,9 @@ Kind = Literal["none", "fixed", "exponential", "rate"]
 REMEMBERED: Final = 100
 """Crashes of which the times are kept: more restarts than that no strategy allows."""
 
-_FORMS: Final = "none, fixed:TIMES[:DELAY], exponential:TIMES[:FIRST[:LONGEST]] or rate:TIMES[:WINDOW[:DELAY]]"
+_FORMS: Final = (
+    "none, fixed:TIMES[:DELAY], exponential:TIMES[:FIRST[:LONGEST]] or rate:TIMES[:WINDOW[:DELAY]]"
+)
 _STABLE = 300.0  # seconds without a crash after which `exponential` begins anew
 
 
@@ -54,8 +56,8 @@ class Restart:
             whole = False
         if not whole or not found._valid():
             raise BadRequestError(
-                f"restart is {text!r}; valid is {_FORMS}, with times from 1 to {REMEMBERED} and seconds from 0 "
-                "to 86400.",
+                f"restart is {text!r}; valid is {_FORMS}, with times from 1 to {REMEMBERED} and seconds from "
+                "0 to 86400.",
                 param="restart",
             )
         return found
@@ -80,7 +82,9 @@ class Restart:
 
     def _valid(self) -> bool:
         seconds = all(0 <= value <= 86_400 for value in (self.delay, self.longest, self.window))
-        return seconds and self.kind in get_args(Kind) and (self.kind == "none" or 1 <= self.times <= REMEMBERED)
+        return (
+            seconds and self.kind in get_args(Kind) and (self.kind == "none" or 1 <= self.times <= REMEMBERED)
+        )
 
 
 def _since_calm(crashes: Sequence[float]) -> int:

@@ -78,14 +78,18 @@ def _called(name: str, found: Any, settings: Mapping[str, Any]) -> Flow:
     made = found
     if not isinstance(found, Flow):
         if not callable(found):
-            raise BadRequestError(f"{name!r} is a {type(found).__name__}; a Flow or a function that makes one does.")
+            raise BadRequestError(
+                f"{name!r} is a {type(found).__name__}; a Flow or a function that makes one does."
+            )
         try:
             inspect.signature(found).bind(**settings)
         except TypeError as error:
             raise BadRequestError(f"{name!r} cannot be called with these settings: {error}.") from error
         made = found(**settings)
     elif settings:
-        raise BadRequestError(f"{name!r} is a Flow, which takes no settings; a function that returns one does.")
+        raise BadRequestError(
+            f"{name!r} is a Flow, which takes no settings; a function that returns one does."
+        )
     if not isinstance(made, Flow):
         raise BadRequestError(f"{name!r} returns a {type(made).__name__}, not a Flow.")
     return made

@@ -48,8 +48,8 @@ NEXT: Final[dict[JobState, frozenset[JobState]]] = {
 class Job:
     """One job as it is stored. Times in Unix seconds.
 
-    `source`: the code that makes the flow, empty where it came as a plan. `crashes`: when its process was lost
-    since it was submitted or resumed. `placement`: why it is on `node`, or what it waits for.
+    `source`: the code that makes the flow, empty where it came as a plan. `crashes`: when its process was
+    lost since it was submitted or resumed. `placement`: why it is on `node`.
     """
 
     id: str
@@ -109,8 +109,8 @@ def fail(job: Job, now: float, why: str) -> Job:
 def crash(job: Job, now: float, why: str) -> tuple[Job, float | None]:
     """Its process was lost, or an operator failed: what it is now, and after how many seconds it comes back.
 
-    One that never ran is wrong as it is and fails at once. One that was to pause is paused: where it stands is
-    its last checkpoint. One that was to drain fails, as nobody knows any more how far it had read.
+    One that never ran is wrong as it is and fails at once. One that was to pause is paused: where it stands
+    is its last checkpoint. One that was to drain fails, as nobody knows any more how far it had read.
     """
     if job.state == "pausing":
         return _step(job, "paused", detail=f"it stands at its last checkpoint: {why}"), None
@@ -141,7 +141,9 @@ def ask_pause(job: Job) -> Job:
         return job
     if job.state in ("queued", "starting"):
         return _step(job, "paused", detail="", placement="")
-    return _asked(job, "pausing", "paused", "It can be resumed." if job.state in ("failed", "cancelled") else "")
+    return _asked(
+        job, "pausing", "paused", "It can be resumed." if job.state in ("failed", "cancelled") else ""
+    )
 
 
 def ask_resume(job: Job) -> Job:

@@ -59,7 +59,11 @@ class _Work:
         self._line.beat = self._beat
         self._run = run = await LocalEnvironment().start(flow)
         self._line.say(Running(None))
-        self._line.listen(lambda order: loop.call_soon_threadsafe(self._orders.put_nowait, order))
+
+        def hand_over(order: Order) -> None:
+            loop.call_soon_threadsafe(self._orders.put_nowait, order)
+
+        self._line.listen(hand_over)
         obeying = asyncio.create_task(self._obey(run))
         waiting = asyncio.create_task(run.wait())
         try:
