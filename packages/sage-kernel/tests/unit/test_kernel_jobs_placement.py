@@ -78,7 +78,10 @@ def test_amounts_that_are_none_name_the_job() -> None:
 @given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=40))
 def test_no_more_runs_than_there_is_room_for_and_nothing_is_forgotten(events: list[tuple[int, bool]]) -> None:
     """Each job takes so many cores; a later event ends the oldest that runs. In the end all have run."""
-    placer, running, cores, ran = Placer([NODE]), {}, {}, set()
+    placer = Placer([NODE])
+    running: dict[str, int] = {}
+    cores: dict[str, int] = {}
+    ran: set[str] = set()
 
     def started(placed: list[Placed]) -> None:
         for one in placed:
@@ -92,7 +95,8 @@ def test_no_more_runs_than_there_is_room_for_and_nothing_is_forgotten(events: li
         started(placer.release(oldest))
 
     for number, (cpu, ends) in enumerate(events):
-        cores[name] = cpu if (name := f"job-{number}") else 0
+        name = f"job-{number}"
+        cores[name] = cpu
         started(placer.submit(unit(name, cpu=cpu)))
         if ends and running:
             end()

@@ -16,8 +16,10 @@ __all__ = ["Held", "info"]
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """`life`: the task that runs it, from the placement to its end or to the next one. `since`: when it was
-    placed, Unix seconds. `changed` is set once, at the next change, and then replaced.
+    """`life`: the task that runs it, from a placement to the end of its process, or to the next start.
+
+    `since`: when it was placed, Unix seconds. `changed` is set once, at the next change, and then replaced.
+    `lock`: what is asked of it is done one after the other.
     """
 
     job: Job
@@ -28,6 +30,7 @@ class Held:
     since: float = 0.0
     deleted: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def tell(self) -> None:
         """Wake those who watch it."""

@@ -113,8 +113,9 @@ class Lives:
             ending = f"{type(error).__name__}: {error}"
         if self._closing and not isinstance(ending, Finished) and held.job.state != "pausing":
             return
-        delay = await self._ended(held, ending)
+        # Its room is free before anybody can see that it rests, and want it to go on.
         self._owner.over(held, again=False)
+        delay = await self._ended(held, ending)
         if delay is not None:
             await asyncio.sleep(delay)
             self._owner.over(held, again=True)

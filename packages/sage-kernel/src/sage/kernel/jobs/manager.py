@@ -181,31 +181,40 @@ class JobManager:
 
     async def delete(self, which: str) -> str:
         """End it, and forget it with its folder; its id."""
-        held = self._find(which)
-        if not held.job.over:
-            await self._asked(held.job.id, lambda job: states.ask_stop(job, self._clock.wall(), at_once=True))
-        await self._store.remove(held.job.id)
-        self._held.pop(held.job.id, None)
-        held.deleted = True
-        held.tell()
-        await asyncio.to_thread(self._folders.remove, held.job.id)
+        held, wall = self._find(which), self._clock.wall()
+        async with held.lock:
+            if not held.job.over:
+                await self._do(held, lambda job: states.ask_stop(job, wall, at_once=True))
+            await self._store.remove(held.job.id)
+            self._held.pop(held.job.id, None)
+            held.deleted = True
+            held.tell()
+            await asyncio.to_thread(self._folders.remove, held.job.id)
         log.info("job %s (%s) was deleted", held.job.id, held.job.name)
         return held.job.id
 
     async def _asked(self, which: str, edit: Edit) -> JobInfo:
         """Change it as somebody wants, and do what follows from that."""
         held = self._find(which)
-        before, after = held.job.state, edit(held.job).state
-        await self.change(held, edit)
-        if before == after:
-            return self._info(held)
+        async with held.lock:
+            await self._do(self._find(held.job.id), edit)  # it may have been deleted meanwhile
+        return self._info(held)
+
+    async def _do(self, held: Held, edit: Edit) -> None:
+        former, after = held.job, edit(held.job).state
+        try:
+            await self.change(held, edit)
+        except SageError:  # it is not on the disk, so it was not done
+            held.job = former if held.job.state == after else held.job
+            raise
+        if former.state == after:
+            return
         if after in ("paused", "cancelled"):
             await self._lives.halt(held)
         elif after == "queued":
             self._queue(held)
         elif held.process is not None:
             held.process.say(Pause() if after == "pausing" else Drain())
-        return self._info(held)
 
     # ---- what follows --------------------------------------------------------------------------------------
 
