@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -170,6 +171,16 @@ async def test_a_job_is_stopped_and_deleted(gateway: Any) -> None:
         ("POST", "/jobs", {"plan": PLAN, "resources": {"gpu": 64}}, 400, "lacks gpu; nearest is 'local'"),
         ("POST", "/jobs", {"plan": PLAN, "resources": {"memory": "much"}}, 400, "memory"),
         ("POST", "/jobs", {"plan": {**PLAN, "x": "y" * 50_000}}, 413, "49152 are allowed"),
+        (
+            "POST",
+            "/jobs",
+            {"plan": {"name": "a", "x": json.loads('{"a":' * 400 + "1" + "}" * 400)}},
+            400,
+            "JSON",
+        ),
+        ("POST", "/jobs", b'{"plan": {"name": "\\ud800"}}', 400, "not JSON"),
+        ("POST", "/jobs", b'{"plan": {"name": NaN}}', 400, "not JSON"),
+        ("POST", "/jobs", {"plan": PLAN, "folder": "/a\0b"}, 404, "does not exist"),
         ("GET", "/jobs/none", None, 404, "There is no job 'none'"),
         ("GET", "/jobs/none/events", None, 404, "There is no job 'none'"),
         ("GET", "/jobs/none/logs", None, 404, "There is no job 'none'"),
@@ -181,11 +192,11 @@ async def test_a_job_is_stopped_and_deleted(gateway: Any) -> None:
 async def test_what_is_refused(
     gateway: Any, method: str, path: str, body: Any, status: int, words: str
 ) -> None:
-    before = sorted((gateway.state / "jobs").iterdir()) if (gateway.state / "jobs").exists() else []
+    before = sorted(gateway.state.glob("jobs/*"))
     answer = await gateway.admin(method, path, body)
     assert answer.status == status, answer.body
     assert words in answer.error["message"]
-    assert sorted((gateway.state / "jobs").iterdir()) == before
+    assert sorted(gateway.state.glob("jobs/*")) == before
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Collection
 from pathlib import PurePath
@@ -113,8 +114,12 @@ class _RefusedError(BadRequestError):
 
 
 def _check_words(spec: JobSpec, most: int) -> None:
-    """Raises an error for a plan that is too large, and for a folder that is no place."""
-    size = len(spec.model_dump_json(include={"plan", "settings"}))
+    """Raises an error for a plan that is too large or is no JSON, and for a folder that is no place."""
+    try:
+        json.dumps([spec.plan, spec.settings], allow_nan=False)  # pydantic would write null
+        size = len(spec.model_dump_json(include={"plan", "settings"}).encode())
+    except (ValueError, RecursionError, TypeError) as error:
+        raise BadRequestError(f"The plan and its settings are not JSON: {error}.", param="plan") from error
     if size > most:
         raise RequestTooLargeError(
             f"The plan and its settings have {size} bytes; {most} are allowed.",
