@@ -88,7 +88,15 @@ class Run:
     async def checkpoint(self) -> int:
         """Take a checkpoint now, also while paused; gives its epoch once it is durable and committed."""
         self._need_running("take a checkpoint of")
-        return await self._execution.checkpoint()
+        asking = asyncio.ensure_future(self._execution.checkpoint())
+        try:
+            await asyncio.wait([asking, self._task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not asking.done():
+                asking.cancel()
+        if asking.done() and not asking.cancelled():
+            return asking.result()
+        raise UnavailableError(f"the run of flow {self.flow!r} ended before its checkpoint.")
 
     async def stop(self, *, drain: bool = True) -> None:
         """End it before its sources end, and return when it has: `wait` then gives or raises what it came to.
