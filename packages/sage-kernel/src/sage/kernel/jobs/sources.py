@@ -13,8 +13,10 @@ from sage.common.errors import BadRequestError, NotFoundError
 from sage.kernel.compile import compile_plan
 from sage.kernel.flow import Flow
 from sage.kernel.jobs.messages import Source
+from sage.kernel.options import Checkpoints
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, nearest
+from sage.kernel.runtime.checkpoint import Coordinator
 from sage.kernel.schema import VERBS
 from sage.kernel.serial import import_named
 
@@ -41,7 +43,7 @@ def check(flow: Flow, registry: Registry) -> None:
     """Raises PlanError with all that keeps the flow from being run as a job."""
     if any(node.verb == "requests" for node in flow.plan.nodes):
         raise PlanError(flow.name, ["it answers requests: a job reads its sources to their ends"])
-    compile_plan(flow.plan, registry)
+    Coordinator(compile_plan(flow.plan, registry), Checkpoints(Path()))
 
 
 def with_settings(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

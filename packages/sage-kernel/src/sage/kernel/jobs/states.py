@@ -33,7 +33,7 @@ __all__ = [
 
 NEXT: Final[dict[JobState, frozenset[JobState]]] = {
     "queued": frozenset(("starting", "paused", "failed", "cancelled")),
-    "starting": frozenset(("running", "queued", "paused", "failed", "cancelled")),
+    "starting": frozenset(("running", "queued", "paused", "finished", "failed", "cancelled")),
     "running": frozenset(("pausing", "draining", "queued", "finished", "failed", "cancelled")),
     "pausing": frozenset(("paused", "finished", "failed", "cancelled")),
     "paused": frozenset(("queued", "cancelled")),

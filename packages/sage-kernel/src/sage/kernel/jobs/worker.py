@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from sage.common.errors import BadRequestError, SageError
+from sage.common.errors import BadRequestError, SageError, UnavailableError
 from sage.kernel.jobs.line import Line
 from sage.kernel.jobs.messages import (
     Beat,
@@ -30,6 +30,7 @@ from sage.kernel.jobs.messages import (
     Word,
 )
 from sage.kernel.jobs.sources import check, load
+from sage.kernel.options import Checkpoints
 from sage.kernel.registry import default_registry
 from sage.kernel.runtime.local import LocalEnvironment
 from sage.kernel.runtime.report import OperatorReport
@@ -49,6 +50,8 @@ class _Work:
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._moved = time.monotonic()
         self._run: Run | None = None
+        self._cut = False  # its end is ours, behind a checkpoint
+        self._saved: int | None = None  # the newest checkpoint that was told; None = it has not begun
 
     async def run(self) -> Word:
         """Until its end; the last word."""
@@ -57,46 +60,65 @@ class _Work:
         loop = asyncio.get_running_loop()
         pulse = asyncio.create_task(self._pulse())
         self._line.beat = self._beat
-        self._run = run = await LocalEnvironment().start(flow)
-        self._line.say(Running(None))
 
         def hand_over(order: Order) -> None:
             loop.call_soon_threadsafe(self._orders.put_nowait, order)
 
         self._line.listen(hand_over)
+        checkpoints = Checkpoints(self._order.checkpoints, self._order.every)
+        self._run = run = await LocalEnvironment(checkpoints=checkpoints).start(flow)
         obeying = asyncio.create_task(self._obey(run))
-        waiting = asyncio.create_task(run.wait())
+        ending = asyncio.create_task(_ended(run))
         try:
-            await asyncio.wait({obeying, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if obeying.done():
-                return obeying.result()
-            return Finished(plain(waiting.result().operators))
+            if await run.started():
+                self._saved, _ = run.epochs
+                self._line.say(Running(self._saved or None))
+            await asyncio.wait({obeying, ending}, return_when=asyncio.FIRST_COMPLETED)
+            return await obeying if self._cut or obeying.done() else ending.result()
         finally:
-            for task in (pulse, obeying, waiting):
+            for task in (pulse, obeying, ending):
                 task.cancel()
 
     async def _obey(self, run: Run) -> Word:
         """Follow orders until one of them has ended the run."""
         while True:
             order = await self._orders.get()
-            if isinstance(order, Pause):
-                number = await run.checkpoint()
-                await run.stop(drain=False)
-                self._line.say(Saved(number, time.time()))
-                return Paused()
             if isinstance(order, Drain):
                 await run.stop()
-                return Finished(plain((await run.wait()).operators))
+            elif isinstance(order, Pause):
+                with contextlib.suppress(UnavailableError):  # it has come to its end meanwhile
+                    await run.pause()
+                    await run.checkpoint()
+                    self._tell_saved(run)
+                    self._cut = True
+                    await run.stop(drain=False)
+                    return Paused()
 
     async def _pulse(self) -> None:
         while True:
             self._moved = time.monotonic()
+            if self._run is not None:
+                self._tell_saved(self._run)
             await asyncio.sleep(_PULSE_S)
+
+    def _tell_saved(self, run: Run) -> None:
+        newest = run.epochs[1]
+        if self._saved is not None and newest > self._saved:
+            self._saved = newest
+            self._line.say(Saved(newest, time.time()))
 
     def _beat(self) -> Beat:
         stuck = time.monotonic() - self._moved
         reports = self._run.reports() if self._run else ()
         return Beat(round(stuck, 3) if stuck > 2 * _PULSE_S else 0.0, plain(reports))
+
+
+async def _ended(run: Run) -> Word:
+    """Its last word when it has come to its end, or was drained. Raises what it failed with."""
+    report = await run.wait()
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return Finished(plain(report.operators))
 
 
 def plain(reports: Iterable[OperatorReport]) -> tuple[dict[str, Any], ...]:

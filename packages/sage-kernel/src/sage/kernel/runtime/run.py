@@ -41,6 +41,15 @@ class Execution(Protocol):
         """The counts of every operator so far."""
         ...
 
+    async def started(self) -> None:
+        """Return once all operators are set up and the sources are read."""
+        ...
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one; 0 = none."""
+        ...
+
 
 class Run:
     """A finite flow under way; made by `LocalEnvironment.start`."""
@@ -63,6 +72,20 @@ class Run:
     def reports(self) -> tuple[OperatorReport, ...]:
         """The counts of every operator so far."""
         return self._execution.reports()
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one so far; 0 = none."""
+        return self._execution.epochs
+
+    async def started(self) -> bool:
+        """Wait until all operators are set up and the sources are read; false if it has ended before."""
+        starting = asyncio.ensure_future(self._execution.started())
+        try:
+            await asyncio.wait([starting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            return starting.done()
+        finally:
+            starting.cancel()
 
     async def wait(self) -> RunReport:
         """Its report once it has ended; raises what it failed with. Cancelling the wait leaves it running."""
