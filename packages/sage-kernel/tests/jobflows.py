@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sage.kernel import Flow
+from sage.kernel.testing.sinks import EpochFiles
 
 
 class Numbers:
@@ -132,3 +133,55 @@ def no_flow() -> int:
 
 READY = numbers(count=3)
 FUNCTIONS: list[Callable[..., Any]] = [numbers, wide, poison]
+
+
+def counted(folder: str, count: int = 0, pause: float = 0.001, name: str = "counted") -> Flow:
+    """Numbers into files of which each record is in one, however often the process is killed."""
+    flow = Flow(name)
+    flow.source(Numbers(count, pause), name="numbers").map(again, name="again").sink(
+        EpochFiles(Path(folder)), name="out"
+    )
+    return flow
+
+
+def sums(folder: str, count: int) -> Flow:
+    """Sums of numbers by their last digit: state that a checkpoint has to hold."""
+    flow = Flow("sums")
+    keyed = flow.source(Numbers(count), name="numbers").keyby(last_digit)
+    keyed.scan(int, add, name="sum").sink(EpochFiles(Path(folder)), name="out")
+    return flow
+
+
+def last_digit(number: int) -> int:
+    """The key of a number."""
+    return number % 10
+
+
+def add(total: int, number: int) -> tuple[int, tuple[int, int]]:
+    """The sum so far, with the number."""
+    return total + number, (number, total + number)
+
+
+def unready() -> Flow:
+    """Its operator cannot be set up."""
+
+    class Missing:
+        def setup(self) -> None:
+            raise FileNotFoundError("no such model")
+
+        def __call__(self, items: Any) -> Any:
+            return items
+
+        def close(self) -> None:
+            """Nothing was opened."""
+
+    flow = Flow("unready")
+    flow.source(Numbers(3), name="numbers").map_batch(Missing(), name="missing").sink(nothing, name="out")
+    return flow
+
+
+def once() -> Flow:
+    """A source that nobody can read again."""
+    flow = Flow("once")
+    flow.source(iter([1, 2, 3]), name="once").sink(nothing, name="out")
+    return flow

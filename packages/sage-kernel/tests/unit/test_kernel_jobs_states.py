@@ -155,9 +155,14 @@ def test_resuming_begins_to_count_anew() -> None:
     [("starting", None, "failed"), ("pausing", 1.0, "paused"), ("draining", 1.0, "failed")],
 )
 def test_a_crash_that_no_start_follows(before: JobState, started: float | None, after: JobState) -> None:
-    found, delay = states.crash(job(before, started=started), NOW, "it died")
+    found, delay = states.crash(job(before, started=started), NOW, "it died", told=True)
     assert (found.state, delay) == (after, None)
     assert "it died" in found.detail
+
+
+def test_a_process_that_was_lost_before_it_ran_is_started_again() -> None:
+    assert states.crash(job("starting"), NOW, "it was killed")[0].state == "queued"
+    assert states.crash(job("starting", started=1.0), NOW, "no such model", told=True)[0].state == "queued"
 
 
 def test_without_a_strategy_a_crash_is_the_end_and_says_nothing_of_restarts() -> None:
@@ -188,6 +193,7 @@ def test_from_an_end_only_a_resume_leads_on() -> None:
 EVENTS: list[Callable[[Job], Job]] = [
     states.ask_pause,
     states.ask_resume,
+    lambda one: states.crash(one, NOW, "why", told=True)[0],
     lambda one: states.ask_stop(one, NOW, at_once=False),
     lambda one: states.ask_stop(one, NOW, at_once=True),
     lambda one: states.place(one, "n", "w"),

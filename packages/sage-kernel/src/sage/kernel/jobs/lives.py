@@ -172,8 +172,9 @@ class Lives:
         elif isinstance(ending, Paused) and held.job.state == "pausing":
             job = states.paused(held.job)
         else:
+            told = isinstance(ending, Failed)
             why = f"{ending.message} {ending.hint}".strip() if isinstance(ending, Failed) else str(ending)
-            job, delay = states.crash(held.job, now, why)
+            job, delay = states.crash(held.job, now, why, told=told)
             log.warning("job %s (%s) is %s: %s", job.id, job.name, job.state, job.detail)
         job = replace(job, operators=held.operators)
         await _told(self._owner.change(held, lambda _: job))

@@ -16,6 +16,7 @@ from sage.common.jobs import ENDED, CheckpointInfo, JobResources, JobState, Oper
 from sage.kernel.jobs.restart import REMEMBERED, Restart
 
 __all__ = [
+    "LIVES",
     "NEXT",
     "Edit",
     "Job",
@@ -42,6 +43,10 @@ NEXT: Final[dict[JobState, frozenset[JobState]]] = {
     "failed": frozenset(("queued",)),
     "cancelled": frozenset(("queued",)),
 }
+
+
+LIVES: Final[frozenset[JobState]] = frozenset(("starting", "running", "pausing", "draining"))
+"""The states in which it has a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +111,18 @@ def fail(job: Job, now: float, why: str) -> Job:
     return _step(job, "failed", detail=why, ended=now)
 
 
-def crash(job: Job, now: float, why: str) -> tuple[Job, float | None]:
+def crash(job: Job, now: float, why: str, *, told: bool = False) -> tuple[Job, float | None]:
     """Its process was lost, or an operator failed: what it is now, and after how many seconds it comes back.
 
-    One that never ran is wrong as it is and fails at once. One that was to pause is paused: where it stands
-    is its last checkpoint. One that was to drain fails, as nobody knows any more how far it had read.
+    `told`: it said itself why it cannot go on; if it never ran it is wrong as it is, and fails at once. One
+    that was to pause is paused: where it stands is its last checkpoint. One that was to drain fails, as
+    nobody knows any more how far it had read.
     """
+    if job.state not in LIVES:
+        raise ConflictError(f"Job {job.name} is {job.state}; it has no process that could crash.")
     if job.state == "pausing":
         return _step(job, "paused", detail=f"it stands at its last checkpoint: {why}"), None
-    if job.state == "draining" or job.started is None:
+    if job.state == "draining" or (told and job.started is None):
         return fail(job, now, why), None
     crashes = (*job.crashes, now)[-REMEMBERED - 1 :]
     delay = job.restart.delay_after(crashes, now)

@@ -139,7 +139,7 @@ class _Execution:
         self._coordinator = coordinator
         self._stop = Stop()
         self._interrupted = asyncio.Event()
-        self._begun = asyncio.Event()
+        self.begun = asyncio.Event()
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
@@ -177,10 +177,6 @@ class _Execution:
     def reports(self) -> tuple[OperatorReport, ...]:
         """See `Execution`."""
         return reports(self._counters.values())
-
-    async def started(self) -> None:
-        """See `Execution`."""
-        await self._begun.wait()
 
     @property
     def epochs(self) -> tuple[int, int]:
@@ -224,7 +220,7 @@ class _Execution:
     async def _run_stages(self) -> None:
         # All are there before the first of them runs: a checkpoint may begin at any time.
         runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
-        self._begun.set()
+        self.begun.set()
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:

@@ -41,8 +41,9 @@ class Execution(Protocol):
         """The counts of every operator so far."""
         ...
 
-    async def started(self) -> None:
-        """Return once all operators are set up and the sources are read."""
+    @property
+    def begun(self) -> asyncio.Event:
+        """Set once all operators are set up and the sources are read."""
         ...
 
     @property
@@ -80,12 +81,13 @@ class Run:
 
     async def started(self) -> bool:
         """Wait until all operators are set up and the sources are read; false if it has ended before."""
-        starting = asyncio.ensure_future(self._execution.started())
+        begun = self._execution.begun
+        waiting = asyncio.ensure_future(begun.wait())
         try:
-            await asyncio.wait([starting, self._task], return_when=asyncio.FIRST_COMPLETED)
-            return starting.done()
+            await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            return begun.is_set()
         finally:
-            starting.cancel()
+            waiting.cancel()
 
     async def wait(self) -> RunReport:
         """Its report once it has ended; raises what it failed with. Cancelling the wait leaves it running."""

@@ -68,13 +68,14 @@ class GuardedProcess:
             raise SageError(f"Cannot start the guard of {spec.name}: {error}.") from error
         finally:
             os.close(log)
+        writer: asyncio.StreamWriter | None = None
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             words = (await reader.readline()).split()
         except asyncio.CancelledError:  # stopped in between; nobody else knows of the guard yet
             guard.terminate()
             guard.wait()
-            ours.close()
+            (writer or ours).close()
             raise
         if len(words) != 2:
             writer.close()
