@@ -14,6 +14,7 @@ from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 
 if TYPE_CHECKING:
+    from sage.kernel.runtime.environment import Environment, RemoteEnvironment
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Connected",
+    "Environment",
     "Failure",
     "Flow",
     "Job",
@@ -35,6 +37,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Registry",
+    "RemoteEnvironment",
     "Replayable",
     "ReplyError",
     "ReplyStream",
@@ -57,10 +60,12 @@ __all__ = [
 ]
 
 _RUNTIME = {
+    "Environment": "environment",
     "Job": "job",
     "LocalEnvironment": "local",
     "OperatorError": "report",
     "OperatorReport": "report",
+    "RemoteEnvironment": "environment",
     "ReplyError": "job",
     "ReplyStream": "job",
     "Run": "run",
