@@ -14,20 +14,17 @@ from sage.kernel import Flow
 from sage.kernel.testing.sinks import EpochFiles
 
 
-class Numbers:
-    """0, 1, 2, … up to `count`, without an end if that is 0; can be read again from any place."""
+def counting(count: int = 0, pause: float = 0.001) -> Callable[[], AsyncIterator[int]]:
+    """A source of 0, 1, 2, … up to `count`, without an end if that is 0; each run reads it anew."""
 
-    def __init__(self, count: int = 0, pause: float = 0.001) -> None:
-        self._count = count
-        self._pause = pause
-
-    async def read(self, position: Any | None) -> AsyncIterator[tuple[int, int]]:
-        """The numbers behind `position`."""
-        number = 0 if position is None else position + 1
-        while not self._count or number < self._count:
-            yield number, number
+    async def read() -> AsyncIterator[int]:
+        number = 0
+        while not count or number < count:
+            yield number
             number += 1
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(pause)
+
+    return read
 
 
 class Appended:
@@ -52,14 +49,14 @@ def nothing(item: Any) -> None:
 def numbers(out: str = "", count: int = 0, pause: float = 0.001) -> Flow:
     """Numbers into a file, or nowhere."""
     flow = Flow("numbers")
-    flow.source(Numbers(count, pause), name="numbers").sink(Appended(out) if out else nothing, name="out")
+    flow.source(counting(count, pause), name="numbers").sink(Appended(out) if out else nothing, name="out")
     return flow
 
 
 def wide(operators: int = 13, count: int = 20) -> Flow:
     """Many operators one after the other, with a queue between each two."""
     flow = Flow("wide")
-    stream: Any = flow.source(Numbers(count), name="numbers")
+    stream: Any = flow.source(counting(count), name="numbers")
     for number in range(operators - 2):
         stream = stream.map(again, name=f"step-{number}")
     stream.sink(nothing, name="out")
@@ -83,7 +80,7 @@ def poison(how: str = "raise") -> Flow:
         return item
 
     flow = Flow("poison")
-    flow.source(Numbers(10), name="numbers").map(touch, name="touch").sink(nothing, name="out")
+    flow.source(counting(10), name="numbers").map(touch, name="touch").sink(nothing, name="out")
     return flow
 
 
@@ -95,7 +92,7 @@ def chatty(lines: int = 3) -> Flow:
             print(f"record {item}")
 
     flow = Flow("chatty")
-    flow.source(Numbers(), name="numbers").sink(say, name="say")
+    flow.source(counting(), name="numbers").sink(say, name="say")
     return flow
 
 
@@ -108,7 +105,7 @@ def deaf(seconds: float = 3600.0) -> Flow:
         return item
 
     flow = Flow("deaf")
-    flow.source(Numbers(), name="numbers").map(block, name="block").sink(nothing, name="out")
+    flow.source(counting(), name="numbers").map(block, name="block").sink(nothing, name="out")
     return flow
 
 
@@ -122,7 +119,7 @@ def leaving(pids: str) -> Flow:
         yield child.pid
 
     flow = Flow("leaving")
-    flow.source(setup, name="start").merge(flow.source(Numbers(), name="numbers")).sink(nothing, name="out")
+    flow.source(setup, name="start").merge(flow.source(counting(), name="numbers")).sink(nothing, name="out")
     return flow
 
 
@@ -138,7 +135,7 @@ FUNCTIONS: list[Callable[..., Any]] = [numbers, wide, poison]
 def counted(folder: str, count: int = 0, pause: float = 0.001, name: str = "counted") -> Flow:
     """Numbers into files of which each record is in one, however often the process is killed."""
     flow = Flow(name)
-    flow.source(Numbers(count, pause), name="numbers").map(again, name="again").sink(
+    flow.source(counting(count, pause), name="numbers").map(again, name="again").sink(
         EpochFiles(Path(folder)), name="out"
     )
     return flow
@@ -147,7 +144,7 @@ def counted(folder: str, count: int = 0, pause: float = 0.001, name: str = "coun
 def sums(folder: str, count: int) -> Flow:
     """Sums of numbers by their last digit: state that a checkpoint has to hold."""
     flow = Flow("sums")
-    keyed = flow.source(Numbers(count), name="numbers").keyby(last_digit)
+    keyed = flow.source(counting(count), name="numbers").keyby(last_digit)
     keyed.scan(int, add, name="sum").sink(EpochFiles(Path(folder)), name="out")
     return flow
 
@@ -176,7 +173,7 @@ def unready() -> Flow:
             """Nothing was opened."""
 
     flow = Flow("unready")
-    flow.source(Numbers(3), name="numbers").map_batch(Missing(), name="missing").sink(nothing, name="out")
+    flow.source(counting(3), name="numbers").map_batch(Missing(), name="missing").sink(nothing, name="out")
     return flow
 
 

@@ -21,13 +21,12 @@ import asyncio
 from sage.kernel import Flow
 
 
-class Numbers:
-    async def read(self, position):
-        number = 0 if position is None else position + 1
-        while True:
-            yield number, number
-            number += 1
-            await asyncio.sleep(0.001)
+async def numbers():
+    number = 0
+    while True:
+        yield number
+        number += 1
+        await asyncio.sleep(0.001)
 
 
 def endless(word="record"):
@@ -36,7 +35,7 @@ def endless(word="record"):
             print(word, item, flush=True)
 
     flow = Flow("endless")
-    flow.source(Numbers(), name="numbers").sink(say, name="say")
+    flow.source(numbers, name="numbers").sink(say, name="say")
     return flow
 
 

@@ -25,18 +25,17 @@ import asyncio
 from sage.kernel import Flow
 
 
-class Numbers:
-    async def read(self, position):
-        number = 0 if position is None else position + 1
-        while True:
-            yield number, number
-            number += 1
-            await asyncio.sleep(0.001)
+async def numbers():
+    number = 0
+    while True:
+        yield number
+        number += 1
+        await asyncio.sleep(0.001)
 
 
 def endless():
     flow = Flow("endless")
-    flow.source(Numbers(), name="numbers").sink(lambda item: None, name="out")
+    flow.source(numbers, name="numbers").sink(lambda item: None, name="out")
     return flow
 
 
