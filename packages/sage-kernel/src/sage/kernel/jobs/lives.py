@@ -102,6 +102,8 @@ class Lives:
     # ---- one life ------------------------------------------------------------------------------------------
 
     async def _live(self, held: Held, placed: Placed) -> None:
+        if held.job.state != "queued":
+            return  # it was asked to rest, or to end, a moment ago
         held.since = self._clock.wall()
         await _told(self._owner.change(held, lambda job: states.place(job, placed.node, placed.why)))
         try:
@@ -113,6 +115,8 @@ class Lives:
             ending = f"{type(error).__name__}: {error}"
         if self._closing and not isinstance(ending, Finished) and held.job.state != "pausing":
             return
+        if held.job.state not in states.LIVES:
+            return  # who ended it waits for this task
         # Its room is free before anybody can see that it rests, and want it to go on.
         self._owner.over(held, again=False)
         delay = await self._ended(held, ending)
@@ -153,7 +157,7 @@ class Lives:
                 held.tell()
             case Finished():
                 held.operators = tuple(OperatorInfo(**one) for one in word.operators)
-            case Running():
+            case Running() if held.job.state == "starting":
                 detail = "" if word.checkpoint is None else f"it went on from checkpoint {word.checkpoint}"
                 await _told(
                     self._owner.change(held, lambda job: states.began(job, self._clock.wall(), detail=detail))

@@ -243,7 +243,9 @@ class JobManager:
 
     def over(self, held: Held, *, again: bool) -> None:
         """See `Owner`."""
-        self._launch(self._placer.release(held.job.id))
+        placed = self._placer.release(held.job.id)
+        if self._running:
+            self._launch(placed)
         if again:
             self.restarts += 1
             self._queue(held)
