@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from sage.common.errors import SageError
 from sage.common.jobs import JobDeleted, JobInfo, JobList, JobSpec, JobStop
-from sage.middleware.rest import Rest
+from sage.middleware.rest import Rest, read_answer
 
 __all__ = ["JobClient"]
 
@@ -68,14 +67,7 @@ class JobClient:
     def _call(
         self, method: str, path: str, answer: type[_Answer], body: dict[str, Any] | None = None
     ) -> _Answer:
-        raw = self._rest.call(method, f"/admin/v1/jobs{path}", body)
-        try:
-            return answer.model_validate_json(raw)
-        except ValidationError as exc:
-            raise SageError(
-                f"The server's answer does not fit: {exc.errors()[0]['msg']}.",
-                hint="Are command and server of the same version?",
-            ) from exc
+        return read_answer(self._rest.call(method, f"/admin/v1/jobs{path}", body), answer)
 
 
 def _one(which: str, more: str = "") -> str:

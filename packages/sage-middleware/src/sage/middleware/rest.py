@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
 
 from sage.common.errors import (
     BadRequestError,
@@ -32,7 +34,9 @@ from sage.common.errors import (
 )
 from sage.common.telemetry import HEADER_REQUEST_ID
 
-__all__ = ["Rest"]
+__all__ = ["Rest", "read_answer"]
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 _PIECE: Final = 256 * 1024
 _BY_STATUS: dict[int, type[SageError]] = {
@@ -145,6 +149,17 @@ class Rest:
             ) from exc
         finally:
             connection.close()
+
+
+def read_answer(raw: bytes, to: type[Answer]) -> Answer:
+    """An answer as what it should be. Raises SageError when it is something else."""
+    try:
+        return to.model_validate_json(raw)
+    except ValidationError as exc:
+        raise SageError(
+            f"The server's answer does not fit: {exc.errors()[0]['msg']}.",
+            hint="Are command and server of the same version?",
+        ) from exc
 
 
 class _Form(NamedTuple):
