@@ -17,6 +17,7 @@ import pytest_asyncio
 from sage.common.jobs import JobInfo
 from sage.gateway.jobs import events
 from sage.gateway.testing.wire import Wire
+from sage.kernel.testing.sinks import EpochFiles
 from sage.middleware.testing.engines import ScriptedEngine
 from sage.platform.daemon import alive
 
@@ -36,6 +37,20 @@ async def numbers():
 def endless():
     flow = Flow("endless")
     flow.source(numbers, name="numbers").sink(lambda item: None, name="out")
+    return flow
+
+
+def counted(folder, count):
+    from pathlib import Path
+    from sage.kernel.testing.sinks import EpochFiles
+
+    async def numbers():
+        for number in range(count):
+            yield number
+            await asyncio.sleep(0.001)
+
+    flow = Flow("counted")
+    flow.source(numbers, name="numbers").sink(EpochFiles(Path(folder)), name="out")
     return flow
 
 
@@ -251,6 +266,25 @@ async def test_a_stack_that_is_killed_leaves_no_process_and_goes_on_with_its_job
     assert await again.stop() == 0
     assert (await stream.wire.reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     stream.wire.abort()
+
+
+async def test_a_stack_that_is_killed_again_and_again_has_every_record_once(spawner: Any) -> None:
+    out, count = spawner.folder / "out", 2000
+    gateway = await spawner.start(config(spawner.folder))
+    settings = {"folder": str(out), "count": count}
+    job = await submitted(gateway, flow="gatewayflows:counted", settings=settings, every=0.2, restart="none")
+    newest = 0
+    for _ in range(3):
+        async with aclosing(aiter(await Events.of(gateway, job.id))) as told:
+            async for found in told:
+                if found.state == "finished" or (found.checkpoint and found.checkpoint.number > newest):
+                    break
+        newest = found.checkpoint.number if found.checkpoint else newest
+        await gateway.stop(signal.SIGKILL)
+        gateway = await spawner.start(config(spawner.folder))
+    done = await until(gateway, job.id, "finished")
+    assert (done.restarts, done.operators[0].items_out) == (0, count)
+    assert EpochFiles.records(out) == list(range(count))
 
 
 async def test_a_stream_in_which_nothing_changes_says_that_it_is_there() -> None:
