@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import ConflictError
-from sage.common.jobs import ENDED, STATES, JobState
+from sage.common.jobs import ENDED, STATES, CheckpointInfo, JobState
 from sage.kernel.jobs import states
 from sage.kernel.jobs.restart import Restart
 from sage.kernel.jobs.states import NEXT, Job
@@ -33,8 +33,17 @@ def test_the_way_of_a_job_that_goes_well() -> None:
 
 
 def test_the_first_start_counts_as_its_start() -> None:
-    again = states.began(job("starting", started=5.0), NOW, detail="from checkpoint 3")
-    assert (again.started, again.detail) == (5.0, "from checkpoint 3")
+    again = states.began(job("starting", started=5.0), NOW, 3)
+    assert (again.started, again.detail) == (5.0, "it went on from checkpoint 3")
+
+
+def test_a_checkpoint_that_nobody_told_of_is_known_once_a_job_goes_on_from_it() -> None:
+    told = CheckpointInfo(number=3, at=7.0)
+    assert states.began(job("starting", checkpoint=told), NOW, 3).checkpoint == told
+    assert states.began(job("starting", checkpoint=told), NOW, 4).checkpoint == CheckpointInfo(
+        number=4, at=NOW
+    )
+    assert states.began(job("starting"), NOW).checkpoint is None
 
 
 ASKED: list[tuple[Callable[[Job], Job], dict[JobState, JobState | None]]] = [

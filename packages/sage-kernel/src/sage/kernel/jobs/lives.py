@@ -102,7 +102,7 @@ class Lives:
     # ---- one life ------------------------------------------------------------------------------------------
 
     async def _live(self, held: Held, placed: Placed) -> None:
-        if held.job.state != "queued":
+        if "starting" not in states.NEXT[held.job.state]:
             return  # it was asked to rest, or to end, a moment ago
         held.since = self._clock.wall()
         await _told(self._owner.change(held, lambda job: states.place(job, placed.node, placed.why)))
@@ -158,10 +158,8 @@ class Lives:
             case Finished():
                 held.operators = tuple(OperatorInfo(**one) for one in word.operators)
             case Running() if held.job.state == "starting":
-                detail = "" if word.checkpoint is None else f"it went on from checkpoint {word.checkpoint}"
-                await _told(
-                    self._owner.change(held, lambda job: states.began(job, self._clock.wall(), detail=detail))
-                )
+                now, number = self._clock.wall(), word.checkpoint
+                await _told(self._owner.change(held, lambda job: states.began(job, now, number)))
             case Saved():
                 newest = CheckpointInfo(number=word.checkpoint, at=word.at)
                 await _told(self._owner.change(held, lambda job: replace(job, checkpoint=newest)))

@@ -90,9 +90,12 @@ def place(job: Job, node: str, why: str) -> Job:
     return _step(job, "starting", node=node, placement=why)
 
 
-def began(job: Job, now: float, *, detail: str = "") -> Job:
-    """Its process reads its sources."""
-    return _step(job, "running", detail=detail, started=job.started or now)
+def began(job: Job, now: float, number: int | None = None) -> Job:
+    """Its process reads its sources, from the checkpoint of that number; None = from their beginning."""
+    detail, newest = "" if number is None else f"it went on from checkpoint {number}", job.checkpoint
+    if number is not None and (newest is None or newest.number != number):
+        newest = CheckpointInfo(number=number, at=now)  # its process died before it could tell of it
+    return _step(job, "running", detail=detail, started=job.started or now, checkpoint=newest)
 
 
 def paused(job: Job) -> Job:
