@@ -6,10 +6,10 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 from typing import TYPE_CHECKING
 
 from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
-from sage.kernel.options import Batch, Failure, Pane, Part, Retry, Use, Window, use
+from sage.kernel.options import Batch, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
-from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
+from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.environment import Environment, RemoteEnvironment
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
-    from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
 
 __all__ = [
     "Batch",
+    "CheckpointError",
+    "Checkpoints",
     "Connected",
     "Environment",
     "Failure",
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "RunReport",
     "Sink",
+    "SnapshotStore",
     "Source",
     "Stream",
     "Transactional",
@@ -60,6 +63,7 @@ __all__ = [
 ]
 
 _RUNTIME = {
+    "CheckpointError": "report",
     "Environment": "environment",
     "Job": "job",
     "LocalEnvironment": "local",

@@ -24,7 +24,7 @@ from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.kernels import PARTS, AsyncCall, Faults, Kernel, call_of, check_length
 from sage.kernel.runtime.report import Counters, RunReport, reports
-from sage.kernel.runtime.resources import commit, opened
+from sage.kernel.runtime.resources import begin_anew, commit, opened
 
 __all__ = ["Job", "ReplyError", "ReplyStream"]
 
@@ -88,7 +88,10 @@ class Job:
     async def start(cls, plan: Compiled, limit: int) -> Job:
         """Set everything up and begin to take requests."""
         job = cls(plan, limit)
-        await job._stack.enter_async_context(opened(plan.ops))
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(opened(plan.ops))
+            await begin_anew(plan.ops)
+            job._stack = stack.pop_all()
         return job
 
     async def request(self, item: Any) -> Any:
@@ -148,7 +151,7 @@ class Job:
             async with self._stack:
                 for batcher in self._wired.batchers:
                     await batcher.close()
-                await commit(self._plan.ops)
+                await commit(self._plan.ops, {})
 
     async def __aenter__(self) -> Job:
         return self
