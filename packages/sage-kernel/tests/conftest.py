@@ -1,11 +1,16 @@
-"""Tools for tests of flows: calls that wait until the test lets them go, never for a time."""
+"""Tools for tests of flows: calls that wait until the test lets them go, never for a time; real servers."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from sage.platform.testing.postgres import postgres_programs, postgres_server
+from sage.platform.testing.redis import redis_server
 
 
 class Gate:
@@ -52,3 +57,21 @@ def gate() -> Gate:
 @pytest.fixture
 def turns() -> Any:
     return settle
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """One server for all tests: each makes tables of its own."""
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests: each makes queues of its own."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url

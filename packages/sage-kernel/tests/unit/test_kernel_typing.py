@@ -11,7 +11,19 @@ from typing import Any, assert_type
 
 import pytest
 
-from sage.kernel import Batch, Failure, Flow, Part, PlanError, Retry, Stream, use
+from sage.kernel import (
+    Batch,
+    Cache,
+    Failure,
+    Flow,
+    Part,
+    PlanError,
+    Retry,
+    ServiceCall,
+    Stream,
+    call_service,
+    use,
+)
 
 
 def text_of(x: int) -> str:
@@ -55,6 +67,14 @@ class Halver:
         return [x / 2 for x in xs]
 
     def close(self) -> None: ...
+
+
+class Library:
+    async def find(self, text: str) -> list[str]:
+        return [text]
+
+    def size(self) -> int:
+        return 0
 
 
 class TextStore:
@@ -103,6 +123,39 @@ def test_the_other_verbs_keep_the_type_too() -> None:
     assert_type(stream.map(text_of).keyby(length).scan(int, longest), Stream[bool])
     assert_type(stream.map(fetch, on_error="divert").diverted, Stream[Failure[Any]])
     stream.map(text_of).sink(TextStore())
+
+
+def test_loops_gates_and_caches_keep_the_type() -> None:
+    stream = numbers()
+    assert_type(stream.iterate(lambda s: s.map(abs), until=bool, max_rounds=3), Stream[int])
+    assert_type(stream.gate("desk", when=bool, timeout=60), Stream[int])
+    assert_type(stream.map(text_of, cache=Cache(ttl=60)), Stream[str])
+    assert_type(stream.map(fetch, cache=Cache(), timeout=1), Stream[bytes])
+    assert_type(stream.map_batch(halves, cache=Cache(size=5)), Stream[float])
+    texts = stream.map(text_of)
+    assert_type(texts.keyby(length).scan(int, longest, ttl=60), Stream[bool])
+    stream.iterate(lambda s: s.map(text_of), until=bool, max_rounds=3)  # type: ignore[arg-type]
+    texts.iterate(lambda s: s.map(text_of), until=bool, max_rounds=3)  # type: ignore[arg-type]
+    texts.iterate(lambda s: s, until=text_of, max_rounds=3)  # type: ignore[arg-type]
+    texts.gate("desk", when=text_of, timeout=60)  # type: ignore[arg-type]
+    stream.gate("desk", timeout=60, on_timeout="wait")  # type: ignore[arg-type]
+    assert len(stream.flow.plan.nodes) == 13
+
+
+def test_a_service_call_has_the_types_of_its_method() -> None:
+    find = call_service("library", Library.find)
+
+    async def called() -> None:
+        assert_type(await find("a"), list[str])
+        await find(3)  # type: ignore[arg-type]
+
+    assert_type(call_service("library", Library.size), ServiceCall[[], int])
+    assert_type(call_service("library", "find"), ServiceCall[..., Any])
+    texts = numbers().map(text_of)
+    assert_type(texts.map(find, concurrency=2), Stream[list[str]])
+    assert_type(texts.map(call_service("answers")), Stream[Any])
+    assert called.__name__ == "called"
+    numbers().map(find)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_rejected_before_it_runs() -> None:

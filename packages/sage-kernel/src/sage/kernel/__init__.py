@@ -6,28 +6,33 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 from typing import TYPE_CHECKING
 
 from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
-from sage.kernel.options import Batch, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
+from sage.kernel.options import Batch, Cache, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
+from sage.kernel.services import ServiceCall, call_service
 
 if TYPE_CHECKING:
     from sage.kernel.runtime.environment import Environment, RemoteEnvironment
-    from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
+    from sage.kernel.runtime.inbox import Inboxes, Parked, Reject, RejectedError
+    from sage.kernel.runtime.job import Job, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
+    from sage.kernel.runtime.walk import ReplyError, RoundsError
 
 __all__ = [
     "Batch",
+    "Cache",
     "CheckpointError",
     "Checkpoints",
     "Connected",
     "Environment",
     "Failure",
     "Flow",
+    "Inboxes",
     "Job",
     "Keyed",
     "LocalEnvironment",
@@ -35,17 +40,22 @@ __all__ = [
     "OperatorError",
     "OperatorReport",
     "Pane",
+    "Parked",
     "Part",
     "Plan",
     "PlanError",
     "Registry",
+    "Reject",
+    "RejectedError",
     "RemoteEnvironment",
     "Replayable",
     "ReplyError",
     "ReplyStream",
     "Retry",
+    "RoundsError",
     "Run",
     "RunReport",
+    "ServiceCall",
     "Sink",
     "SnapshotStore",
     "Source",
@@ -54,6 +64,7 @@ __all__ = [
     "Use",
     "Window",
     "Windowed",
+    "call_service",
     "default_registry",
     "flow_schema",
     "load_yaml",
@@ -65,13 +76,18 @@ __all__ = [
 _RUNTIME = {
     "CheckpointError": "report",
     "Environment": "environment",
+    "Inboxes": "inbox",
     "Job": "job",
     "LocalEnvironment": "local",
     "OperatorError": "report",
     "OperatorReport": "report",
+    "Parked": "inbox",
+    "Reject": "inbox",
+    "RejectedError": "inbox",
     "RemoteEnvironment": "environment",
-    "ReplyError": "job",
+    "ReplyError": "walk",
     "ReplyStream": "job",
+    "RoundsError": "walk",
     "Run": "run",
     "RunReport": "report",
 }

@@ -5,10 +5,37 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast, overload
 
-from sage.kernel.options import Batch, Call, Failure, OnError, Order, Pane, Part, Retry, Window
-from sage.kernel.plan import Builder, EventTime, Fold, Join, Plan, PlanError, Port, Verb, WindowFold
+from sage.kernel.drawing import mermaid
+from sage.kernel.options import (
+    Batch,
+    Cache,
+    Call,
+    Failure,
+    OnError,
+    OnRounds,
+    OnTimeout,
+    Order,
+    Pane,
+    Part,
+    Retry,
+    Window,
+)
+from sage.kernel.plan import (
+    Builder,
+    EventTime,
+    Fold,
+    Gate,
+    Iterate,
+    Join,
+    Plan,
+    PlanError,
+    Port,
+    Verb,
+    WindowFold,
+)
 from sage.kernel.ports import Model, Sink, SinkFn, Source
 from sage.kernel.registry import Registry, default_registry
+from sage.kernel.rules import problems
 from sage.kernel.serial import from_dict, to_dict
 
 __all__ = ["Connected", "Flow", "Keyed", "Stream", "Windowed"]
@@ -52,24 +79,13 @@ class Flow:
     def check(self, registry: Registry | None = None) -> None:
         """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
         plan = self.plan
-        problems = [*plan.problems(), *(registry or default_registry()).problems(plan)]
-        if problems:
-            raise PlanError(self.name, problems)
+        found = [*problems(plan), *(registry or default_registry()).problems(plan)]
+        if found:
+            raise PlanError(self.name, found)
 
     def explain(self) -> str:
         """The plan as a Mermaid flowchart."""
-        start, end = ("([", "])"), ("[(", ")]")
-        shapes = {"source": start, "requests": start, "sink": end, "reply": end}
-        lines = ["flowchart LR"]
-        for i, node in enumerate(self.plan.nodes):
-            left, right = shapes.get(node.verb, ("[", "]"))
-            text = node.name if node.name.startswith(node.verb) else f"{node.verb} {node.name}"
-            lines.append(f'  n{i}{left}"{text.replace(chr(34), chr(39))}"{right}')
-        for i, node in enumerate(self.plan.nodes):
-            for port in node.inputs:
-                arrow = "-->" if port.output == "out" else "-. diverted .->"
-                lines.append(f"  n{port.node} {arrow} n{i}")
-        return "\n".join(lines)
+        return mermaid(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; raises `PlanError` naming every operator that cannot travel."""
@@ -111,6 +127,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     @overload
@@ -126,7 +143,14 @@ class Stream(Generic[T]):
         name: str = "",
     ) -> Stream[U]: ...
     @overload
-    def map(self, fn: Callable[[T], U], *, on_error: OnError = "fail", name: str = "") -> Stream[U]: ...
+    def map(
+        self,
+        fn: Callable[[T], U],
+        *,
+        on_error: OnError = "fail",
+        cache: Cache | None = None,
+        name: str = "",
+    ) -> Stream[U]: ...
     def map(
         self,
         fn: Callable[[T], Any],
@@ -136,15 +160,16 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         name: str = "",
     ) -> Stream[Any]:
         """One result per record.
 
         The other options are for async functions: `concurrency` calls in flight (64), `order` "any" or
         "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields
-        `Part`s, then the result.
+        `Part`s, then the result, and has no `cache`, which would give the result without the parts.
         """
-        return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error))
+        return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error, cache))
 
     def flatmap(
         self, fn: Callable[[T], Iterable[U]], *, on_error: OnError = "fail", name: str = ""
@@ -166,14 +191,15 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         name: str = "",
     ) -> Stream[U]:
         """One result per record, many records per call; a class is made, set up and closed once per run.
 
         A call that fails counts for each record of its batch. Options are those of `map`, with
-        `concurrency` counting calls (8).
+        `concurrency` counting calls (8); with a `cache`, only records without a result come into a batch.
         """
-        call = Call(concurrency, order, timeout, retry, on_error)
+        call = Call(concurrency, order, timeout, retry, on_error, cache)
         return Stream(
             self.flow, Port(self.flow._builder.add("map_batch", (self.port,), fn, name, call, batch))
         )
@@ -198,6 +224,50 @@ class Stream(Generic[T]):
         record, streams that this one meets do not wait for it; 0 = they do.
         """
         return self._then("event_time", EventTime(at, lateness, idle), name, Call(on_error=on_error))
+
+    def iterate(
+        self,
+        body: Callable[[Stream[T]], Stream[T]],
+        *,
+        until: Callable[[T], object],
+        max_rounds: int,
+        on_rounds: OnRounds = "fail",
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[T]:
+        """Send each record through `body` again and again, until `until(record)`, asked after each round.
+
+        One that is not done after `max_rounds` fails, is sent on as it is ("emit"), or is diverted. `timeout`
+        is for all rounds of a record, `concurrency` (64) how many records go round at once in a finite run.
+        """
+        inner = Flow("iterate")
+        start = Stream[T](inner, Port(inner._builder.add("requests", (), object, "round")))
+        inner.reply(body(start))
+        spec = Iterate(inner.plan, until, max_rounds, on_rounds)
+        return self._then("iterate", spec, name, Call(concurrency, order, timeout, None, on_error))
+
+    def gate(
+        self,
+        inbox: str,
+        *,
+        when: Callable[[T], object] | None = None,
+        timeout: float,
+        on_timeout: OnTimeout = "reject",
+        limit: int = 1000,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[T]:
+        """Keep the records for which `when` is true (all, if not given) until a human has decided on them.
+
+        They wait in `inbox`: see `Job.parked` and `Job.resolve`, and `Inboxes` for a finite run. What nobody
+        decides on within `timeout` seconds is rejected or approved; `on_error` is what becomes of a rejected
+        one. At most `limit` wait: then a finite run stops reading, and a request is an `OverloadedError`.
+        """
+        spec = Gate(inbox, timeout, when, on_timeout, limit)
+        return self._then("gate", spec, name, Call(on_error=on_error))
 
     def connect(self, other: Stream[U]) -> Connected[T, U]:
         """Two streams of different types, for operators that take both."""
@@ -249,10 +319,19 @@ class Keyed(Generic[K, T]):
         self._key = key
 
     def scan(
-        self, init: Callable[[], S], step: Callable[[S, T], tuple[S, U]], *, name: str = ""
+        self,
+        init: Callable[[], S],
+        step: Callable[[S, T], tuple[S, U]],
+        *,
+        ttl: float = 0.0,
+        name: str = "",
     ) -> Stream[U]:
-        """Fold each key's records: `step(state, record)` gives the next state and one result."""
-        fold = Fold(self._key, init, step)
+        """Fold each key's records: `step(state, record)` gives the next state and one result.
+
+        A key that no record came for in `ttl` seconds begins anew, in event time where the records have it,
+        else by the clock; 0 = its state is kept for good.
+        """
+        fold = Fold(self._key, init, step, ttl)
         return cast("Stream[U]", self._stream._then("scan", fold, name))
 
     def window(self, window: Window) -> Windowed[K, T]:

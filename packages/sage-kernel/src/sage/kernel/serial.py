@@ -11,6 +11,8 @@
         from: pieces.diverted
 
 A step reads the one before it unless `from` names another, or two for a `join`; `merge` lists those it joins.
+The body of an `iterate` is a list of steps: the first one reads the record that goes round, which others can
+name as `from: round`, and the last one gives it back.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from importlib import import_module
 from typing import Any
 
 from sage.common.errors import BadRequestError
-from sage.kernel.options import Batch, Call, Retry, Use, Window
+from sage.kernel.options import Batch, Cache, Call, Retry, Use, Window
 from sage.kernel.plan import (
     Builder,
     EventTime,
     Fold,
+    Gate,
+    Iterate,
     Join,
     Node,
     Plan,
@@ -37,7 +41,8 @@ from sage.kernel.plan import (
     WindowFold,
 )
 from sage.kernel.registry import nearest
-from sage.kernel.schema import CALL, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW
+from sage.kernel.schema import CACHE, CALL, COUNTS, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW, WORDS
+from sage.kernel.services import ServiceCall
 
 __all__ = ["from_dict", "import_named", "to_dict"]
 
@@ -85,7 +90,7 @@ def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
         body |= _spec_data(node, node.fn, problems)
     elif node.verb != "reply":
         body |= _reference(node, node.fn, problems)
-    body |= {name: value for name, value in _call_data(node.call).items() if value is not None}
+    body |= {name: value for name, value in _call_data(node, problems).items() if value is not None}
     if node.batch:
         body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
     origin = origins if node.verb == "join" else origins[0] if origins else None
@@ -101,13 +106,15 @@ def _spec_data(node: Node, spec: Any, problems: list[str]) -> dict[str, Any]:
             found[part.name] = _reference(node, value, problems)
         elif isinstance(value, Window):
             found |= _spec_data(node, value, problems)
+        elif isinstance(value, Plan):
+            found[part.name] = [_step(value, inner, problems) for inner in value.nodes[1:-1]]
         elif value != part.default:
             found[part.name] = value
     return found
 
 
-def _call_data(call: Call) -> dict[str, Any]:
-    retry = None
+def _call_data(node: Node, problems: list[str]) -> dict[str, Any]:
+    call, retry = node.call, None
     if call.retry:
         on = [
             e.__name__ if e.__module__ == "builtins" else f"{e.__module__}:{e.__name__}"
@@ -121,12 +128,15 @@ def _call_data(call: Call) -> dict[str, Any]:
         "timeout": call.timeout,
         "retry": retry,
         "on_error": on_error,
+        "cache": _spec_data(node, call.cache, problems) if call.cache is not None else None,
     }
 
 
 def _reference(node: Node, fn: Any, problems: list[str]) -> dict[str, Any]:
     if isinstance(fn, Use):
         return {"use": fn.name, **({"with": dict(fn.params)} if fn.params else {})}
+    if isinstance(fn, ServiceCall):
+        return {"use": "service", "with": {"name": fn.name, **({"method": fn.method} if fn.method else {})}}
     if node.verb == "source" and isinstance(fn, list | tuple | range):
         return {"use": "items", "with": {"values": list(fn)}}
     return {"use": _code(node, fn, problems)}
@@ -182,12 +192,14 @@ def _seconds(name: str, value: Any) -> float:
 class _Reader:
     """Adds the steps of a document to a plan, noting whatever it cannot read."""
 
-    def __init__(self, builder: Builder, allow: tuple[str, ...], problems: list[str]) -> None:
+    def __init__(
+        self, builder: Builder, allow: tuple[str, ...], problems: list[str], first: int | None = None
+    ) -> None:
         self._builder = builder
         self._allow = allow
         self._problems = problems
-        self._names: dict[str, int] = {}
-        self._last: int | None = None
+        self._names = {} if first is None else {builder.nodes[first].name: first}
+        self._last = first
 
     def read(self, at: str, step: Any) -> None:
         """Add one step."""
@@ -274,13 +286,14 @@ class _Reader:
                 if verb == "map_batch"
                 else None
             )
-            return Node(name, verb, inputs, fn, self._call(body), batch)
+            return Node(name, verb, inputs, fn, self._call(verb, body), batch)
         except (BadRequestError, TypeError) as error:
             self._problems.append(f"{at}: {error}")
             return Node(name, verb, inputs)
 
-    def _call(self, body: Mapping[str, Any]) -> Call:
-        given = {name: body[name] for name in CALL if name in body}
+    def _call(self, verb: Verb, body: Mapping[str, Any]) -> Call:
+        # A gate has a timeout too, which is its own and not that of a call.
+        given = {name: body[name] for name in CALL if name in body and name not in REQUIRED.get(verb, ())}
         for name, kinds in (("concurrency", (int,)), ("timeout", (int, float))):
             if name in given and (not isinstance(given[name], kinds) or isinstance(given[name], bool)):
                 raise BadRequestError(f"{name} is {given[name]!r}, not a number")
@@ -289,6 +302,11 @@ class _Reader:
             if "on" in retry:
                 retry["on"] = tuple(self._error(str(text)) for text in retry["on"])
             given["retry"] = Retry(**retry)
+        if "cache" in given:
+            cache = _known("cache", given["cache"], CACHE)
+            if "key" in cache:
+                cache["key"] = self._referred("cache.key", cache["key"])
+            given["cache"] = Cache(**cache)
         return Call(**given)
 
     def _fn(self, at: str, verb: Verb, body: Mapping[str, Any]) -> Any:
@@ -307,13 +325,35 @@ class _Reader:
         for name in OPTIONS[verb]:
             if name in NAMED and (name in body or name in REQUIRED[verb]):
                 given[name] = self._referred(f"{at}.{name}", body.get(name))
-            elif name not in CALL and name in (*body, *REQUIRED[verb]):
-                given[name] = _seconds(name, body.get(name)) if name != "on_late" else body[name]
+            elif name in REQUIRED[verb] or (name not in CALL and name in body):
+                given[name] = self._part(at, name, body.get(name))
         if verb == "window":
             window = Window(**{name: given.pop(name) for name in WINDOW if name in given})
             return WindowFold(window, **given)
-        kind: Any = {"scan": Fold, "event_time": EventTime, "join": Join}[verb]
-        return kind(**given)
+        kinds: dict[str, Any] = {"scan": Fold, "event_time": EventTime, "join": Join}
+        return (kinds | {"iterate": Iterate, "gate": Gate})[verb](**given)
+
+    def _part(self, at: str, name: str, value: Any) -> Any:
+        if name == "body":
+            return self._body(f"{at}.body", value)
+        if name in COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
+            raise BadRequestError(f"{name} is {value!r}, not a whole number")
+        if name in WORDS and not isinstance(value, str):
+            raise BadRequestError(f"{name} is {value!r}, not a text")
+        return value if name in (*COUNTS, *WORDS) else _seconds(name, value)
+
+    def _body(self, at: str, steps: Any) -> Plan:
+        """What a loop goes round."""
+        if not isinstance(steps, list) or not steps:
+            raise BadRequestError(f"body is {steps!r}: it is a list of steps, at least one")
+        builder = Builder("iterate")
+        reader = _Reader(builder, self._allow, self._problems, builder.add("requests", (), object, "round"))
+        for i, step in enumerate(steps):
+            reader.read(f"{at}[{i}]", step)
+        if reader._last is None:
+            raise BadRequestError("the last step of its body gives nothing back, and it goes round")
+        builder.add("reply", (Port(reader._last),))
+        return builder.plan()
 
     def _referred(self, at: str, body: Any) -> Any:
         body = {"use": body} if isinstance(body, str) else body

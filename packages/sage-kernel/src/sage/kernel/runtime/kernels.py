@@ -17,7 +17,17 @@ from sage.kernel.compile import Op
 from sage.kernel.options import Call, Failure, OnError, Part, Retry
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 
-__all__ = ["PARTS", "AsyncCall", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
+__all__ = [
+    "PARTS",
+    "AsyncCall",
+    "ChosenError",
+    "Faults",
+    "GaveUpError",
+    "Kernel",
+    "call_of",
+    "kernel_of",
+    "mapped",
+]
 
 Kernel: TypeAlias = Callable[[list[Any]], list[Any]]
 AsyncCall: TypeAlias = Callable[[Any], Awaitable[Any]]
@@ -32,6 +42,16 @@ class GaveUpError(Exception):
         super().__init__(str(error))
         self.error = error
         self.attempts = attempts
+
+
+class ChosenError(Exception):
+    """A failure of `item` whose outcome is chosen where it happens, whatever the operator's `on_error` is."""
+
+    def __init__(self, item: Any, error: Exception, on_error: OnError) -> None:
+        super().__init__(str(error))
+        self.item = item
+        self.error = error
+        self.on_error: OnError = on_error
 
 
 class Faults:
@@ -53,6 +73,8 @@ class Faults:
         attempts = 1
         if isinstance(error, GaveUpError):
             attempts, error = error.attempts, error.error
+        if isinstance(error, ChosenError):
+            item, on_error, error = error.item, error.on_error, error.error
         wanted = on_error or self._on_error
         if wanted == "skip":
             self.counters.skipped += 1

@@ -7,8 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeAlias
 
+from sage.common.clock import Clock, SystemClock
 from sage.common.errors import UsageError
 from sage.kernel.compile import Compiled, Edge, Op, Stage, compile_plan
 from sage.kernel.flow import Flow
@@ -19,17 +22,22 @@ from sage.kernel.runtime.calls import AsyncStage
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.checkpoint import Coordinator
+from sage.kernel.runtime.engine import Engine, running
+from sage.kernel.runtime.gates import GateStage
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
-from sage.kernel.runtime.resources import begin_anew, commit, opened
+from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.run import Run
+from sage.kernel.runtime.shared import LIMIT, ServiceFactory, serving
 from sage.kernel.runtime.sinks import SinkEnd, write
 from sage.kernel.runtime.sources import Reader, Stop
 from sage.kernel.runtime.stages import pump, tell_time
-from sage.kernel.runtime.timed import Clock
+from sage.kernel.runtime.timed import Clock as EventClock
+from sage.kernel.runtime.walk import as_stage, by_item, item_call
+from sage.kernel.services import bound
 
 __all__ = ["LocalEnvironment", "Progress"]
 
@@ -44,6 +52,7 @@ class LocalEnvironment:
     `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
     With `checkpoints` a run goes on from the newest one in their folder, where there is one.
+    `clock` is what time is told by where records have none of their own: caches, kept state, gates.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class LocalEnvironment:
         on_progress: Progress | None = None,
         registry: Registry | None = None,
         checkpoints: Checkpoints | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if batch < 1 or capacity < 1:
             raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
@@ -62,6 +72,22 @@ class LocalEnvironment:
         self._on_progress = on_progress
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
+        self._clock = clock or SystemClock()
+        self._services: dict[str, ServiceFactory] = {}
+
+    def register_service(self, name: str, factory: ServiceFactory) -> None:
+        """Let operators call `call_service(name)`: what `factory` makes, once per run, is shared by them.
+
+        A class or function is called, and `setup` and `close` of what it gives, where they exist; a flow of
+        requests is started and answers.
+        """
+        if not name or not (callable(factory) or isinstance(factory, Flow)):
+            raise UsageError(f"register_service({name!r}, {factory!r}) needs a name and a function or Flow.")
+        self._services[name] = factory
+
+    def check(self, flow: Flow) -> None:
+        """`Flow.check`, and whether the operators fit their verbs and the services they call are there."""
+        compile_plan(flow.plan, self._registry, self._services)
 
     async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
         """Run a finite flow to its end, or to its first error, which names operator, item and position.
@@ -80,13 +106,17 @@ class LocalEnvironment:
                 watching.cancel()
 
     async def start(self, flow: Flow) -> Run:
-        """Start a finite flow and return a handle: to wait, stop, pause and look at its counts meanwhile."""
-        plan = compile_plan(flow.plan, self._registry)
+        """Start a finite flow and return a handle: to wait, stop, pause and look at it meanwhile."""
+        plan = compile_plan(flow.plan, self._registry, self._services)
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
         coordinator = Coordinator(plan, self._checkpoints) if self._checkpoints else None
-        execution = _Execution(plan, self._batch, self._capacity, self._on_progress, coordinator)
-        return Run(flow.name, execution)
+        engine = Engine(flow.name, self._clock, waits=True)
+        before = serving(self._services, self._registry, engine)
+        execution = _Execution(
+            plan, engine, self._batch, self._capacity, self._on_progress, coordinator, before
+        )
+        return Run(flow.name, execution, engine.inboxes)
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -105,17 +135,19 @@ class LocalEnvironment:
 
         return asyncio.run(main())
 
-    async def submit(self, flow: Flow, *, limit: int = 1024) -> Job:
+    async def submit(self, flow: Flow, *, limit: int = LIMIT) -> Job:
         """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`."""
         if self._checkpoints:
             raise UsageError(
                 f"flow {flow.name!r} answers requests, of which there are no checkpoints.",
                 hint="A request that was not answered is asked again: submit it without checkpoints.",
             )
-        plan = compile_plan(flow.plan, self._registry)
+        plan = compile_plan(flow.plan, self._registry, self._services)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        return await Job.start(plan, limit)
+        engine = Engine(flow.name, self._clock)
+        before = serving(self._services, self._registry, engine)
+        return await Job.start(plan, limit, engine, before)
 
 
 class _DrainedError(Exception):
@@ -128,15 +160,19 @@ class _Execution:
     def __init__(
         self,
         plan: Compiled,
+        engine: Engine,
         batch: int,
         capacity: int,
         on_progress: Progress | None,
         coordinator: Coordinator | None,
+        before: AbstractAsyncContextManager[None],
     ) -> None:
         self._plan = plan
+        self._engine = engine
         self._batch = Batch(batch)
         self._on_progress = on_progress
         self._coordinator = coordinator
+        self._before = before
         self._stop = Stop()
         self._interrupted = asyncio.Event()
         self.begun = asyncio.Event()
@@ -149,6 +185,16 @@ class _Execution:
         self._members = [self._participant(*one) for one in wired]
         self._readers: dict[int, Reader] = {}
         self._ends = {s.name: SinkEnd(s.head) for s in plan.stages if s.head and s.head.node.verb == "sink"}
+        heads = [(s.head, member) for s, member in zip(plan.stages, self._members, strict=True) if s.head]
+        # Before anything is opened or restored: that is when it has to be known what there is.
+        self._calls = {
+            op.index: item_call(op, self._counters[op.index], engine) for op, _ in heads if by_item(op)
+        }
+        self._gates = {
+            op.index: GateStage(op, self._faults[op.index], member, engine)
+            for op, member in heads
+            if op.node.verb == "gate"
+        }
 
     def ask_stop(self) -> None:
         """See `Execution`."""
@@ -188,15 +234,15 @@ class _Execution:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
-            if self._coordinator is None:
-                async with opened(self._plan.ops):
-                    await begin_anew(self._plan.ops)
-                    await self._run_stages()
-                    read = {at: one.position for at, one in self._readers.items() if one.position is not None}
-                    await commit(self._plan.ops, read)
-            else:
-                async with self._coordinator.opened():
-                    await self._go_on(self._coordinator)
+            with bound(self._engine.services):
+                if self._coordinator is None:
+                    async with self._running():
+                        await begin_anew(self._plan.ops)
+                        await self._run_stages()
+                        await commit(self._plan.ops, self._positions())
+                else:
+                    async with self._coordinator.opened():
+                        await self._go_on(self._coordinator)
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -206,11 +252,17 @@ class _Execution:
             self._on_progress(self.reports())
         return self._report(time.perf_counter() - start)
 
+    def _positions(self) -> dict[int, Any]:
+        return {at: one.position for at, one in self._readers.items() if one.position is not None}
+
+    def _running(self) -> AbstractAsyncContextManager[None]:
+        return running(self._plan, self._engine, self._before)
+
     async def _go_on(self, coordinator: Coordinator) -> None:
         coordinator.join(self._members, self._ends.values())
         if coordinator.already_done:
             return
-        async with opened(self._plan.ops):
+        async with self._running():
             await coordinator.recover()
             try:
                 await self._run_stages()
@@ -268,7 +320,8 @@ class _Execution:
 
     def _participant(self, stage: Stage, inbox: Channel, outputs: Outputs) -> Participant:
         head, counters = stage.head, [self._counters[op.index] for op in stage.ops]
-        apart = head is None or head.mode != "sync" or head.node.verb in ("source", "event_time")
+        alone = ("source", "event_time", "gate")
+        apart = head is None or head.mode != "sync" or head.node.verb in alone or by_item(head)
         chain = self._chain(stage.fused if apart else stage.ops)
         return Participant(stage.name, inbox, chain, outputs, counters)
 
@@ -290,18 +343,22 @@ class _Execution:
             reader = self._readers[head.index] = Reader(head, lead, self._stop, self._batch.size, member)
             return lambda _: reader.run()
         if head.node.verb == "event_time":
-            clock = Clock(head.fn, self._faults[head.index])
+            clock = EventClock(head.fn, self._faults[head.index])
             return lambda _: tell_time(clock, member, self._batch, lead)
         if head.node.verb == "sink":
             return lambda _: write(self._ends[stage.name], member, self._batch, lead)
-        if head.mode == "sync":
+        if head.node.verb == "gate":
+            return partial(self._gates[head.index].run, batch=self._batch)
+        call = self._calls.get(head.index)
+        if head.mode == "sync" and call is None:
             batch = head.node.batch or self._batch
             return lambda _: pump(member, batch, lead)
         paid = self._coordinator.log.operator(head.node.name) if self._coordinator else None
-        return AsyncStage(head, call_of(head, lead), self._faults[head.index], member, paid).run
+        seen = as_stage(head) if call else head
+        return AsyncStage(seen, call or call_of(head, lead), self._faults[head.index], member, paid).run
 
     def _chain(self, ops: list[Op]) -> Chain:
-        return Chain([step_of(op, self._faults[op.index]) for op in ops])
+        return Chain([step_of(op, self._faults[op.index], self._engine.clock) for op in ops])
 
     async def _show(self, on_progress: Progress) -> None:
         while True:

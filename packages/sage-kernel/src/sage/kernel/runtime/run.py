@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sage.common.errors import UnavailableError
+from sage.kernel.runtime.inbox import APPROVED, Inboxes, Parked
 from sage.kernel.runtime.report import OperatorReport, RunReport
 
 __all__ = ["Execution", "Run", "State"]
@@ -55,8 +56,9 @@ class Execution(Protocol):
 class Run:
     """A finite flow under way; made by `LocalEnvironment.start`."""
 
-    def __init__(self, flow: str, execution: Execution) -> None:
+    def __init__(self, flow: str, execution: Execution, inboxes: Inboxes) -> None:
         self.flow = flow
+        self.inboxes = inboxes
         self._execution = execution
         self._asked: Literal["running", "paused", "stopping"] = "running"
         self._task = asyncio.create_task(execution.go(), name=f"sage run of {flow}")
@@ -88,6 +90,14 @@ class Run:
             return begun.is_set()
         finally:
             waiting.cancel()
+
+    def parked(self, inbox: str) -> list[Parked]:
+        """What waits in an inbox for a decision, the longest first."""
+        return self.inboxes.parked(inbox)
+
+    async def resolve(self, inbox: str, item_id: str, value: Any = APPROVED) -> None:
+        """See `Job.resolve`."""
+        self.inboxes.resolve(inbox, item_id, value)
 
     async def wait(self) -> RunReport:
         """Its report once it has ended; raises what it failed with. Cancelling the wait leaves it running."""
