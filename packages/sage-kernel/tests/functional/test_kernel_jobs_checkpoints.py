@@ -177,3 +177,23 @@ async def test_checkpoints_of_a_job_do_not_grow_without_bound(jobs: JobManager, 
     assert len(kept) < 40
     await jobs.delete(job.id)
     assert list((tmp_path / "jobs").iterdir()) == []
+
+
+async def test_a_plan_of_files_that_is_killed_has_every_line_once(jobs: JobManager, tmp_path: Path) -> None:
+    count = 300_000
+    (tmp_path / "in.txt").write_text("".join(f"line {number}\n" for number in range(count)))
+    steps = [
+        {"source": {"use": "lines", "with": {"path": "in.txt"}}},
+        {"sink": {"use": "jsonl", "with": {"path": "out.jsonl"}}},
+    ]
+    plan = {"name": "copy", "steps": steps}
+    job = await jobs.submit(JobSpec(plan=plan, every=0.1, restart="fixed:9:0", folder=str(tmp_path)))
+    killed = 0
+    async for found in jobs.watch(job.id):
+        if found.state == "running" and found.pid and newest(found) > killed:
+            os.kill(found.pid, signal.SIGKILL)
+            killed = newest(found)
+    assert found.state == "finished", found
+    assert found.restarts >= 1
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert lines == [f'"line {number}"' for number in range(count)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import BadRequestError
+from sage.common.jobs import OperatorInfo
+from sage.kernel import OperatorReport
 from sage.kernel.jobs.messages import (
     Beat,
     Begin,
@@ -26,6 +30,7 @@ from sage.kernel.jobs.messages import (
     decode_word,
     encode,
 )
+from sage.kernel.jobs.worker import plain
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -93,6 +98,14 @@ def test_anything_else_is_refused(line: bytes) -> None:
         decode_order(line)
     with pytest.raises(BadRequestError, match="valid is one of"):
         decode_word(line)
+
+
+def test_the_counts_of_an_operator_come_through_to_whoever_asks_for_the_job() -> None:
+    report = OperatorReport("a", "map", 1, 2, 3, 4, 5, 6, 0.5, 0.25)
+    assert set(OperatorInfo.model_fields) == {field.name for field in fields(OperatorReport)}
+    beat = decode_word(encode(Beat(0.0, plain([report]))))
+    assert isinstance(beat, Beat)
+    assert OperatorInfo(**beat.operators[0]).model_dump() == asdict(report)
 
 
 def test_who_speaks_is_told_apart() -> None:

@@ -86,7 +86,10 @@ class JobStop(_Wire):
 
 
 class OperatorInfo(_Wire):
-    """The counts of one operator since the job's process began; `busy` and `wait` in seconds."""
+    """The counts of one operator; they go on from a checkpoint, but for `busy` and `wait`, in seconds.
+
+    The same fields as `sage.kernel.OperatorReport`.
+    """
 
     name: str
     verb: str
@@ -98,6 +101,8 @@ class OperatorInfo(_Wire):
     in_flight: int
     busy: float
     wait: float
+    hits: int = Field(0, description="of its cache")
+    misses: int = 0
 
 
 class CheckpointInfo(_Wire):
