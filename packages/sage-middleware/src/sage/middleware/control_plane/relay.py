@@ -116,7 +116,7 @@ class Relay:
             self._commit()
         self._release()
         self._sink.end()
-        self._over()
+        self.ended = True
 
     def fail(self, error: SageError) -> None:
         """Finish a committed stream with the error event of its dialect, and no `[DONE]`.
@@ -127,12 +127,7 @@ class Relay:
             envelope = envelope_of(self._call.route, self._call.request_id)
             self._sink.data(envelope.event(error, self._last))
             self._sink.end()
-        if not self.ended:
-            self._over()
-
-    def _over(self) -> None:
         self.ended = True
-        del self._recipient  # which knows us: what goes round waits for the garbage collector
 
     @property
     def full(self) -> bool:
