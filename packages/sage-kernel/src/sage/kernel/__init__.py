@@ -10,6 +10,7 @@ from sage.kernel.options import Batch, Failure, Pane, Part, Retry, Use, Window, 
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
+from sage.kernel.provision import Parallel, Scale
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.scheduler import Resources
 
 __all__ = [
     "Batch",
@@ -30,6 +32,7 @@ __all__ = [
     "OperatorError",
     "OperatorReport",
     "Pane",
+    "Parallel",
     "Part",
     "Plan",
     "PlanError",
@@ -37,8 +40,10 @@ __all__ = [
     "Replayable",
     "ReplyError",
     "ReplyStream",
+    "Resources",
     "Retry",
     "RunReport",
+    "Scale",
     "Sink",
     "Source",
     "Stream",
@@ -54,23 +59,24 @@ __all__ = [
     "use",
 ]
 
-_RUNTIME = {
-    "Job": "job",
-    "LocalEnvironment": "local",
-    "OperatorError": "report",
-    "OperatorReport": "report",
-    "ReplyError": "job",
-    "ReplyStream": "job",
-    "RunReport": "report",
+_LAZY = {
+    "Job": "runtime.job",
+    "LocalEnvironment": "runtime.local",
+    "OperatorError": "runtime.report",
+    "OperatorReport": "runtime.report",
+    "ReplyError": "runtime.job",
+    "ReplyStream": "runtime.job",
+    "Resources": "scheduler",
+    "RunReport": "runtime.report",
 }
 
 
 if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        if name not in _RUNTIME:
+        if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f"sage.kernel.runtime.{_RUNTIME[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"sage.kernel.{_LAZY[name]}"), name)
         return value

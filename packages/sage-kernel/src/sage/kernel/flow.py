@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
+from sage.kernel import portable
 from sage.kernel.options import Batch, Call, Failure, OnError, Order, Pane, Part, Retry, Window
 from sage.kernel.plan import Builder, EventTime, Fold, Join, Plan, PlanError, Port, Verb, WindowFold
 from sage.kernel.ports import Model, Sink, SinkFn, Source
+from sage.kernel.provision import Parallel, Provision, Scale, provisioned
 from sage.kernel.registry import Registry, default_registry
 from sage.kernel.serial import from_dict, to_dict
+
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Resources
 
 __all__ = ["Connected", "Flow", "Keyed", "Stream", "Windowed"]
 
@@ -52,7 +57,8 @@ class Flow:
     def check(self, registry: Registry | None = None) -> None:
         """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
         plan = self.plan
-        problems = [*plan.problems(), *(registry or default_registry()).problems(plan)]
+        registry = registry or default_registry()
+        problems = [*plan.problems(), *registry.problems(plan), *portable.problems(plan, registry)]
         if problems:
             raise PlanError(self.name, problems)
 
@@ -111,6 +117,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        resources: Resources | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     @overload
@@ -123,10 +130,20 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        resources: Resources | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     @overload
-    def map(self, fn: Callable[[T], U], *, on_error: OnError = "fail", name: str = "") -> Stream[U]: ...
+    def map(
+        self,
+        fn: Callable[[T], U],
+        *,
+        on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
+        name: str = "",
+    ) -> Stream[U]: ...
     def map(
         self,
         fn: Callable[[T], Any],
@@ -136,25 +153,48 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
         name: str = "",
     ) -> Stream[Any]:
         """One result per record.
 
-        The other options are for async functions: `concurrency` calls in flight (64), `order` "any" or
-        "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields
-        `Part`s, then the result.
+        For async functions: `concurrency` calls in flight (64), `order` "any" or "input" (as they come),
+        seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result.
+        For sync ones: `parallelism`, a number of worker processes or a `Parallel`, and how they `scale`.
+        `resources` are what one worker, or the async operator, takes of its machine.
         """
-        return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error))
+        call = Call(concurrency, order, timeout, retry, on_error)
+        return self._then("map", fn, name, call, provisioned(parallelism, resources, scale))
 
     def flatmap(
-        self, fn: Callable[[T], Iterable[U]], *, on_error: OnError = "fail", name: str = ""
+        self,
+        fn: Callable[[T], Iterable[U]],
+        *,
+        on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
+        name: str = "",
     ) -> Stream[U]:
         """Any number of results per record; a record whose results fail half way gives none."""
-        return self._then("flatmap", fn, name, Call(on_error=on_error))
+        provision = provisioned(parallelism, resources, scale)
+        return self._then("flatmap", fn, name, Call(on_error=on_error), provision)
 
-    def filter(self, fn: Callable[[T], object], *, on_error: OnError = "fail", name: str = "") -> Stream[T]:
+    def filter(
+        self,
+        fn: Callable[[T], object],
+        *,
+        on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
+        name: str = "",
+    ) -> Stream[T]:
         """Keep the records for which `fn` is true."""
-        return self._then("filter", fn, name, Call(on_error=on_error))
+        provision = provisioned(parallelism, resources, scale)
+        return self._then("filter", fn, name, Call(on_error=on_error), provision)
 
     def map_batch(
         self,
@@ -166,17 +206,21 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
         name: str = "",
     ) -> Stream[U]:
-        """One result per record, many records per call; a class is made, set up and closed once per run.
+        """One result per record, many records per call; a class is made, set up and closed once per run,
+        or once per worker.
 
         A call that fails counts for each record of its batch. Options are those of `map`, with
         `concurrency` counting calls (8).
         """
         call = Call(concurrency, order, timeout, retry, on_error)
-        return Stream(
-            self.flow, Port(self.flow._builder.add("map_batch", (self.port,), fn, name, call, batch))
-        )
+        provision = provisioned(parallelism, resources, scale)
+        add = self.flow._builder.add
+        return Stream(self.flow, Port(add("map_batch", (self.port,), fn, name, call, batch, provision)))
 
     def merge(self, *others: Stream[T], name: str = "") -> Stream[T]:
         """The records of all these streams, as they come; it ends when all have ended."""
@@ -217,8 +261,16 @@ class Stream(Generic[T]):
         """End here: a function called with each record, or a `Sink` that takes batches."""
         self.flow._builder.add("sink", (self.port,), to, name)
 
-    def _then(self, verb: Verb, fn: Any, name: str, call: Call | None = None) -> Stream[Any]:
-        return Stream(self.flow, Port(self.flow._builder.add(verb, (self.port,), fn, name, call)))
+    def _then(
+        self,
+        verb: Verb,
+        fn: Any,
+        name: str,
+        call: Call | None = None,
+        provision: Provision = Provision(),  # noqa: B008 - frozen
+    ) -> Stream[Any]:
+        add = self.flow._builder.add
+        return Stream(self.flow, Port(add(verb, (self.port,), fn, name, call, provision=provision)))
 
 
 class Connected(Generic[T, U]):

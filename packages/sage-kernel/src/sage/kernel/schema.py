@@ -8,10 +8,11 @@ from typing import Any, get_args
 from sage.kernel.options import Window
 from sage.kernel.plan import Verb
 
-__all__ = ["CALL", "NAMED", "OPTIONS", "REQUIRED", "VERBS", "WINDOW", "flow_schema"]
+__all__ = ["CALL", "NAMED", "OPTIONS", "PROVISION", "REQUIRED", "VERBS", "WINDOW", "flow_schema"]
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CALL = ("concurrency", "order", "timeout", "retry", "on_error")
+PROVISION = ("parallelism", "resources", "scale")
 WINDOW = tuple(field.name for field in fields(Window))
 NAMED = ("key", "init", "step", "merge", "at", "left", "right")  # the options that name code
 REQUIRED = {
@@ -23,10 +24,10 @@ REQUIRED = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "source": ("use", "with"),
     "requests": ("type",),
-    "map": ("use", "with", *CALL),
-    "flatmap": ("use", "with", "on_error"),
-    "filter": ("use", "with", "on_error"),
-    "map_batch": ("use", "with", "batch", *CALL),
+    "map": ("use", "with", *CALL, *PROVISION),
+    "flatmap": ("use", "with", "on_error", *PROVISION),
+    "filter": ("use", "with", "on_error", *PROVISION),
+    "map_batch": ("use", "with", "batch", *CALL, *PROVISION),
     "scan": ("key", "init", "step"),
     "event_time": ("at", "lateness", "idle", "on_error"),
     "window": ("key", "init", "step", "merge", *WINDOW, "on_error"),
@@ -64,6 +65,7 @@ def flow_schema() -> dict[str, Any]:
         **dict.fromkeys(("lateness", "idle", "size", "slide", "gap", "late", "within"), seconds),
         "on_late": {"enum": ["fail", "skip", "divert"]},
         **dict.fromkeys(NAMED, named),
+        **_provision_schema(count, seconds),
     }
     steps = [_step_schema(verb, options, properties) for verb, options in OPTIONS.items()]
     merge = {"merge": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "id": {"type": "string"}}
@@ -78,6 +80,20 @@ def flow_schema() -> dict[str, Any]:
         "required": ["name", "steps"],
         "additionalProperties": False,
     }
+
+
+def _provision_schema(count: dict[str, Any], amount: dict[str, Any]) -> dict[str, Any]:
+    size = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]}
+    parallel = {"n": count, "kind": {"enum": ["process", "thread"]}, "order": {"enum": ["input", "any"]}}
+    labels = {"type": "object", "additionalProperties": {"type": "string"}}
+    resources = {"cpu": amount, "gpu": amount, "memory": size, "gpu_memory": size, "labels": labels}
+    scale = {"min": count, "max": count, "target_wait": {"type": "number", "exclusiveMinimum": 0}}
+
+    def closed(properties: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+    workers = {"anyOf": [count, closed(parallel)]}
+    return {"parallelism": workers, "resources": closed(resources), "scale": closed(scale)}
 
 
 def _step_schema(verb: str, options: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:

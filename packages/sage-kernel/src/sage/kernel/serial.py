@@ -36,8 +36,9 @@ from sage.kernel.plan import (
     Verb,
     WindowFold,
 )
+from sage.kernel.provision import Parallel, Provision, Scale
 from sage.kernel.registry import nearest
-from sage.kernel.schema import CALL, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW
+from sage.kernel.schema import CALL, NAMED, OPTIONS, PROVISION, REQUIRED, VERBS, WINDOW
 
 __all__ = ["from_dict", "to_dict"]
 
@@ -88,6 +89,7 @@ def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
     body |= {name: value for name, value in _call_data(node.call).items() if value is not None}
     if node.batch:
         body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
+    body |= _provision_data(node.provision)
     origin = origins if node.verb == "join" else origins[0] if origins else None
     return {node.verb: body, "id": node.name, **({"from": origin} if origin else {})}
 
@@ -122,6 +124,26 @@ def _call_data(call: Call) -> dict[str, Any]:
         "retry": retry,
         "on_error": on_error,
     }
+
+
+def _provision_data(provision: Provision) -> dict[str, Any]:
+    """What was said about workers, without what is as it is anyway."""
+    found: dict[str, Any] = {}
+    if parallel := provision.parallelism:
+        plain = Parallel(parallel.n) == parallel
+        found["parallelism"] = parallel.n if plain else _set_parts(parallel, Parallel(parallel.n), "n")
+    if resources := provision.resources:
+        found["resources"] = _set_parts(resources, type(resources)())
+        if resources.labels:
+            found["resources"]["labels"] = dict(resources.labels)
+    if scale := provision.scale:
+        found["scale"] = _set_parts(scale, Scale(), "min", "max")
+    return found
+
+
+def _set_parts(value: Any, usual: Any, *always: str) -> dict[str, Any]:
+    names = [part.name for part in fields(value)]
+    return {n: getattr(value, n) for n in names if n in always or getattr(value, n) != getattr(usual, n)}
 
 
 def _reference(node: Node, fn: Any, problems: list[str]) -> dict[str, Any]:
@@ -161,6 +183,22 @@ def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     return dict(body)
 
 
+def _provision(body: Mapping[str, Any]) -> Provision:
+    given = {name: body[name] for name in PROVISION if name in body}
+    if isinstance(given.get("parallelism"), int):
+        given["parallelism"] = {"n": given["parallelism"]}
+    kinds: dict[str, Any] = {"parallelism": Parallel, "scale": Scale}
+    if "resources" in given:
+        from sage.kernel.scheduler import Resources  # a hundred plans ask for none
+
+        kinds["resources"] = Resources
+    made = {}
+    for name, value in given.items():
+        known = tuple(part.name for part in fields(kinds[name]))
+        made[name] = kinds[name](**_known(name, value, known))
+    return Provision(**made)
+
+
 def _seconds(name: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadRequestError(f"{name} is {value!r}, not a number of seconds")
@@ -188,7 +226,8 @@ class _Reader:
         if len(self._problems) > before:
             # A stand-in keeps the names right, so that one mistake is reported once.
             node = Node(str(step.get("id", "")), verb, inputs)
-        index = self._builder.add(verb, node.inputs, node.fn, node.name, node.call, node.batch)
+        given = (node.fn, node.name, node.call, node.batch, node.provision)
+        index = self._builder.add(verb, node.inputs, *given)
         self._names[self._builder.nodes[index].name] = index
         self._last = None if verb in ("sink", "reply") else index
 
@@ -262,7 +301,7 @@ class _Reader:
                 if verb == "map_batch"
                 else None
             )
-            return Node(name, verb, inputs, fn, self._call(body), batch)
+            return Node(name, verb, inputs, fn, self._call(body), batch, _provision(body))
         except (BadRequestError, TypeError) as error:
             self._problems.append(f"{at}: {error}")
             return Node(name, verb, inputs)

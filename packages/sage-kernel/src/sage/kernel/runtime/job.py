@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sage.common.errors import OverloadedError, SageError, UnavailableError, UsageError
 from sage.kernel.compile import Compiled, Op, Stage
@@ -23,8 +24,14 @@ from sage.kernel.runtime.calls import BATCH_CALLS, CALLS
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.kernels import PARTS, AsyncCall, Faults, Kernel, call_of, check_length
+from sage.kernel.runtime.replicas.entrance import Entrance
+from sage.kernel.runtime.replicas.opening import opened_pools
+from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.report import Counters, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
+
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Node
 
 __all__ = ["Job", "ReplyError", "ReplyStream"]
 
@@ -47,6 +54,12 @@ class _Walk:
     killed: bool = False
 
 
+class _Head(Protocol):
+    """What an item waits for before it goes through a station's kernel."""
+
+    async def __call__(self, item: Any, /) -> list[Any]: ...
+
+
 @dataclass(slots=True)
 class _Station:
     """A stage as a request sees it."""
@@ -54,9 +67,7 @@ class _Station:
     kernel: Kernel
     outs: list[_Station]
     diverted: list[tuple[Faults, list[_Station]]]
-    call: AsyncCall | None = None
-    faults: Faults | None = None
-    room: asyncio.Semaphore | None = None
+    head: _Head | None = None
     reply: Counters | None = None
 
 
@@ -72,24 +83,25 @@ class _Wired:
 class Job:
     """A flow that answers requests; made by `LocalEnvironment.submit`."""
 
-    def __init__(self, plan: Compiled, limit: int) -> None:
+    def __init__(self, plan: Compiled, limit: int, pools: dict[int, Pool], stack: AsyncExitStack) -> None:
         self._plan = plan
         self._limit = limit
-        self._wired = _wire(plan)
+        self._wired = _wire(plan, pools)
         self._live: set[_Walk] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._state = "running"
         self._cut = False
-        self._stack = AsyncExitStack()
+        self._stack = stack
         self._started = perf_counter()
 
     @classmethod
-    async def start(cls, plan: Compiled, limit: int) -> Job:
-        """Set everything up and begin to take requests."""
-        job = cls(plan, limit)
-        await job._stack.enter_async_context(opened(plan.ops))
-        return job
+    async def start(cls, plan: Compiled, limit: int, machine: Node | None = None) -> Job:
+        """Set everything up and begin to take requests; `machine`: what operators with `resources` find."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(opened(plan.ops))
+            pools = await stack.enter_async_context(opened_pools(plan, machine))
+            return cls(plan, limit, pools, stack.pop_all())
 
     async def request(self, item: Any) -> Any:
         """Send one item through the flow and return its reply.
@@ -207,7 +219,7 @@ class ReplyStream:
 
 async def _visit(station: _Station, item: Any, walk: _Walk) -> None:
     while True:
-        items = [item] if station.call is None else await _call(station, item)
+        items = [item] if station.head is None else await station.head(item)
         if items:
             items = station.kernel(items)
         # Everything is taken before anything is awaited: the failures of other requests come in then.
@@ -225,9 +237,7 @@ async def _visit(station: _Station, item: Any, walk: _Walk) -> None:
             await _visit(out, result, walk)
 
 
-async def _call(station: _Station, item: Any) -> list[Any]:
-    call, faults, room = station.call, station.faults, station.room
-    assert call is not None and faults is not None and room is not None  # noqa: PT018
+async def _call(call: AsyncCall, faults: Faults, room: asyncio.Semaphore, item: Any) -> list[Any]:
     counters = faults.counters
     async with room:
         position, start = counters.items_in, perf_counter_ns()
@@ -253,7 +263,7 @@ def _answer(counters: Counters, items: list[Any], walk: _Walk) -> None:
         counters.items_in += 1
 
 
-def _wire(plan: Compiled) -> _Wired:
+def _wire(plan: Compiled, pools: dict[int, Pool]) -> _Wired:
     counters = {op.index: Counters(op.node.name, op.node.verb) for op in plan.ops if op.node.verb != "merge"}
     faults = {i: Faults(plan.ops[i], found) for i, found in counters.items()}
     batchers: list[Batcher] = []
@@ -269,27 +279,30 @@ def _wire(plan: Compiled) -> _Wired:
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
         if stage.head is not None:
-            _give_head(station, stage.head, faults[stage.head.index], batchers)
+            station.head = _head(stage, faults, batchers, pools)
     return _Wired(stations[0], counters, batchers)
 
 
 def _fused(stage: Stage, faults: dict[int, Faults]) -> Kernel:
-    ops = [op for op in stage.fused if op.node.verb != "reply"]
+    behind = stage.fused[max(0, len(stage.on_workers) - 1) :]
+    ops = [op for op in behind if op.node.verb != "reply"]
     return Chain([step_of(op, faults[op.index]) for op in ops]).run
 
 
-def _give_head(station: _Station, op: Op, faults: Faults, batchers: list[Batcher]) -> None:
-    given = op.node.call.concurrency
-    station.faults = faults
+def _head(stage: Stage, faults: dict[int, Faults], batchers: list[Batcher], pools: dict[int, Pool]) -> _Head:
+    op = stage.ops[0]
+    mine, given = faults[op.index], op.node.call.concurrency
+    if stage.on_workers:
+        entrance = Entrance(pools[op.index], [faults[one.index] for one in stage.on_workers], op.node.batch)
+        batchers.append(entrance.batcher)
+        return entrance
     if op.node.verb == "map_batch":
-        call = call_of(op, faults.counters) if op.mode == "async" else _whole_sync(op)
+        call = call_of(op, mine.counters) if op.mode == "async" else _whole_sync(op)
         batchers.append(Batcher(call, op.node.batch or Batch(), given or BATCH_CALLS))
-        station.call = batchers[-1]
         # The batcher bounds the calls; the items that wait for it are bounded by the job's limit.
-        station.room = _Unbounded()
-    else:
-        station.call = _written(op) if hasattr(op.fn, "write") else call_of(op, faults.counters)
-        station.room = asyncio.Semaphore(given or CALLS)
+        return partial(_call, batchers[-1], mine, _Unbounded())
+    written = _written(op) if hasattr(op.fn, "write") else call_of(op, mine.counters)
+    return partial(_call, written, mine, asyncio.Semaphore(given or CALLS))
 
 
 def _whole_sync(op: Op) -> AsyncCall:

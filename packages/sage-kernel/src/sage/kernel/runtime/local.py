@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from sage.common.errors import UsageError
 from sage.kernel.compile import Compiled, Edge, Op, Stage, compile_plan
@@ -20,15 +21,23 @@ from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
+from sage.kernel.runtime.replicas.opening import opened_pools
+from sage.kernel.runtime.replicas.pool import Pool
+from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
 from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, tell_time, write
 from sage.kernel.runtime.timed import Clock
 
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Node
+
 __all__ = ["LocalEnvironment", "Progress"]
 
 Progress: TypeAlias = Callable[[tuple[OperatorReport, ...]], None]
 PROGRESS_EVERY = 0.1
+PER_WORKER = 4
+"""How many times `batch` a worker takes at once, at most: the way there costs as much as 50 quick calls."""
 
 
 class LocalEnvironment:
@@ -36,6 +45,7 @@ class LocalEnvironment:
 
     `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
+    `machine` is what operators with `resources` find here; without it, what this process may use.
     """
 
     def __init__(
@@ -45,12 +55,11 @@ class LocalEnvironment:
         capacity: int = 1024,
         on_progress: Progress | None = None,
         registry: Registry | None = None,
+        machine: Node | None = None,
     ) -> None:
         if batch < 1 or capacity < 1:
             raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
-        self._batch = batch
-        self._capacity = capacity
-        self._on_progress = on_progress
+        self._settings = _Settings(Batch(batch), capacity, on_progress, machine)
         self._registry = registry or default_registry()
 
     async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
@@ -61,7 +70,7 @@ class LocalEnvironment:
         plan = compile_plan(flow.plan, self._registry)
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
-        return await _Run(plan, self._batch, self._capacity, self._on_progress).go(stop)
+        return await _Run(plan, self._settings).go(stop)
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -85,28 +94,40 @@ class LocalEnvironment:
         plan = compile_plan(flow.plan, self._registry)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        return await Job.start(plan, limit)
+        return await Job.start(plan, limit, self._settings.machine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What an environment was made with, but for the registry."""
+
+    batch: Batch
+    capacity: int
+    on_progress: Progress | None
+    machine: Node | None
 
 
 class _Run:
     """One run of a compiled finite flow."""
 
-    def __init__(self, plan: Compiled, batch: int, capacity: int, on_progress: Progress | None) -> None:
+    def __init__(self, plan: Compiled, settings: _Settings) -> None:
         self._plan = plan
-        self._batch = Batch(batch)
-        self._on_progress = on_progress
+        self._batch = settings.batch
+        self._on_progress = settings.on_progress
+        self._machine = settings.machine
+        self._pools: dict[int, Pool] = {}
         self._stop = Stop()
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
-        self._inboxes = [Channel(capacity) for _ in plan.stages]
+        self._inboxes = [Channel(settings.capacity) for _ in plan.stages]
         self._outputs = [self._outputs_of(stage) for stage in plan.stages]
 
     async def go(self, stop: asyncio.Event | None) -> RunReport:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
-            async with opened(self._plan.ops):
+            async with opened(self._plan.ops), opened_pools(self._plan, self._machine) as self._pools:
                 await self._run_stages(stop)
                 await commit(self._plan.ops)
         except BaseExceptionGroup as group:
@@ -147,6 +168,8 @@ class _Run:
         head, lead = stage.head, self._lead(stage)
         if head is None:
             group.create_task(pump(inbox, self._batch, self._chain(stage.fused), outputs, lead))
+        elif stage.on_workers:
+            group.create_task(self._parallel(stage, outputs).run(inbox))
         elif head.node.verb == "source":
             chain = self._chain(stage.fused)
             group.create_task(feed(head, lead, self._stop, self._batch.size, chain, outputs))
@@ -162,6 +185,12 @@ class _Run:
             call, faults = call_of(head, lead), self._faults[head.index]
             calls = AsyncStage(head, call, faults, inbox, self._chain(stage.fused), outputs)
             group.create_task(calls.run(group))
+
+    def _parallel(self, stage: Stage, outputs: Outputs) -> ParallelStage:
+        ops = stage.on_workers
+        faults = [self._faults[op.index] for op in ops]
+        chain, limit = self._chain(stage.ops[len(ops) :]), PER_WORKER * self._batch.size
+        return ParallelStage(ops, self._pools[ops[0].index], faults, limit, chain, outputs)
 
     def _chain(self, ops: list[Op]) -> Chain:
         return Chain([step_of(op, self._faults[op.index]) for op in ops])

@@ -32,6 +32,7 @@ class Counters:
     in_flight: int = 0
     busy: int = 0
     wait: int = 0
+    cpu: int = 0
 
     def report(self) -> OperatorReport:
         """The counts so far."""
@@ -46,6 +47,7 @@ class Counters:
             self.in_flight,
             self.busy / 1e9,
             self.wait / 1e9,
+            self.cpu / 1e9,
         )
 
 
@@ -54,7 +56,8 @@ class OperatorReport:
     """Counts of one operator.
 
     `busy` is seconds inside its code, summed over calls in flight; `wait` is seconds its stage waited for
-    input or for room downstream (0 for an operator that is fused behind another).
+    input or for room downstream (0 for an operator that is fused behind another). `cpu` is CPU seconds of the
+    workers of its stage (0 for one on the event loop, or fused behind another).
     """
 
     name: str
@@ -67,6 +70,7 @@ class OperatorReport:
     in_flight: int
     busy: float
     wait: float
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

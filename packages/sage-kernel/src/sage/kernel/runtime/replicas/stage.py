@@ -1,0 +1,138 @@
+"""A stage of a finite run whose operators are on workers.
+
+A free worker takes the next batch, so a slow one holds nobody up. Each has one batch at a time; batches begin
+small and grow while they are done fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Any, Final
+
+from sage.kernel.compile import Op
+from sage.kernel.options import Batch
+from sage.kernel.runtime.chain import Chain
+from sage.kernel.runtime.channel import Channel
+from sage.kernel.runtime.columns import LAST, Control, part
+from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.replicas.account import enter
+from sage.kernel.runtime.replicas.pool import Piece, Pool, Replica
+from sage.kernel.runtime.replicas.scaling import Load, Scaler, next_size
+from sage.kernel.runtime.replicas.sequence import Sequence
+from sage.kernel.runtime.stages import Outputs, collect
+
+__all__ = ["ParallelStage"]
+
+AHEAD: Final = 4
+"""How many batches for each worker are held between taking them and passing their results on."""
+
+LOOK_S: Final = 0.1
+"""How often it is looked whether there should be more workers."""
+
+
+class ParallelStage:
+    """Takes batches of at most `limit` items to the workers and passes on what comes of them.
+
+    `faults` are those of the operators on the workers, `chain` what is fused behind them.
+    """
+
+    def __init__(
+        self, ops: list[Op], pool: Pool, faults: list[Faults], limit: int, chain: Chain, outputs: Outputs
+    ) -> None:
+        head = ops[0]
+        assert head.parallel is not None, "the operators of a parallel stage are on workers"
+        self._pool = pool
+        self._faults = faults
+        self._counters = faults[0].counters
+        self._chain = chain
+        self._outputs = outputs
+        self._scale = head.node.provision.scale
+        self._given = head.node.batch  # what the flow says; else what suits the workers
+        self._limit = limit
+        self._size = 1
+        self._sequence = Sequence(ordered=head.parallel.order == "input")
+        self._held = 0
+        self._working = 0
+        self._leaving = False
+        self._room = asyncio.Event()
+
+    async def run(self, inbox: Channel) -> None:
+        """Work until the inbox ends and every result is passed on."""
+        async with asyncio.TaskGroup() as helpers:
+            helping = [helpers.create_task(self._scaling(inbox))] if self._scale else []
+            async with asyncio.TaskGroup() as group:
+                while (items := await self._next(inbox)) is not None:
+                    if isinstance(items, Control):
+                        self._sequence.message(items)
+                        await self._leave()
+                    else:
+                        start = self._sequence.take(len(items))
+                        self._held += 1
+                        self._working += 1
+                        self._counters.in_flight += len(items)
+                        group.create_task(self._work(self._replica, start, items))
+            for helper in helping:
+                helper.cancel()
+        await self._outputs.send(self._chain.control(LAST))
+        self._outputs.close()
+
+    async def _next(self, inbox: Channel) -> Any:
+        """What comes next, once a worker is free for it; so it waits in the channel, whose bound counts."""
+        while self._held >= AHEAD * max(1, len(self._pool)):
+            self._room.clear()
+            await self._room.wait()
+        self._replica: Replica = await self._pool.take()
+        items = await collect(inbox, self._given or Batch(self._size), self._counters)
+        if items is None or isinstance(items, Control):
+            await self._pool.give(self._replica)
+        return items
+
+    async def _work(self, replica: Replica, start: int, items: Any) -> None:
+        pieces = await self._pool.run(replica, items)
+        self._working -= 1
+        busy = sum(tally.busy for piece in pieces for done in piece.done for tally in done.tallies)
+        self._size = next_size(self._size, self._limit, len(items), busy)
+        self._sequence.finish(start, [(piece.start, piece.end, (items, piece)) for piece in pieces])
+        await self._pool.give(replica)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Pass on what may leave; one task does so at a time, for the others as well."""
+        if self._leaving:
+            return
+        self._leaving = True
+        while (turn := self._sequence.leave()) is not None:
+            if isinstance(turn, Control):
+                await self._outputs.send(self._chain.control(turn))
+                self._outputs.control(turn)
+            else:
+                start, (items, piece) = turn
+                await self._pass_on(start, items, piece)
+        self._leaving = False
+
+    async def _pass_on(self, start: int, items: Any, piece: Piece) -> None:
+        self._counters.in_flight -= piece.end - piece.start
+        if piece.error is None:
+            results = self._chain.run(enter(piece.done[0], self._faults, start))
+        else:
+            results = self._give_up(start, part(items, piece.start, piece.end), piece.error)
+        await self._outputs.send(results)
+        if piece.end == len(items):
+            self._held -= 1
+            self._room.set()
+
+    def _give_up(self, start: int, items: Any, error: Exception) -> list[Any]:
+        values = items if isinstance(items, list) else items.values
+        for at, item in enumerate(values):
+            self._faults[0].settle(item, error, start + at)
+        self._counters.items_in += len(values)
+        return []
+
+    async def _scaling(self, inbox: Channel) -> None:
+        assert self._scale is not None, "only a stage that scales is looked at"
+        scaler = Scaler(self._scale, monotonic())
+        while True:
+            await asyncio.sleep(LOOK_S)
+            load = Load(inbox.size, self._counters.items_in, self._working)
+            await self._pool.resize(scaler.decide(monotonic(), load, len(self._pool)))
