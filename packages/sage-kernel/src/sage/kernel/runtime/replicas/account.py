@@ -23,13 +23,13 @@ def enter(done: Done, faults: Sequence[Faults], start: int) -> Any:
         where = f"operator {stopped.counters.name!r} failed on item {position} ({broken.item})"
         raise operator_error(where, broken.error) from broken.error
     faults[0].counters.cpu += done.cpu
-    for tally, one in zip(done.tallies, faults, strict=True):
+    for (items_in, items_out, skipped, busy, failures), one in zip(done.tallies, faults, strict=True):
         counters = one.counters
-        counters.items_in += tally.items_in
-        counters.items_out += tally.items_out
-        counters.skipped += tally.skipped
-        counters.busy += tally.busy
-        if tally.failures:
-            counters.diverted += len(tally.failures)
-            one.failures.extend(tally.failures)
+        counters.items_in += items_in
+        counters.items_out += items_out
+        counters.skipped += skipped
+        counters.busy += busy
+        if failures:
+            counters.diverted += len(failures)
+            one.failures.extend(failures)
     return done.values

@@ -8,7 +8,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Failure, OnError
@@ -19,14 +19,10 @@ from sage.kernel.runtime.report import Counters, operator_error, spell
 __all__ = ["Bench", "BrokenError", "Done", "Tally", "portable_error"]
 
 
-class Tally(NamedTuple):
-    """What one operator did with one batch; `failures` are those that it diverted."""
+Tally: TypeAlias = tuple[int, int, int, int, Sequence[Failure[Any]]]
+"""What one operator did with one batch: items in and out, skipped, nanoseconds busy, what it diverted."""
 
-    items_in: int
-    items_out: int
-    skipped: int
-    busy: int
-    failures: Sequence[Failure[Any]] = ()
+_NOTHING: Final[Tally] = (0, 0, 0, 0, ())
 
 
 class Done(NamedTuple):
@@ -66,7 +62,7 @@ class _Recorder(Faults):
     def tally(self) -> Tally:
         """The counts since the last call."""
         c = self.counters
-        tally = Tally(c.items_in, c.items_out, c.skipped, c.busy, self.take() if self.failures else ())
+        tally = (c.items_in, c.items_out, c.skipped, c.busy, self.take() if self.failures else ())
         c.items_in = c.items_out = c.skipped = c.busy = 0
         return tally
 
@@ -101,16 +97,15 @@ class Bench:
         if self._ops[0].node.verb != "map_batch":
             return [self.run([item]) for item in items]
         whole = self._measured(self._head, items)
-        nothing = tuple(Tally(0, 0, 0, 0) for _ in self._ops)
         if len(whole.values) == len(items):
             found = [self._measured(self._rest, [value]) for value in whole.values]
         else:  # the batch failed, and counts for each of its items
-            lost = whole.tallies[0].failures or ((),) * len(items)
-            found = [_failed(nothing, failure, whole.broken) for failure in lost]
-        first = whole.tallies[0]._replace(failures=found[0].tallies[0].failures)
+            rest = (_NOTHING,) * (len(self._ops) - 1)
+            lost = [(one,) for one in whole.tallies[0][4]] or [()] * len(items)
+            found = [Done([], ((0, 0, 0, 0, mine), *rest), whole.broken, 0) for mine in lost]
+        first = (*whole.tallies[0][:4], found[0].tallies[0][4])
         tallies = (first, *found[0].tallies[1:])
-        found[0] = found[0]._replace(tallies=tallies, cpu=found[0].cpu + whole.cpu)
-        return found
+        return [Done(found[0].values, tallies, found[0].broken, found[0].cpu + whole.cpu), *found[1:]]
 
     def close(self) -> None:
         """Call every `close`, backwards, each once, whatever the others do."""
@@ -133,14 +128,12 @@ class Bench:
             broken = error
         except Exception as error:
             broken = BrokenError(len(self._ops) - 1, 0, "a diverted item", error)
-        now, lost = done.tallies[-1], last.tally()
-        left = now._replace(items_out=len(kept), skipped=now.skipped + lost.skipped)
-        tallies = (*done.tallies[:-1], left._replace(failures=[*now.failures, *lost.failures]))
         if broken is not None:
-            broken = portable_error(broken)
-            tallies = tuple(tally._replace(failures=()) for tally in tallies)
-            kept = []
-        return Done(kept, tallies, broken, done.cpu)
+            return Done([], (_NOTHING,) * len(self._ops), portable_error(broken), done.cpu)
+        taken, _, skipped, busy, failures = done.tallies[-1]
+        _, _, skipped_now, _, failures_now = last.tally()
+        final = (taken, len(kept), skipped + skipped_now, busy, [*failures, *failures_now])
+        return Done(kept, (*done.tallies[:-1], final), None, done.cpu)
 
     def _measured(self, chain: Chain, items: Any) -> Done:
         start, broken = self._clock(), None
@@ -176,11 +169,6 @@ class Bench:
 
 async def _awaited(result: Any) -> None:
     await result
-
-
-def _failed(nothing: tuple[Tally, ...], failure: Any, broken: BrokenError | None) -> Done:
-    head = nothing[0]._replace(failures=[failure] if failure else ())
-    return Done([], (head, *nothing[1:]), broken, 0)
 
 
 def portable_error(broken: BrokenError) -> BrokenError:

@@ -83,6 +83,11 @@ class Pool:
             await self.close(now=True)
             raise
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a worker that is done goes on, or makes way."""
+        return not self._surplus
+
     async def resize(self, count: int) -> None:
         """Start or end workers, one after the other; a busy one ends when it is done."""
         while len(self) < count and await self._add():

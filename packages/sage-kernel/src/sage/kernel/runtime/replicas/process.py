@@ -97,8 +97,7 @@ class ProcessReplica(asyncio.Protocol):
 
     async def run(self, items: Any, one_by_one: bool) -> list[Done]:
         """What became of a batch, in one account or one for each item. Raises WorkerLostError."""
-        done: list[Done] = await self._ask(pack((one_by_one, items)))
-        return done
+        return [Done(*plain) for plain in await self._ask(pack((one_by_one, items)))]
 
     async def close(self, *, now: bool) -> None:
         """Let it close what its operators own, or, `now`, give it a moment for that and kill it."""
@@ -114,11 +113,15 @@ class ProcessReplica(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Part of an answer, or all of it."""
-        self._data += data
-        if (found := read(self._data, self._answers)) is None:
+        whole: bytes | bytearray = data
+        if self._data:
+            self._data += data
+            whole = self._data
+        if (found := read(whole, self._answers)) is None:
+            self._data = bytearray(whole) if whole is data else self._data
             return
-        parts, end = found
-        del self._data[:end]
+        parts, _ = found
+        self._data.clear()
         waiting, self._answer = self._answer, None
         if waiting is None or waiting.done():
             return

@@ -62,40 +62,63 @@ class ParallelStage:
         async with asyncio.TaskGroup() as helpers:
             helping = [helpers.create_task(self._scaling(inbox))] if self._scale else []
             async with asyncio.TaskGroup() as group:
-                while (items := await self._next(inbox)) is not None:
-                    if isinstance(items, Control):
-                        self._sequence.message(items)
-                        await self._leave()
-                    else:
-                        start = self._sequence.take(len(items))
-                        self._held += 1
-                        self._working += 1
-                        self._counters.in_flight += len(items)
-                        group.create_task(self._work(self._replica, start, items))
+                while True:
+                    # A worker first, then a batch: so it waits in the channel, whose bound counts.
+                    replica = await self._free()
+                    items = await collect(inbox, self._batch(), self._counters)
+                    if items is not None and not isinstance(items, Control):
+                        group.create_task(self._work(replica, items, inbox))
+                        continue
+                    await self._pool.give(replica)
+                    if items is None:
+                        break
+                    self._sequence.message(items)
+                    await self._leave()
             for helper in helping:
                 helper.cancel()
         await self._outputs.send(self._chain.control(LAST))
         self._outputs.close()
 
-    async def _next(self, inbox: Channel) -> Any:
-        """What comes next, once a worker is free for it; so it waits in the channel, whose bound counts."""
-        while self._held >= AHEAD * max(1, len(self._pool)):
+    async def _free(self) -> Replica:
+        while self._full():
             self._room.clear()
             await self._room.wait()
-        self._replica: Replica = await self._pool.take()
-        items = await collect(inbox, self._given or Batch(self._size), self._counters)
-        if items is None or isinstance(items, Control):
-            await self._pool.give(self._replica)
-        return items
+        return await self._pool.take()
 
-    async def _work(self, replica: Replica, start: int, items: Any) -> None:
-        pieces = await self._pool.run(replica, items)
-        self._working -= 1
-        busy = sum(tally.busy for piece in pieces for done in piece.done for tally in done.tallies)
-        self._size = next_size(self._size, self._limit, len(items), busy)
-        self._sequence.finish(start, [(piece.start, piece.end, (items, piece)) for piece in pieces])
+    def _full(self) -> bool:
+        return self._held >= AHEAD * max(1, len(self._pool))
+
+    def _batch(self) -> Batch:
+        return self._given or Batch(self._size)
+
+    async def _work(self, replica: Replica, items: Any, inbox: Channel) -> None:
+        """One batch; and the next ones, as long as they are there and nobody waits for them."""
+        while True:
+            start = self._sequence.take(len(items))
+            self._held += 1
+            self._working += 1
+            self._counters.in_flight += len(items)
+            pieces = await self._pool.run(replica, items)
+            self._working -= 1
+            busy = sum(tally[3] for piece in pieces for done in piece.done for tally in done.tallies)
+            self._size = next_size(self._size, self._limit, len(items), busy)
+            self._sequence.finish(start, [(piece.start, piece.end, (items, piece)) for piece in pieces])
+            await self._leave()
+            if not self._next_is_there(inbox):
+                break
+            more = await inbox.get(self._batch().size)  # which does not wait now
+            assert more is not None and not isinstance(more, Control)  # noqa: PT018 - just looked at
+            items = more
         await self._pool.give(replica)
-        await self._leave()
+
+    def _next_is_there(self, inbox: Channel) -> bool:
+        ready = inbox.entries and inbox.getter is None and not self._batch().wait
+        return (
+            bool(ready)
+            and not isinstance(inbox.entries[0], Control)
+            and self._pool.keeps
+            and not self._full()
+        )
 
     async def _leave(self) -> None:
         """Pass on what may leave; one task does so at a time, for the others as well."""

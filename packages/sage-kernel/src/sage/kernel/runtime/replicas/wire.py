@@ -1,7 +1,7 @@
 """What passes between a run and its worker processes: pickles of protocol 5, large ones in shared memory.
 
-A message is a head (how many parts, where they are), the length of each part, and, below `SHARED` bytes, the
-parts themselves: the pickle, then the buffers that it left out. From `SHARED` bytes on they are in an area
+A message is a head (the length of the pickle, how many buffers it left out, where they are), the lengths of
+these buffers, and, below `SHARED` bytes in all, the parts themselves: the pickle, then the buffers. From `SHARED` bytes on they are in an area
 that both sides map, and the socket carries the rest.
 """
 
@@ -12,14 +12,15 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
-from struct import Struct
+from struct import Struct, unpack_from
+from struct import pack as pack_lengths
 from typing import Any, Final, TypeAlias
 
 __all__ = ["SHARED", "Area", "Part", "message", "pack", "read", "receive", "unpack"]
 
 Part: TypeAlias = "bytes | memoryview"
 SHARED: Final = 64 * 1024
-_HEAD: Final = Struct("=I?")
+_HEAD: Final = Struct("=QI?")
 
 
 def pack(value: Any) -> list[Part]:
@@ -79,42 +80,34 @@ class Area:
 
 def message(parts: Sequence[Part], area: Area) -> bytes:
     """What to send for these parts."""
-    lengths = [len(part) for part in parts]
-    size, shared = sum(lengths), False
+    first, buffers = len(parts[0]), [len(part) for part in parts[1:]]
+    size, shared = first + sum(buffers), False
     if size >= SHARED:
         area.write(parts, size)
         shared, parts = True, ()
-    return b"".join((_HEAD.pack(len(lengths), shared), Struct(f"={len(lengths)}Q").pack(*lengths), *parts))
-
-
-def _head_of(data: bytes | bytearray) -> tuple[int, list[int], bool] | None:
-    """Of what has come so far: the length of the whole message, its parts' lengths, whether they are shared.
-
-    None while that cannot be told.
-    """
-    if len(data) < _HEAD.size:
-        return None
-    count, shared = _HEAD.unpack_from(data)
-    start = _HEAD.size + 8 * count
-    if len(data) < start:
-        return None
-    lengths = list(Struct(f"={count}Q").unpack_from(data, _HEAD.size))
-    return start + (0 if shared else sum(lengths)), lengths, shared
+    return b"".join(
+        (_HEAD.pack(first, len(buffers), shared), pack_lengths(f"={len(buffers)}Q", *buffers), *parts)
+    )
 
 
 def read(data: bytes | bytearray, area: Area) -> tuple[list[Any], int] | None:
     """The parts of the first message in `data` and its length there; None while it is not whole."""
-    head = _head_of(data)
-    if head is None or len(data) < head[0]:
+    if len(data) < _HEAD.size:
         return None
-    end, lengths, shared = head
+    first, count, shared = _HEAD.unpack_from(data)
+    at = _HEAD.size + 8 * count
+    if len(data) < at:
+        return None
+    buffers = unpack_from(f"={count}Q", data, _HEAD.size)
     if shared:
-        return list(area.read(lengths)), end
-    at, parts = end - sum(lengths), list[Any]()
-    for length in lengths:
-        parts.append(data[at : at + length] if not parts else bytearray(data[at : at + length]))
+        return list(area.read((first, *buffers))), at
+    if len(data) < at + first + sum(buffers):
+        return None
+    parts, at = [data[at : at + first]], at + first
+    for length in buffers:
+        parts.append(bytearray(data[at : at + length]))
         at += length
-    return parts, end
+    return parts, at
 
 
 def _nameless() -> int:
