@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The operators of `kernel_worker_ops` are imported by worker processes, which find them by their name.
+sys.path.append(str(Path(__file__).parent))
 
 
 class Gate:

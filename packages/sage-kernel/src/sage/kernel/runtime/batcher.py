@@ -42,6 +42,11 @@ class Batcher:
         self._driver: asyncio.Task[None] | None = None
         self._running: set[_Running] = set()
 
+    @property
+    def queued(self) -> int:
+        """How many items wait for a call."""
+        return len(self._queue)
+
     async def __call__(self, item: Any) -> Any:
         """Queue the item and wait; a call that nobody waits for any more is cancelled."""
         mine = _Waiting(item, asyncio.get_running_loop().create_future())

@@ -78,12 +78,13 @@ class _Wired:
     entry: _Station
     counters: dict[int, Counters]
     batchers: list[Batcher] = field(default_factory=list)
+    entrances: list[Entrance] = field(default_factory=list)
 
 
 class Job:
     """A flow that answers requests; made by `LocalEnvironment.submit`."""
 
-    def __init__(self, plan: Compiled, limit: int, pools: dict[int, Pool], stack: AsyncExitStack) -> None:
+    def __init__(self, plan: Compiled, limit: int, pools: dict[int, Pool]) -> None:
         self._plan = plan
         self._limit = limit
         self._wired = _wire(plan, pools)
@@ -92,7 +93,7 @@ class Job:
         self._idle.set()
         self._state = "running"
         self._cut = False
-        self._stack = stack
+        self._stack = AsyncExitStack()
         self._started = perf_counter()
 
     @classmethod
@@ -101,7 +102,12 @@ class Job:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(opened(plan.ops))
             pools = await stack.enter_async_context(opened_pools(plan, machine))
-            return cls(plan, limit, pools, stack.pop_all())
+            job = cls(plan, limit, pools)
+            for entrance in job._wired.entrances:
+                scaling = asyncio.create_task(entrance.keep_scaled())
+                stack.push_async_callback(_ended, scaling)
+            job._stack = stack.pop_all()
+            return job
 
     async def request(self, item: Any) -> Any:
         """Send one item through the flow and return its reply.
@@ -217,6 +223,16 @@ class ReplyStream:
             writer.close()
 
 
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a helper; raises what it had failed with."""
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise
+
+
 async def _visit(station: _Station, item: Any, walk: _Walk) -> None:
     while True:
         items = [item] if station.head is None else await station.head(item)
@@ -267,6 +283,7 @@ def _wire(plan: Compiled, pools: dict[int, Pool]) -> _Wired:
     counters = {op.index: Counters(op.node.name, op.node.verb) for op in plan.ops if op.node.verb != "merge"}
     faults = {i: Faults(plan.ops[i], found) for i, found in counters.items()}
     batchers: list[Batcher] = []
+    entrances: list[Entrance] = []
     stations: dict[int, _Station] = {}
     # A stage follows those that feed it, so its readers are there when it is made.
     for i in reversed(range(len(plan.stages))):
@@ -279,8 +296,8 @@ def _wire(plan: Compiled, pools: dict[int, Pool]) -> _Wired:
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
         if stage.head is not None:
-            station.head = _head(stage, faults, batchers, pools)
-    return _Wired(stations[0], counters, batchers)
+            station.head = _head(stage, faults, pools, batchers, entrances)
+    return _Wired(stations[0], counters, batchers, entrances)
 
 
 def _fused(stage: Stage, faults: dict[int, Faults]) -> Kernel:
@@ -289,13 +306,19 @@ def _fused(stage: Stage, faults: dict[int, Faults]) -> Kernel:
     return Chain([step_of(op, faults[op.index]) for op in ops]).run
 
 
-def _head(stage: Stage, faults: dict[int, Faults], batchers: list[Batcher], pools: dict[int, Pool]) -> _Head:
+def _head(
+    stage: Stage,
+    faults: dict[int, Faults],
+    pools: dict[int, Pool],
+    batchers: list[Batcher],
+    entrances: list[Entrance],
+) -> _Head:
     op = stage.ops[0]
     mine, given = faults[op.index], op.node.call.concurrency
     if stage.on_workers:
-        entrance = Entrance(pools[op.index], [faults[one.index] for one in stage.on_workers], op.node.batch)
-        batchers.append(entrance.batcher)
-        return entrance
+        entrances.append(Entrance(op, pools[op.index], [faults[one.index] for one in stage.on_workers]))
+        batchers.append(entrances[-1].batcher)
+        return entrances[-1]
     if op.node.verb == "map_batch":
         call = call_of(op, mine.counters) if op.mode == "async" else _whole_sync(op)
         batchers.append(Batcher(call, op.node.batch or Batch(), given or BATCH_CALLS))

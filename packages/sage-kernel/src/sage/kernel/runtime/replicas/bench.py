@@ -101,7 +101,7 @@ class Bench:
             found = [self._measured(self._rest, [value]) for value in whole.values]
         else:  # the batch failed, and counts for each of its items
             rest = (_NOTHING,) * (len(self._ops) - 1)
-            lost = [(one,) for one in whole.tallies[0][4]] or [()] * len(items)
+            lost: list[Sequence[Failure[Any]]] = [(one,) for one in whole.tallies[0][4]] or [()] * len(items)
             found = [Done([], ((0, 0, 0, 0, mine), *rest), whole.broken, 0) for mine in lost]
         first = (*whole.tallies[0][:4], found[0].tallies[0][4])
         tallies = (first, *found[0].tallies[1:])

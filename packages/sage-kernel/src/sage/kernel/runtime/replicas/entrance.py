@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from sage.kernel.compile import Op
 from sage.kernel.options import Batch
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.kernels import Faults
 from sage.kernel.runtime.replicas.account import enter
 from sage.kernel.runtime.replicas.bench import Done
 from sage.kernel.runtime.replicas.pool import Pool
+from sage.kernel.runtime.replicas.scaling import Load
 
 __all__ = ["Entrance"]
 
@@ -19,11 +21,13 @@ TOGETHER: Final = Batch(64)
 class Entrance:
     """`await entrance(item)` gives what the operators on the workers make of one item."""
 
-    def __init__(self, pool: Pool, faults: list[Faults], batch: Batch | None) -> None:
+    def __init__(self, head: Op, pool: Pool, faults: list[Faults]) -> None:
         self._pool = pool
         self._faults = faults
         self._taken = 0
-        self.batcher = Batcher(self._call, batch or TOGETHER, len(pool))
+        self._scale = head.node.provision.scale
+        most = self._scale.max if self._scale else len(pool)
+        self.batcher = Batcher(self._call, head.node.batch or TOGETHER, most)
 
     async def __call__(self, item: Any) -> list[Any]:
         """The results; raises what an operator raised, and what stops the request."""
@@ -40,6 +44,15 @@ class Entrance:
             return []
         values: list[Any] = enter(done, self._faults, position)
         return values
+
+    async def keep_scaled(self) -> None:
+        """Have as many workers as the requests ask for, where the flow lets them scale."""
+        if self._scale is not None:
+            await self._pool.keep_scaled(self._scale, self._load)
+
+    def _load(self) -> Load:
+        queued = self.batcher.queued + self._pool.waiting
+        return Load(queued, self._faults[0].counters.items_in, self._pool.working)
 
     async def _call(self, items: list[Any]) -> list[Done | Exception]:
         results: list[Done | Exception] = []

@@ -21,8 +21,10 @@ __all__ = ["opened_pools"]
 
 @asynccontextmanager
 async def opened_pools(plan: Compiled, machine: Node | None) -> AsyncIterator[dict[int, Pool]]:
-    """The pools by the index of their first operator, all workers set up. They end with it, at once after a
-    failure. `machine`: what this one has, None = look. Raises InfeasibleError where the operators ask for more.
+    """The pools by the index of their first operator, all workers set up; they end with it, at once after a
+    failure.
+
+    `machine`: what this one has, None = look. Raises InfeasibleError where the operators ask for more.
     """
     pools: dict[int, Pool] = {}
     room = _room(plan, machine)

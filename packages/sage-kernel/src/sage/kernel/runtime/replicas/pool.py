@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
+from sage.kernel.provision import Scale
 from sage.kernel.runtime.columns import part
 from sage.kernel.runtime.replicas.bench import Done
 from sage.kernel.runtime.replicas.process import WorkerLostError
+from sage.kernel.runtime.replicas.scaling import Load, Scaler
 
 __all__ = ["Piece", "Pool", "Replica", "retried"]
 
 ATTEMPTS: Final = 2
 """How many workers may be lost on the same items before they are divided, and at last given up."""
+
+LOOK_S: Final = 0.1
+"""How often it is looked whether there should be more workers."""
 
 
 class Replica(Protocol):
@@ -27,8 +33,8 @@ class Replica(Protocol):
         """What became of a batch, in one account or one for each item; one call at a time."""
         ...
 
-    async def close(self, *, now: bool) -> None:
-        """Close its operators and end."""
+    async def close(self, now: bool, /) -> None:
+        """Close its operators and end; `now`: whatever it is doing."""
         ...
 
 
@@ -65,7 +71,10 @@ class Pool:
         self._free: asyncio.LifoQueue[Replica] = asyncio.LifoQueue()
         self._all: list[Replica] = []
         self._surplus = 0
-        self.lost = 0
+        self.working = 0
+        """How many workers have a batch."""
+        self.waiting = 0
+        """How many items of `call` wait for a worker."""
 
     def __len__(self) -> int:
         return len(self._all) - self._surplus
@@ -112,6 +121,13 @@ class Pool:
 
     async def run(self, replica: Replica, items: Any, *, one_by_one: bool = False) -> list[Piece]:
         """What became of a batch: one piece, or several in its order where a worker was lost on it."""
+        self.working += 1
+        try:
+            return await self._pieces(replica, items, one_by_one)
+        finally:
+            self.working -= 1
+
+    async def _pieces(self, replica: Replica, items: Any, one_by_one: bool) -> list[Piece]:
         found: list[Piece] = []
         todo = [(0, len(items), 0)]
         while todo:
@@ -120,9 +136,8 @@ class Pool:
             try:
                 done = await replica.run(items if whole else part(items, start, end), one_by_one)
             except WorkerLostError as caught:
-                self.lost += 1
-                error: Exception = WorkerLostError(f"its worker was lost {lost + 1} times: {caught.message}")
-                await replica.close(now=True)
+                error: Exception = WorkerLostError(f"its worker was lost {lost + 1} times: {caught}")
+                await replica.close(True)
                 await replica.start()
                 again = retried(start, end, lost + 1)
             except Exception as caught:  # it cannot be sent, or its results cannot be read
@@ -144,7 +159,7 @@ class Pool:
     async def close(self, *, now: bool) -> None:
         """End all of them; raises the first error of a `close`."""
         workers, self._all = self._all, []
-        ends = await asyncio.gather(*(one.close(now=now) for one in workers), return_exceptions=True)
+        ends = await asyncio.gather(*(one.close(now) for one in workers), return_exceptions=True)
         for worker in workers:
             self._ended(worker)
         for error in ends:
@@ -152,11 +167,22 @@ class Pool:
                 raise error
 
     async def _serve(self, items: list[Any]) -> list[Piece]:
-        replica = await self.take()
+        self.waiting += len(items)
+        try:
+            replica = await self.take()
+        finally:
+            self.waiting -= len(items)
         try:
             return await self.run(replica, items, one_by_one=True)
         finally:
             await self.give(replica)
+
+    async def keep_scaled(self, scale: Scale, look: Callable[[], Load]) -> None:
+        """Look at the load again and again, and have as many workers as it asks for."""
+        scaler = Scaler(scale, monotonic())
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.resize(scaler.decide(monotonic(), look(), len(self)))
 
     async def _add(self) -> bool:
         replica = self._make()
@@ -169,5 +195,5 @@ class Pool:
 
     async def _end(self, replica: Replica) -> None:
         self._all.remove(replica)
-        await replica.close(now=False)
+        await replica.close(False)
         self._ended(replica)

@@ -9,8 +9,10 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing import current_process, spawn
+from multiprocessing import spawn
+from threading import Event
 from typing import Any, Final
 
 from sage.common.errors import UnavailableError, UsageError
@@ -19,21 +21,22 @@ from sage.kernel.options import Call
 from sage.kernel.runtime.replicas.bench import Done
 from sage.kernel.runtime.replicas.wire import Area, Part, message, pack, read, unpack
 
-__all__ = ["ProcessReplica", "WorkerLostError", "recipe"]
+__all__ = ["ProcessReplica", "WorkerLostError", "importing", "recipe"]
+
+importing: Final = Event()
+"""Set in a worker while it imports the main script."""
 
 GRACE_S: Final = 2.0
 """How long a worker that is told to end may take to close what its operators own."""
 
-_NOT_STARTED: Final = "it is not started"
 
-
-class WorkerLostError(UnavailableError):
+class WorkerLostError(Exception):
     """A worker process ended before it had answered."""
 
 
 def recipe(ops: Sequence[Op]) -> list[Part]:
     """The message from which a worker makes these operators. Raises UsageError where they cannot be sent."""
-    if getattr(current_process(), "_inheriting", False):
+    if importing.is_set():
         raise UsageError(
             "A worker that imports the main script came to the line that starts the flow.",
             hint="Put what the script does under: if __name__ == '__main__':",
@@ -61,7 +64,8 @@ class ProcessReplica(asyncio.Protocol):
         self._env = env
         self._data = bytearray()
         self._answer: asyncio.Future[Any] | None = None
-        self._exit: str | None = _NOT_STARTED
+        self._areas: tuple[Area, ...] = ()
+        self._exit: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
 
@@ -69,19 +73,19 @@ class ProcessReplica(asyncio.Protocol):
         """Start it and wait until its operators are set up; raises what failed there."""
         ours, theirs = socket.socketpair()
         self._data.clear()
-        self._requests, self._answers = Area(), Area()
+        self._exit = None
+        self._areas = self._requests, self._answers = Area(), Area()
         self._ended = asyncio.Event()
         try:
             with theirs:
                 self._process = await self._spawn(theirs.fileno())
-            self._exit = None
-            self._watching = asyncio.create_task(self._watch())
+            self._watching = asyncio.create_task(self._watch(self._process))
             loop = asyncio.get_running_loop()
             self._transport, _ = await loop.create_connection(lambda: self, sock=ours)
             await self._ask(self._first)
         except BaseException:
             ours.close()
-            await self.close(now=True)
+            await self.close(True)
             raise
 
     async def _spawn(self, fd: int) -> asyncio.subprocess.Process:
@@ -99,12 +103,13 @@ class ProcessReplica(asyncio.Protocol):
         """What became of a batch, in one account or one for each item. Raises WorkerLostError."""
         return [Done(*plain) for plain in await self._ask(pack((one_by_one, items)))]
 
-    async def close(self, *, now: bool) -> None:
+    async def close(self, now: bool, /) -> None:
         """Let it close what its operators own, or, `now`, give it a moment for that and kill it."""
         try:
             if not now and self._exit is None and self._transport is not None:
                 self._transport.write_eof()
-                await self._answered()
+                with suppress(WorkerLostError):  # it had nothing to do any more
+                    await self._answered()
                 await asyncio.wait({self._watching})
         finally:
             await self._end()
@@ -139,7 +144,7 @@ class ProcessReplica(asyncio.Protocol):
         self._ended.set()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """The socket is gone."""
         self._ended.set()
 
@@ -147,7 +152,7 @@ class ProcessReplica(asyncio.Protocol):
 
     async def _ask(self, parts: list[Part]) -> Any:
         if self._exit is not None or self._transport is None:
-            raise WorkerLostError(self._exit or _NOT_STARTED)
+            raise WorkerLostError(self._exit or "it is not running")
         self._transport.write(message(parts, self._requests))
         return await self._answered()
 
@@ -155,33 +160,34 @@ class ProcessReplica(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         return await self._answer
 
-    async def _watch(self) -> None:
-        assert self._process is not None, "it is watched once it runs"
-        code = await self._process.wait()
-        # What it said last may be on its way; a process of its own may hold the socket open, though.
-        await asyncio.wait({asyncio.create_task(self._ended.wait())}, timeout=GRACE_S)
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        # What it said last may be on its way; a process that it started may hold the socket open, though.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await self._ended.wait()
         self._exit = _spelled(code)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(WorkerLostError(self._exit))
 
     async def _end(self) -> None:
         process, self._process = self._process, None
-        transport, self._transport = self._transport, None
+        try:
+            if process is not None and process.returncode is None:
+                process.terminate()
+                await asyncio.wait({self._watching}, timeout=GRACE_S)
+        finally:
+            # Also where the wait was cancelled: nothing of it stays.
+            if process is not None and process.returncode is None:
+                process.kill()
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = None
+            for area in self._areas:
+                area.close()
+            self._areas = ()
         if process is not None:
-            try:
-                if process.returncode is None:
-                    process.terminate()
-                    await asyncio.wait({self._watching}, timeout=GRACE_S)
-            finally:
-                if process.returncode is None:
-                    process.kill()
             await self._watching
-        if transport is not None:
-            transport.close()
-        if self._exit != _NOT_STARTED:
-            self._exit = _NOT_STARTED
-            self._requests.close()
-            self._answers.close()
 
 
 def _spelled(code: int) -> str:

@@ -7,7 +7,6 @@ small and grow while they are done fast.
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 from typing import Any, Final
 
 from sage.kernel.compile import Op
@@ -18,7 +17,7 @@ from sage.kernel.runtime.columns import LAST, Control, part
 from sage.kernel.runtime.kernels import Faults
 from sage.kernel.runtime.replicas.account import enter
 from sage.kernel.runtime.replicas.pool import Piece, Pool, Replica
-from sage.kernel.runtime.replicas.scaling import Load, Scaler, next_size
+from sage.kernel.runtime.replicas.scaling import Load, next_size
 from sage.kernel.runtime.replicas.sequence import Sequence
 from sage.kernel.runtime.stages import Outputs, collect
 
@@ -26,9 +25,6 @@ __all__ = ["ParallelStage"]
 
 AHEAD: Final = 4
 """How many batches for each worker are held between taking them and passing their results on."""
-
-LOOK_S: Final = 0.1
-"""How often it is looked whether there should be more workers."""
 
 
 class ParallelStage:
@@ -53,21 +49,26 @@ class ParallelStage:
         self._size = 1
         self._sequence = Sequence(ordered=head.parallel.order == "input")
         self._held = 0
-        self._working = 0
         self._leaving = False
         self._room = asyncio.Event()
 
     async def run(self, inbox: Channel) -> None:
         """Work until the inbox ends and every result is passed on."""
         async with asyncio.TaskGroup() as helpers:
-            helping = [helpers.create_task(self._scaling(inbox))] if self._scale else []
+            helping = []
+            if self._scale:
+                counters = self._counters
+                scaling = self._pool.keep_scaled(
+                    self._scale, lambda: Load(inbox.size, counters.items_in, self._pool.working)
+                )
+                helping.append(helpers.create_task(scaling))
             async with asyncio.TaskGroup() as group:
                 while True:
                     # A worker first, then a batch: so it waits in the channel, whose bound counts.
                     replica = await self._free()
                     items = await collect(inbox, self._batch(), self._counters)
                     if items is not None and not isinstance(items, Control):
-                        group.create_task(self._work(replica, items, inbox))
+                        group.create_task(self._work(replica, self._taken(items), items, inbox))
                         continue
                     await self._pool.give(replica)
                     if items is None:
@@ -91,15 +92,16 @@ class ParallelStage:
     def _batch(self) -> Batch:
         return self._given or Batch(self._size)
 
-    async def _work(self, replica: Replica, items: Any, inbox: Channel) -> None:
+    def _taken(self, items: Any) -> int:
+        """Give a batch its place among batches and messages, at once; the position of its first item."""
+        self._held += 1
+        self._counters.in_flight += len(items)
+        return self._sequence.take(len(items))
+
+    async def _work(self, replica: Replica, start: int, items: Any, inbox: Channel) -> None:
         """One batch; and the next ones, as long as they are there and nobody waits for them."""
         while True:
-            start = self._sequence.take(len(items))
-            self._held += 1
-            self._working += 1
-            self._counters.in_flight += len(items)
             pieces = await self._pool.run(replica, items)
-            self._working -= 1
             busy = sum(tally[3] for piece in pieces for done in piece.done for tally in done.tallies)
             self._size = next_size(self._size, self._limit, len(items), busy)
             self._sequence.finish(start, [(piece.start, piece.end, (items, piece)) for piece in pieces])
@@ -108,7 +110,7 @@ class ParallelStage:
                 break
             more = await inbox.get(self._batch().size)  # which does not wait now
             assert more is not None and not isinstance(more, Control)  # noqa: PT018 - just looked at
-            items = more
+            start, items = self._taken(more), more
         await self._pool.give(replica)
 
     def _next_is_there(self, inbox: Channel) -> bool:
@@ -151,11 +153,3 @@ class ParallelStage:
             self._faults[0].settle(item, error, start + at)
         self._counters.items_in += len(values)
         return []
-
-    async def _scaling(self, inbox: Channel) -> None:
-        assert self._scale is not None, "only a stage that scales is looked at"
-        scaler = Scaler(self._scale, monotonic())
-        while True:
-            await asyncio.sleep(LOOK_S)
-            load = Load(inbox.size, self._counters.items_in, self._working)
-            await self._pool.resize(scaler.decide(monotonic(), load, len(self._pool)))

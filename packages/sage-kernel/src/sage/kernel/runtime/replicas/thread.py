@@ -44,8 +44,8 @@ class ThreadReplica:
         done: list[Done] = await self._do(lambda: bench.each(items) if one_by_one else [bench.run(items)])
         return done
 
-    async def close(self, *, now: bool) -> None:
-        """Close what its operators own, behind the batch it has; `now` makes no difference to a thread."""
+    async def close(self, _now: bool, /) -> None:
+        """Close what its operators own, behind the batch that it has: no thread ends before that."""
         bench, self._bench = self._bench, None
         if bench is not None:
             try:

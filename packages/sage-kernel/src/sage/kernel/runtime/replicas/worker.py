@@ -17,6 +17,7 @@ from typing import Any
 
 from sage.common.errors import UnavailableError
 from sage.kernel.runtime.replicas.bench import Bench, portable_error
+from sage.kernel.runtime.replicas.process import importing
 from sage.kernel.runtime.replicas.wire import Area, message, pack, receive, unpack
 
 __all__ = ["main"]
@@ -102,7 +103,9 @@ def _bench(first: dict[str, Any]) -> Bench:
     """The operators; where they are code of the main script, that is imported first, as `__mp_main__`."""
     sys.path[:] = first["path"]
     if first["main"]:
+        importing.set()
         spawn.prepare(first["main"])
+        importing.clear()
     return Bench(pickle.loads(first["ops"]), time.process_time_ns)  # noqa: S301 - from our own parent
 
 
