@@ -181,23 +181,6 @@ def test_a_process_sees_the_devices_that_it_was_given() -> None:
     assert set(out) <= {"0", "1"}
 
 
-async def test_workers_are_not_added_where_there_is_no_room_for_them(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    flow = Flow("full")
-    stuck = flow.source(range(300)).map(
-        ops.Stuck(pipe), parallelism=2, resources=Resources(cpu=1), scale=Scale(1, 8, target_wait=0.001)
-    )
-    stuck.sink(print)
-    run = asyncio.create_task(LocalEnvironment(machine=SMALL).run(flow))
-    await told(pipe)
-    await told(pipe)
-    await asyncio.sleep(0.3)  # some looks at the load
-    assert len(psutil.Process().children()) == 2
-    run.cancel()
-    await asyncio.wait({run})
-
-
 @pytest.mark.parametrize("kind", ["process", "thread"])
 async def test_requests_are_done_by_workers_each_for_itself(kind: Any) -> None:
     flow, parallel = Flow("service"), Parallel(2, kind)
