@@ -114,6 +114,13 @@ class Stuck:
         return x
 
 
+class StuckOnce(Stuck):
+    """The same, as long as there is the pipe."""
+
+    def __call__(self, x: int) -> int:
+        return super().__call__(x) if self.pipe.exists() else x
+
+
 class Logged:
     """A model that writes down its life."""
 

@@ -97,10 +97,10 @@ async def test_side_branches_see_every_request() -> None:
             self.seen: list[Any] = []
             self.ends: list[str] = []
 
-        async def write(self, epoch: int, items: Any) -> None:
+        async def write(self, _epoch: int, items: Any) -> None:
             self.seen.extend(items)
 
-        async def commit(self, epoch: int) -> None:
+        async def commit(self, _epoch: int) -> None:
             self.ends.append("commit")
 
         async def close(self) -> None:

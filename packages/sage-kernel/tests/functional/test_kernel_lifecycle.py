@@ -69,10 +69,10 @@ class Store:
         self.items: list[Any] = []
         self.log: list[str] = []
 
-    async def write(self, epoch: int, items: Any) -> None:
+    async def write(self, _epoch: int, items: Any) -> None:
         self.items.extend(items)
 
-    async def commit(self, epoch: int) -> None:
+    async def commit(self, _epoch: int) -> None:
         self.log.append("commit")
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sage.kernel.flow import Flow
 from sage.kernel.options import Batch
@@ -14,7 +15,7 @@ from sage.middleware.operators.records import Question
 from sage.middleware.operators.retrieval import Embed, Index, Refine, Retrieve
 from sage.middleware.operators.store import PassageStore
 
-__all__ = ["AnswerOptions", "Models", "answer_flow", "ingest_flow"]
+__all__ = ["AnswerOptions", "Models", "answer_flow", "ingest_flow", "served_flow"]
 
 _TEXTS_PER_CALL = 32
 
@@ -53,19 +54,32 @@ def ingest_flow(
 
 
 def answer_flow(
-    store: PassageStore,
+    store: PassageStore | Path,
     models: Models,
     *,
     options: AnswerOptions | None = None,
     client: ModelClient | None = None,
 ) -> Flow:
-    """Answer each `Question` with an `Answer`; the parts of its stream are the model's `Delta`s."""
+    """Answer each `Question` with an `Answer`; the parts of its stream are the model's `Delta`s.
+
+    `store`: what to search, or the folder that an index was saved in.
+    """
     options = options or AnswerOptions()
+    where: dict[str, Any] = {"folder": store} if isinstance(store, Path) else {"store": store}
     flow = Flow("docs-qa.answer")
     found = flow.requests(Question).map(
-        Retrieve(models.embed, k=options.passages, store=store, client=client), name="retrieve"
+        Retrieve(models.embed, k=options.passages, **where, client=client), name="retrieve"
     )
     asked = found.map(prompt(max_chars=options.max_chars), name="prompt")
     answered = asked.map(Generate(models.chat, options.max_tokens, client=client), name="generate")
     flow.reply(answered.map(Refine(models.embed, client=client), name="refine"))
     return flow
+
+
+def served_flow(index: str, chat: str, embed: str, passages: int = 4, max_tokens: int = 256) -> Flow:
+    """The flow `docs-qa` of group `sage.models`: answers from the folder that an index was saved in.
+
+    `chat` and `embed` are ids of models; an answer has at most `max_tokens`.
+    """
+    options = AnswerOptions(passages=passages, max_tokens=max_tokens)
+    return answer_flow(Path(index).expanduser(), Models(chat, embed), options=options)

@@ -7,7 +7,7 @@ A key of the schema is written `SAGE_GATEWAY__HOST` in the environment.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +26,7 @@ __all__ = [
     "EngineConfig",
     "GatewayConfig",
     "ModelConfig",
+    "PipelineConfig",
     "PortsConfig",
     "RerankSlo",
     "SageConfig",
@@ -264,6 +265,19 @@ class ModelConfig(_Section):
     fallbacks: tuple[str, ...] = Field((), description="asked in this order where the target cannot serve")
 
 
+class PipelineConfig(_Section):
+    """A flow of requests that answers chats as the model `pipeline/NAME`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    flow: str = Field(
+        description="a YAML file, a flow that an installed package brings, or module:name of a Flow or of a "
+        "function that gives one"
+    )
+    params: dict[str, Any] = Field({}, description="what that function is called with")
+    allow: tuple[str, ...] = Field((), description="code that a YAML file may name: module:name or module:*")
+    concurrency: PositiveInt = Field(64, description="requests answered at once; more wait in the queue")
+
+
 class SageConfig(_Section):
     """All of it. `state_dir` empty = the platform's own place."""
 
@@ -275,3 +289,4 @@ class SageConfig(_Section):
     batches: BatchesConfig = BatchesConfig()
     engines: tuple[EngineConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
+    pipelines: tuple[PipelineConfig, ...] = ()

@@ -21,7 +21,9 @@ def name_problems(config: SageConfig) -> Iterator[tuple[KeyPath, str]]:
     Without engines nothing is said about unknown targets: which engines there will be is not known then.
     """
     engines = {engine.model_id: engine.name for engine in reversed(config.engines)}
+    engines |= {f"pipeline/{pipeline.name}": pipeline.name for pipeline in config.pipelines}
     names = Counter(model.name for model in config.models)
+    yield from _pipelines(config)
     for index, model in enumerate(config.models):
         place: KeyPath = ("models", index, "name")
         if not model.name.isprintable() or not 0 < len(model.name.strip()) <= len(model.name) <= _LONGEST:
@@ -39,6 +41,14 @@ def name_problems(config: SageConfig) -> Iterator[tuple[KeyPath, str]]:
         if config.engines:
             yield from _unknown(index, model, {*engines, *names})
     yield from _circles({model.name: (at, model) for at, model in enumerate(config.models)})
+
+
+def _pipelines(config: SageConfig) -> Iterator[tuple[KeyPath, str]]:
+    counts = Counter(pipeline.name for pipeline in config.pipelines)
+    for index, pipeline in enumerate(config.pipelines):
+        if counts[pipeline.name] > 1:
+            words = f'"{pipeline.name}" names {counts[pipeline.name]} pipelines; each needs its own name'
+            yield ("pipelines", index, "name"), words
 
 
 def _references(index: int, model: ModelConfig) -> Iterator[tuple[KeyPath, str]]:

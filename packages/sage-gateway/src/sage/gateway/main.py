@@ -41,8 +41,11 @@ from sage.gateway.responseroutes import response_handlers
 from sage.gateway.serve import Listener
 from sage.gateway.services import Services
 from sage.gateway.sockets import LOOPBACK, Sockets, port_of, reachable
+from sage.middleware.control_plane.classify import ParseLimits
+from sage.middleware.control_plane.inprocess import InProcessClient
 from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.live_pool import LivePool
+from sage.middleware.pipelines.pool import Pipelines
 from sage.middleware.recipe import Recipe
 from sage.platform.state import StateDirectory
 
@@ -102,6 +105,9 @@ class Gateway:
         self._router = services.router
         self._access = services.access
         self._pool = LivePool(config, paths.logs, services.control_plane, kinds=services.telemetry.kind)
+        limits = ParseLimits.of(config.gateway, config.control_plane)
+        client = InProcessClient(services.control_plane, door=services.router, limits=limits)
+        self._pipelines = Pipelines(services.control_plane, client)
         self._front = Front(config, services, self._clock.now)
         caller = LineCaller(
             self._front.handler, services.access.ring, self._front.bodies, services.router.decision
@@ -109,7 +115,7 @@ class Gateway:
         self._batches = Batches(
             services.stores, caller, services.access.accounts, self._clock, config, self._front.bodies
         )
-        parts = Parts(services.control_plane, services.router, self._front, self._pool)
+        parts = Parts(services.control_plane, services.router, self._front, self._pool, self._pipelines)
         self._reloader = Reloader(source.first, source.again, parts, self._keep)
         self._reloads: set[asyncio.Task[None]] = set()
         self._terminal = Terminal()
@@ -126,7 +132,7 @@ class Gateway:
         admin = admin_app(
             self._reloader,
             self._control_plane,
-            self._pool.statuses,
+            lambda: [*self._pool.statuses(), *self._pipelines.statuses()],
             lambda: self._clock.wall() - self._started,
             self._access,
             self._samples,
@@ -174,19 +180,20 @@ class Gateway:
         ]
         engines = asyncio.create_task(self._pool.start())
         keeper = asyncio.create_task(self._access.keep())
+        self._pipelines.apply(self._reloader.loaded.config.pipelines)
         try:
             await self._batches.start()
             self._announce()
-            await self._wait(engines, servers)
+            await self._wait(engines, *servers)
         finally:
             await self._stop(engines, servers)
             await self._access.close()
             await keeper
 
-    async def _wait(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
+    async def _wait(self, *tasks: asyncio.Task[None]) -> None:
         """Until a signal; a fault of a server or of the start of the engines is raised."""
         stop = asyncio.create_task(self._signal.wait())
-        watched: set[asyncio.Task[Any]] = {stop, engines, *servers}
+        watched: set[asyncio.Task[Any]] = {stop, *tasks}
         while not stop.done():
             done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -245,6 +252,7 @@ class Gateway:
         await self._batches.close()
         engines.cancel()
         await asyncio.gather(engines, return_exceptions=True)
+        await self._pipelines.close()
         await self._control_plane.close(0.0)
         await self._pool.close()
         self._admin.begin_drain(ADMIN_DRAIN_S)

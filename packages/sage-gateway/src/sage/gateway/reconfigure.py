@@ -37,6 +37,7 @@ _HOT: Final = frozenset(
         "control_plane.retry_share",
         "control_plane.hedge_share",
         "models",
+        "pipelines",
     )
 )
 _HOT_BELOW: Final = ("control_plane.slos.",)

@@ -19,6 +19,7 @@ from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.control_plane.router import ModelRouter
 from sage.middleware.live_pool import LivePool
 from sage.middleware.members import core_options
+from sage.middleware.pipelines.pool import Pipelines
 
 __all__ = ["Parts", "Reloader"]
 
@@ -77,9 +78,15 @@ class Parts:
     """What of the serving process follows the configuration."""
 
     def __init__(
-        self, control_plane: ControlPlane, router: ModelRouter, front: Front, pool: LivePool
+        self,
+        control_plane: ControlPlane,
+        router: ModelRouter,
+        front: Front,
+        pool: LivePool,
+        pipelines: Pipelines,
     ) -> None:
         self.pool = pool
+        self._pipelines = pipelines
         self._control_plane = control_plane
         self._router = router
         self._front = front
@@ -93,6 +100,7 @@ class Parts:
         self._router.configure(config.models, config.control_plane)
         self._front.apply(config)
         self.pool.apply(config)
+        self._pipelines.apply(config.pipelines)
 
 
 def _checked(config: SageConfig) -> CoreOptions:

@@ -6,7 +6,7 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 from typing import TYPE_CHECKING
 
 from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
-from sage.kernel.options import Batch, Failure, Pane, Part, Retry, Use, Window, use
+from sage.kernel.options import Batch, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
@@ -15,14 +15,18 @@ from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 
 if TYPE_CHECKING:
+    from sage.kernel.runtime.environment import Environment, RemoteEnvironment
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.run import Run
     from sage.kernel.scheduler import Resources
 
 __all__ = [
     "Batch",
+    "Checkpoints",
     "Connected",
+    "Environment",
     "Failure",
     "Flow",
     "Job",
@@ -37,11 +41,13 @@ __all__ = [
     "Plan",
     "PlanError",
     "Registry",
+    "RemoteEnvironment",
     "Replayable",
     "ReplyError",
     "ReplyStream",
     "Resources",
     "Retry",
+    "Run",
     "RunReport",
     "Scale",
     "Sink",
@@ -60,13 +66,16 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Environment": "runtime.environment",
     "Job": "runtime.job",
     "LocalEnvironment": "runtime.local",
     "OperatorError": "runtime.report",
     "OperatorReport": "runtime.report",
+    "RemoteEnvironment": "runtime.environment",
     "ReplyError": "runtime.job",
     "ReplyStream": "runtime.job",
     "Resources": "scheduler",
+    "Run": "runtime.run",
     "RunReport": "runtime.report",
 }
 

@@ -66,6 +66,8 @@ class Stage:
     fused: list[Op] = field(default_factory=list)
     outs: list[Edge] = field(default_factory=list)
     diverted: dict[int, list[Edge]] = field(default_factory=dict)
+    name: str = ""
+    """That of its first operator."""
 
     @property
     def ops(self) -> list[Op]:
@@ -170,7 +172,9 @@ def _assign(plan: Plan, ops: list[Op]) -> list[Stage]:
         # A merge is nothing but a queue with several writers, which any stage without a head is.
         queue_only = op.node.verb in ("merge", "requests")
         leads = (op.heads or op.parallel is not None) and not queue_only
-        stages.append(Stage(op) if leads else Stage(None, [] if queue_only else [op]))
+        stage = Stage(op) if leads else Stage(None, [] if queue_only else [op])
+        stage.name = op.node.name
+        stages.append(stage)
         for side, port in enumerate(ports):
             stage = stages[place[port.node]]
             outs = stage.outs if port.output == "out" else stage.diverted.setdefault(port.node, [])

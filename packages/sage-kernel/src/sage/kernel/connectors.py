@@ -72,12 +72,12 @@ def items(values: list[Any]) -> list[Any]:
 class Stdout:
     """Writes each record as one line of JSON to standard output."""
 
-    async def write(self, epoch: int, items: Sequence[Any]) -> None:
+    async def write(self, _epoch: int, items: Sequence[Any]) -> None:
         """Write and flush a batch."""
         sys.stdout.write("".join(f"{to_json(item)}\n" for item in items))
         sys.stdout.flush()
 
-    async def commit(self, epoch: int) -> None:
+    async def commit(self, _epoch: int) -> None:
         """Everything is out already."""
 
 
@@ -99,11 +99,11 @@ class JsonlFile:
             "w", encoding="utf-8", dir=folder, prefix=f".{self._path.name}.", suffix=".part", delete=False
         )
 
-    async def write(self, epoch: int, items: Sequence[Any]) -> None:
+    async def write(self, _epoch: int, items: Sequence[Any]) -> None:
         """Append a batch."""
         self._open().writelines(f"{to_json(item)}\n" for item in items)
 
-    async def commit(self, epoch: int) -> None:
+    async def commit(self, _epoch: int) -> None:
         """Put the file in its place."""
         file = self._open()
         file.flush()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from sage.common.errors import UsageError
+from sage.kernel.ports import SnapshotStore
 
 __all__ = [
     "Batch",
     "Call",
+    "Checkpoints",
     "Failure",
     "OnError",
     "Order",
@@ -91,6 +94,23 @@ class Window:
                 f"{self} is no window: it has a size, and perhaps a slide of at most that, or it has a gap.",
                 hint="Window(60) tumbles, Window(60, slide=10) slides, Window(gap=30) is a session.",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Checkpoints of a run: in `folder`, or another store, `every` so many seconds (0 = when asked for).
+
+    The newest `keep` of them are kept. A run goes on from the newest one that is sound.
+    """
+
+    folder: Path | str | SnapshotStore
+    every: float = 10.0
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.keep < 1:
+            given = f"Checkpoints(every={self.every:g}, keep={self.keep})"
+            raise UsageError(f"{given} needs every >= 0 seconds and keep >= 1.")
 
 
 class Pane(NamedTuple, Generic[K, S]):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-__all__ = ["FIRST_EPOCH", "Model", "Replayable", "Sink", "SinkFn", "Source", "Transactional"]
+__all__ = ["FIRST_EPOCH", "Model", "Replayable", "Sink", "SinkFn", "SnapshotStore", "Source", "Transactional"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -83,4 +83,39 @@ class Transactional(Sink[T_contra], Protocol[T_contra]):
         What `prepare` had made durable up to it is committed, what was written later is undone. Without a
         checkpoint to go on from, `epoch` is 0 and `prepared` None.
         """
+        ...
+
+
+class SnapshotStore(Protocol):
+    """Where checkpoints are kept: files by name, without folders. Its calls may block.
+
+    They come from worker threads, several at a time, but for one name from one at a time.
+    """
+
+    def open(self) -> None:
+        """Become the only user of it. Raises ConflictError where somebody else is."""
+        ...
+
+    def write(self, name: str, parts: Iterable[bytes], /) -> None:
+        """Make a file of these parts, or replace it: durable on return, and whole or not there before."""
+        ...
+
+    def append(self, name: str, data: bytes, /) -> None:
+        """Add to a file, which is made where it is missing: durable on return; a crash may leave a part."""
+        ...
+
+    def read(self, name: str, /) -> Iterator[bytes]:
+        """The bytes of a file, in parts of any size. Raises NotFoundError."""
+        ...
+
+    def names(self) -> list[str]:
+        """Every file that is there."""
+        ...
+
+    def remove(self, name: str, /) -> None:
+        """Remove a file; nothing happens if it is not there."""
+        ...
+
+    def close(self) -> None:
+        """Let others use it."""
         ...

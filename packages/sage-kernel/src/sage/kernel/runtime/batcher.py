@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class Batcher:
         self._full = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
         self._running: set[_Running] = set()
+        self._context = copy_context()  # a batch belongs to no one of those who wait for it
 
     @property
     def queued(self) -> int:
@@ -54,7 +56,7 @@ class Batcher:
         if len(self._queue) >= self._batch.size:
             self._full.set()
         if self._driver is None or self._driver.done():
-            self._driver = asyncio.create_task(self._drive())
+            self._driver = asyncio.create_task(self._drive(), context=self._context.copy())
         try:
             return await mine.result
         finally:

@@ -1,6 +1,7 @@
 """Async operators of a finite run: long-lived workers, a bounded window, results in either order.
 
-A result keeps the event time of its record. A watermark waits for the results of all records before it.
+A result keeps the event time of its record. A watermark waits for the results of all records before it. A barrier
+does not: what is in flight is part of the checkpoint, and is called again by a run that goes on from it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Batch
-from sage.kernel.runtime.chain import Chain
-from sage.kernel.runtime.channel import Channel
-from sage.kernel.runtime.columns import LAST, Columns, Control, joined
+from sage.kernel.runtime.columns import LAST, Barrier, Columns, Control, joined
 from sage.kernel.runtime.kernels import AsyncCall, Faults
-from sage.kernel.runtime.stages import Outputs, collect
+from sage.kernel.runtime.paid import Paid
+from sage.kernel.runtime.participant import Participant
+from sage.kernel.runtime.stages import collect
+from sage.kernel.runtime.state import pickled_batch, unpickled
 
 __all__ = ["BATCH_CALLS", "CALLS", "AsyncStage"]
 
@@ -24,6 +26,7 @@ CALLS = 64
 BATCH_CALLS = 8
 AHEAD = 4
 _NOTHING: Any = object()
+_MISSING: Any = object()
 
 
 class _Signal:
@@ -48,20 +51,24 @@ class AsyncStage:
     """Runs an async operator; a unit is an item, or a batch of `map_batch`.
 
     At most `concurrency` calls are in flight, and at most `AHEAD` times as many units are held between taking
-    them and passing their results on.
+    them and passing their results on. With checkpoints on, `paid` has the results of calls.
     """
 
     def __init__(
-        self, op: Op, call: AsyncCall, faults: Faults, inbox: Channel, chain: Chain, outputs: Outputs
+        self, op: Op, call: AsyncCall, faults: Faults, participant: Participant, paid: Paid | None
     ) -> None:
         self._batch = op.node.batch
         self._timed = op.timed
+        self._participant = participant
+        self._paid = paid
+        if paid is not None:
+            call = paid.batch(call) if self._batch else paid.each(call)
         self._call = _with_times(call, batches=op.node.batch is not None) if op.timed else call
         self._faults = faults
         self._counters = faults.counters
-        self._inbox = inbox
-        self._chain = chain
-        self._outputs = outputs
+        self._inbox = participant.inbox
+        self._chain = participant.chain
+        self._outputs = participant.outputs
         self._concurrency = op.node.call.concurrency or (BATCH_CALLS if self._batch else CALLS)
         self._ordered = op.node.call.order == "input"
         self._queue: deque[Any] = deque()
@@ -69,7 +76,8 @@ class AsyncStage:
         self._workers = 0
         self._started = 0
         self._taken = 0
-        self._open: dict[int, None] = {}  # numbers of the calls in flight, the oldest first
+        # Units that are called, by number, the oldest first; in input order until they are passed on.
+        self._open: dict[int, Any] = {}
         self._messages: deque[tuple[int, Control]] = deque()  # each behind so many units
         self._offsets: dict[int, int] = {}  # of a batch that is held: the position of its first item
         self._done: list[Any] = []
@@ -77,11 +85,20 @@ class AsyncStage:
         self._next = 0
         self._held = 0
         self._closed = False
+        self._shift = 0  # what is to be added to a number, to have the position of its item
+        self._positions: dict[int, int] = {}  # of units that were in flight at the last checkpoint
+        self._barrier: Barrier | None = None
+        self._passed = _Signal()
         self._room = _Signal()
         self._ready = _Signal()
+        participant.begin = self.begin
+        participant.on_front = self._room.wake
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Work until the inbox ends and every result is passed on."""
+        if self._participant.restored is not None:
+            self._restore(*self._participant.restored)
+            self._wake(group)
         flusher = group.create_task(self._flush())
         while (units := await self._take()) is not None:
             self._held += len(units)
@@ -98,13 +115,20 @@ class AsyncStage:
         self._outputs.close()
 
     async def _take(self) -> list[Any] | None:
-        while self._held >= AHEAD * self._concurrency:
+        most = AHEAD * self._concurrency
+        while self._held >= most and not self._inbox.barred:
             await self._room.wait()
         # Items wait in the channel, not here, so that its bound is the bound.
-        batch = self._batch or Batch(AHEAD * self._concurrency - self._held)
+        batch = self._batch or Batch(max(1, most - self._held))
         items = await collect(self._inbox, batch, self._counters)
         if items is None:
             return None
+        if isinstance(items, Barrier):
+            # Nothing more is taken until it has passed, so that all that is held came before it.
+            self._barrier = items
+            self._ready.wake()
+            await self._passed.wait()
+            return []
         if isinstance(items, Control):
             self._messages.append((self._taken, items))
             self._ready.wake()
@@ -130,9 +154,11 @@ class AsyncStage:
 
     async def _work(self) -> None:
         # What is read for every item is a local name: a lookup here costs as much as the bookkeeping.
-        queue, call, ordered, clock = self._queue, self._call, self._ordered, perf_counter_ns
+        queue, call, clock = self._queue, self._call, perf_counter_ns
         early, finish, ready, counters = self._early, self._done.append, self._ready, self._counters
-        in_flight, timed = self._open, self._timed
+        in_flight, ordered = self._open, self._ordered
+        kept = self._paid is not None or (self._timed and not ordered)
+        dropped = kept and not ordered
         offsets, batches = self._offsets, self._batch is not None
         while queue or await self._more():
             if not queue:
@@ -140,8 +166,8 @@ class AsyncStage:
             unit = queue.popleft()
             number = self._started
             self._started = number + 1
-            if timed:
-                in_flight[number] = None
+            if kept:
+                in_flight[number] = unit
             start = clock()
             try:
                 result = await call(unit)
@@ -152,7 +178,7 @@ class AsyncStage:
             counters.busy += clock() - start
             if batches:
                 del offsets[number]
-            if timed:
+            if dropped:
                 del in_flight[number]
             if not ordered:
                 finish(result)
@@ -172,10 +198,13 @@ class AsyncStage:
         return True
 
     def _settle(self, unit: Any, error: Exception, number: int) -> Any:
-        first = self._offsets[number] if self._batch else number
+        first = self._offsets[number] if self._batch else self._position(number)
         for at, item in enumerate(self._items(unit)):
             self._faults.settle(item, error, first + at)
         return _NOTHING
+
+    def _position(self, number: int) -> int:
+        return self._positions.get(number, number + self._shift)
 
     def _items(self, unit: Any) -> list[Any]:
         if self._batch:
@@ -189,6 +218,8 @@ class AsyncStage:
             oldest = self._next if self._ordered else next(iter(self._open), self._started)
             if done:
                 await self._pass_on(done)
+            elif self._barrier is not None and self._may_pass(self._barrier):
+                await self._let_pass(self._barrier)
             elif not (self._messages and self._messages[0][0] <= oldest):
                 await self._ready.wait()
                 continue
@@ -196,6 +227,59 @@ class AsyncStage:
                 message = self._messages.popleft()[1]
                 await self._outputs.send(self._chain.control(message))
                 self._outputs.control(message)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------
+
+    def begin(self, barrier: Barrier) -> None:
+        """See `Participant`."""
+        if self._closed:
+            self._inbox.mark(barrier)
+            self._barrier = barrier
+            self._ready.wake()
+        else:
+            self._inbox.inject(barrier)
+
+    def _may_pass(self, barrier: Barrier) -> bool:
+        return not barrier.drains or not (self._held or self._messages)
+
+    async def _let_pass(self, barrier: Barrier) -> None:
+        """All that is done is passed on: what is held now, as inputs, is the state."""
+        if self._outputs.behind:
+            await self._outputs.send([])  # and then look again whether more is done
+            return
+        self._barrier = None
+        assert self._paid is not None, "a barrier comes only where there are checkpoints"
+        self._paid.turn(barrier.epoch + 1)
+        await self._participant.take(barrier, self._state())
+        self._passed.wake()
+
+    def _state(self) -> tuple[Any, ...]:
+        """Units as (position, unit, and their result if it is here), and messages, each behind so many."""
+        queued = enumerate(self._queue, self._started)
+        units, numbers = [], []
+        for number, unit in (*self._open.items(), *queued):
+            result = self._early.get(number, _MISSING)
+            if result is _NOTHING:
+                continue  # it failed, and that is settled
+            known = () if result is _MISSING else (self._items(result),)
+            position = self._offsets.get(number, 0) if self._batch else self._position(number)
+            numbers.append(number)
+            units.append((position, pickled_batch([unit], self._counters.name), known))
+        messages = [(sum(number < at for number in numbers), one) for at, one in self._messages]
+        return units, messages
+
+    def _restore(self, units: list[tuple[int, bytes, tuple[Any, ...]]], messages: list[Any]) -> None:
+        assert self._paid is not None, "a state comes from a checkpoint"
+        for number, (position, data, known) in enumerate(units):
+            [unit] = unpickled(data, f"an item of operator {self._counters.name!r}")
+            (self._offsets if self._batch else self._positions)[number] = position
+            for results in known:
+                for item, result in zip(self._items(unit), results, strict=True):
+                    self._paid.preset(item, result)
+            self._queue.append(unit)
+        self._taken = self._held = len(units)
+        self._shift = self._counters.items_in - len(units)
+        self._messages.extend(messages)
 
     async def _pass_on(self, done: list[Any]) -> None:
         counters = self._counters
@@ -217,6 +301,7 @@ class AsyncStage:
             return done
         early, first = self._early, self._next
         while self._next in early:
+            self._open.pop(self._next, None)
             self._next += 1
         return [early.pop(at) for at in range(first, self._next)]
 

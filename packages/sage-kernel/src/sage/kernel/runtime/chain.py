@@ -12,7 +12,9 @@ from sage.kernel.runtime.columns import Control, joined
 from sage.kernel.runtime.joins import IntervalJoin
 from sage.kernel.runtime.kernels import Faults, kernel_of
 from sage.kernel.runtime.report import Counters
-from sage.kernel.runtime.timed import timed_kernel_of
+from sage.kernel.runtime.scans import Scan
+from sage.kernel.runtime.state import Stateful
+from sage.kernel.runtime.timed import one_to_one, timed_kernel_of
 from sage.kernel.runtime.windows import windows_of
 
 __all__ = ["Chain", "Step", "step_of"]
@@ -25,27 +27,35 @@ class Step:
     run: Callable[[Any], Any]
     counters: Counters
     control: Callable[[Control], Any] | None = None
+    stateful: Stateful | None = None
 
 
 def step_of(op: Op, faults: Faults) -> Step:
     """The step of a sync operator."""
     counters = faults.counters
+    if op.node.verb == "scan":
+        scan = Scan(op.fn, faults)
+        return Step(one_to_one(scan.run, faults) if op.timed else scan.run, counters, stateful=scan)
     if op.node.verb == "window":
         windows = windows_of(op.fn, faults)
-        return Step(windows.run, counters, windows.control)
+        return Step(windows.run, counters, windows.control, windows)
     if op.node.verb == "join":
         join = IntervalJoin(op.fn, faults)
-        return Step(join.run, counters, join.control)
+        return Step(join.run, counters, join.control, join)
     return Step(timed_kernel_of(op, faults) if op.timed else kernel_of(op, faults), counters)
 
 
 class Chain:
-    """Steps in their order; `run` takes a batch, with two clock readings per batch and step."""
+    """Steps in their order; `run` takes a batch, with two clock readings per batch and step.
 
-    __slots__ = ("_heed", "run")
+    `stateful`: those with state, by the names of their operators.
+    """
+
+    __slots__ = ("_heed", "run", "stateful")
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.run = _fused(steps)
+        self.stateful = [(step.counters.name, step.stateful) for step in steps if step.stateful is not None]
         # each step that heeds messages, with what is behind it
         self._heed = [
             (step.control, step.counters, _fused(steps[at + 1 :]))

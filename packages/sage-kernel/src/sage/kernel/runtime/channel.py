@@ -1,15 +1,18 @@
 """A queue of batches between two stages, bounded by items; control messages keep their place among them.
 
-Where several writers meet, the watermark that comes out is the least of theirs.
+Where several writers meet, the watermark that comes out is the least of theirs, and a barrier comes out behind
+the barriers of all: a writer whose barrier is in is held until then. A barrier that is in a hurry overtakes what is
+queued, which then belongs to the checkpoint, and nobody waits for room any more who has to let it pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from sage.kernel.runtime.columns import Batch, Columns, Control, Idle, Watermark, joined, part
+from sage.kernel.runtime.columns import Barrier, Batch, Columns, Control, Idle, Watermark, joined, part
 
 __all__ = ["Channel", "Writer"]
 
@@ -17,7 +20,10 @@ __all__ = ["Channel", "Writer"]
 class Writer:
     """One writer's end. `side`: what its columns are marked with, for a reader that tells inputs apart."""
 
-    __slots__ = ("_channel", "_side", "closed", "idle", "watermark")
+    __slots__ = (
+        *("_behind", "_channel", "_let_go", "_side", "_turn"),
+        *("closed", "held", "hurried", "idle", "watermark"),
+    )
 
     def __init__(self, channel: Channel, side: int) -> None:
         self._channel = channel
@@ -25,12 +31,17 @@ class Writer:
         self.idle = False
         self.closed = False
         self.watermark = float("-inf")
+        self.held = False
+        self.hurried = False
+        self._turn: asyncio.Future[None] | None = None
+        self._behind: list[Control | None] = []  # messages that came while it is held; None: its end
+        self._let_go: asyncio.Future[None] | None = None
 
     def try_put(self, batch: Batch) -> bool:
         """Queue the whole batch if there is room and nobody waits for it."""
         channel = self._channel
         size = channel.size + len(batch)
-        if size > channel.capacity or channel.putters:
+        if size > channel.capacity or channel.putters or self.held:
             return False
         channel.size = size
         channel.entries.append(self._marked(batch))
@@ -41,12 +52,16 @@ class Writer:
     async def put(self, batch: Batch) -> None:
         """Queue the batch, in pieces where it is larger than the room there is."""
         channel, start, total = self._channel, 0, len(batch)
+        while self.held:
+            self._let_go = asyncio.get_running_loop().create_future()
+            await self._let_go
         # Once this writer has waited it is its turn: writers that come later queue behind it.
         my_turn = not channel.putters
         while start < total:
-            room = channel.capacity - channel.size
-            if room <= 0 or not my_turn:
-                await channel.turn()
+            room = total if self.hurried else channel.capacity - channel.size
+            if room <= 0 or not (my_turn or self.hurried):
+                self._turn = asyncio.get_running_loop().create_future()
+                await channel.turn(self._turn)
                 my_turn = True
                 continue
             piece = part(batch, start, start + room)
@@ -58,6 +73,13 @@ class Writer:
 
     def control(self, message: Control) -> None:
         """Send a message behind what was put so far. It needs no room."""
+        if self.held:
+            self._behind.append(message)
+            return
+        if type(message) is Barrier:
+            self.held, self.hurried = True, False
+            self._channel.align(message)
+            return
         if type(message) is Watermark:
             self.idle = False
             self.watermark = max(self.watermark, message.time)
@@ -67,8 +89,29 @@ class Writer:
 
     def close(self) -> None:
         """This writer has ended."""
+        if self.held:
+            self._behind.append(None)
+            return
         self.closed = True
         self._channel.closed()
+
+    def hurry(self) -> None:
+        """Let the batch that is being put go in, room or not: behind it comes a barrier."""
+        self.hurried = True
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    def let_go(self) -> None:
+        """The barrier has come out: what was held back goes on."""
+        self.held = False
+        behind, self._behind = self._behind, []
+        for message in behind:
+            if message is None:
+                self.close()
+            else:
+                self.control(message)
+        if self._let_go is not None and not self._let_go.done():
+            self._let_go.set_result(None)
 
     def _marked(self, batch: Batch) -> Batch:
         if self._side and isinstance(batch, Columns):
@@ -80,8 +123,8 @@ class Channel:
     """Many writers, one reader, at most `capacity` items queued."""
 
     __slots__ = (
-        *("_idle", "_loop", "_watermark", "capacity", "entries", "getter", "putters", "size"),
-        "writers",
+        *("_barrier", "_hurried", "_idle", "_loop", "_watermark", "capacity", "entries", "getter", "marks"),
+        *("on_front", "overtaken", "passed", "putters", "size", "writers"),
     )
 
     def __init__(self, capacity: int) -> None:
@@ -94,11 +137,27 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._watermark = float("-inf")
         self._idle = False
+        self._barrier: Barrier | None = None
+        self._hurried = False
+        self.passed = 0
+        self.overtaken: list[Any] = []
+        self.on_front: Callable[[], None] | None = None
+        self.marks = self._marks()
 
     def writer(self, side: int = 0) -> Writer:
         """A new writer; all are made before the first of them closes."""
         self.writers.append(Writer(self, side))
         return self.writers[-1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all writers are closed; something may be queued yet."""
+        return all(writer.closed for writer in self.writers)
+
+    @property
+    def barred(self) -> bool:
+        """Whether a barrier is the next thing to come out."""
+        return bool(self.entries) and type(self.entries[0]) is Barrier
 
     async def get(self, limit: int = 0) -> Batch | Control | None:
         """The next message, or the next batch: at most `limit` items, joined with those queued behind it.
@@ -106,7 +165,7 @@ class Channel:
         None once every writer has closed and the queue is empty. Cancelling it loses nothing.
         """
         while not self.entries:
-            if all(writer.closed for writer in self.writers):
+            if self.ended:
                 return None
             self.getter = self._loop.create_future()
             try:
@@ -141,6 +200,66 @@ class Channel:
             batch = part(batch, 0, limit)
         return batch
 
+    # ---- checkpoints -----------------------------------------------------------------------------------
+
+    def align(self, barrier: Barrier) -> None:
+        """A barrier has come in: it comes out once all writers that are not closed have brought theirs."""
+        self._barrier = barrier
+        if all(writer.held or writer.closed for writer in self.writers):
+            self.inject(barrier)
+
+    def inject(self, barrier: Barrier) -> None:
+        """Let a barrier come out behind all that is queued, or before it if there is a hurry.
+
+        `marks` and what was `overtaken` are then what a checkpoint keeps.
+        """
+        self.mark(barrier)
+        self._append(barrier)
+        if self._hurried:
+            self._overtake(barrier)
+        for writer in self.writers:
+            if writer.held:
+                writer.let_go()
+
+    def mark(self, barrier: Barrier) -> None:
+        """A barrier passes now."""
+        self._barrier = None
+        self.passed = barrier.epoch
+        self.marks = self._marks()
+        self.overtaken = []
+
+    def hurry(self) -> None:
+        """The barrier that is queued, or else the next one, comes out before all that is queued."""
+        self._hurried = True
+        queued = next((one for one in self.entries if type(one) is Barrier), None)
+        if queued is not None:
+            self._overtake(queued)
+
+    def _overtake(self, barrier: Barrier) -> None:
+        entries = list(self.entries)
+        at = next(at for at, one in enumerate(entries) if one is barrier)
+        self.overtaken = entries[:at]
+        self.entries = deque([barrier, *self.overtaken, *entries[at + 1 :]])
+        if self.on_front is not None:
+            self.on_front()
+
+    def settle(self) -> None:
+        """The barrier has been taken, and what it had overtaken is kept."""
+        self._hurried = False
+        self.overtaken = []
+
+    def begin(self, marks: tuple[Any, ...], queued: list[Any]) -> None:
+        """Go on from the `marks` of a checkpoint, with what its barrier had overtaken."""
+        self.entries.extend(queued)
+        self.size = sum(len(one) for one in queued if not isinstance(one, Control))
+        self._watermark, self._idle, writers = marks
+        for writer, (watermark, idle) in zip(self.writers, writers, strict=True):
+            writer.watermark, writer.idle = watermark, idle
+
+    def _marks(self) -> tuple[Any, ...]:
+        writers = [(writer.watermark, writer.idle) for writer in self.writers]
+        return (self._watermark, self._idle, writers)
+
     # ---- what writers call -----------------------------------------------------------------------------
 
     def advance(self) -> None:
@@ -162,15 +281,16 @@ class Channel:
     def closed(self) -> None:
         """A writer has ended: what waited for it goes on."""
         self.advance()
-        if all(one.closed for one in self.writers):
+        if self._barrier is not None:
+            self.align(self._barrier)
+        if self.ended:
             self.wake_getter()
 
-    async def turn(self) -> None:
-        """Wait until there is room and it is the caller's turn.
+    async def turn(self, mine: asyncio.Future[None]) -> None:
+        """Wait until there is room and it is the caller's turn, which is what `mine` is for.
 
         It keeps its place in line until it goes on, so that nobody takes the room meanwhile.
         """
-        mine = self._loop.create_future()
         self.putters.append(mine)
         try:
             await mine

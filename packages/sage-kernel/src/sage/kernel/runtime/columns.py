@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-__all__ = ["LAST", "Batch", "Columns", "Control", "Idle", "Watermark", "joined", "part"]
+__all__ = ["LAST", "Barrier", "Batch", "Columns", "Control", "Idle", "Watermark", "joined", "part"]
 
 
 class Columns:
@@ -46,6 +46,17 @@ class Watermark(Control):
 @dataclass(frozen=True, slots=True)
 class Idle(Control):
     """Its source has had nothing for a while: the others' watermarks need not wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier(Control):
+    """What was put before it belongs to the checkpoint that ends this epoch; what comes behind it does not.
+
+    One that `drains` is the last of a run: async operators let their calls end before they pass it on.
+    """
+
+    epoch: int
+    drains: bool = False
 
 
 LAST: Final = Watermark(float("inf"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any, Final
 
 from sage.kernel.plan import Join
 from sage.kernel.runtime.columns import Columns, Control, Watermark
 from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.state import GONE, Untracked
 from sage.kernel.runtime.windows import LateError
 
 __all__ = ["IntervalJoin"]
@@ -21,7 +23,7 @@ class IntervalJoin:
     """Pairs every left record with every right one of its key that is at most `within` seconds away.
 
     A record is held until the watermark is `within` past it: what comes later and is not late cannot meet it.
-    A pair has the later time of its two. `states` holds, for each key, the records of both sides as
+    A pair has the later time of its two. `Stateful`: `states` holds, for each key, the records of both sides as
     (time, number, record), by time.
     """
 
@@ -33,7 +35,7 @@ class IntervalJoin:
         self._timers: list[tuple[float, int, Any]] = []  # when the oldest record of a key may go
         self._numbers = count()
         self.states: dict[Any, tuple[list[Any], list[Any]]] = {}
-        self.dirty: set[Any] = set()
+        self.dirty: set[Any] = Untracked()
 
     def run(self, batch: Columns) -> Columns:
         """Take the records of one side, which the batch names; gives (left, right) pairs."""
@@ -66,6 +68,27 @@ class IntervalJoin:
                 if (held := self.states.get(key)) is not None:
                     self._forget(key, held, oldest)
         return Columns([], [])
+
+    def begin(self, states: Iterable[tuple[Any, Any]], plain: float | None, /) -> None:
+        """See `Stateful`."""
+        self.states, self.dirty = dict(states), set()
+        self._watermark = self._watermark if plain is None else plain
+        last = 0
+        for key, held in self.states.items():
+            for time, number, _ in (*held[0], *held[1]):
+                last = max(last, number)
+                self._timers.append((time + self._join.within, number, key))
+        heapq.heapify(self._timers)
+        self._numbers = count(last + 1)
+
+    def changes(self) -> Iterator[tuple[Any, Any]]:
+        """See `Stateful`."""
+        changed, self.dirty = self.dirty, set()
+        return ((key, self.states.get(key, GONE)) for key in changed)
+
+    def plain(self) -> float:
+        """The watermark."""
+        return self._watermark
 
     def _pair(
         self, held: tuple[list[Any], list[Any]], side: int, item: Any, time: float, out: Columns

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from sage.kernel.compile import Op
 from sage.kernel.options import Call, Failure, OnError, Part, Retry
-from sage.kernel.runtime.report import Counters, operator_error, spell
+from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 
 __all__ = ["PARTS", "AsyncCall", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
 
@@ -48,6 +48,8 @@ class Faults:
 
     def settle(self, item: Any, error: Exception, position: int, on_error: OnError | None = None) -> None:
         """Count and keep the failure, or raise what stops the run; `on_error`: in place of the operator's."""
+        if isinstance(error, CheckpointError):
+            raise error  # it is the run's, not the item's
         attempts = 1
         if isinstance(error, GaveUpError):
             attempts, error = error.attempts, error.error
@@ -71,9 +73,9 @@ class Faults:
 
 
 def kernel_of(op: Op, faults: Faults) -> Kernel:
-    """The list-to-list kernel of a sync operator."""
+    """The list-to-list kernel of a sync operator without state."""
     makers = {"map": mapped, "flatmap": _flatmap, "filter": _filter, "sink": _sink, "map_batch": _map_batch}
-    return _scan(op.fn, faults) if op.node.verb == "scan" else makers[op.node.verb](op.fn, faults)
+    return makers[op.node.verb](op.fn, faults)
 
 
 def mapped(fn: Callable[[Any], Any], faults: Faults) -> Kernel:
@@ -158,28 +160,6 @@ def _map_batch(fn: Callable[[list[Any]], Sequence[Any]], faults: Faults) -> Kern
             for at, item in enumerate(items):
                 faults.settle(item, error, faults.counters.items_in + at)
             return []
-
-    return run
-
-
-def _scan(fold: Any, faults: Faults) -> Kernel:
-    key, init, step = fold.key, fold.init, fold.step
-    states: dict[Any, Any] = {}
-
-    def run(items: list[Any]) -> list[Any]:
-        out: list[Any] = []
-        append, get = out.append, states.get
-        rest, item = iter(items), None
-        try:
-            for item in rest:
-                k = key(item)
-                state = get(k, states)
-                # The dictionary itself stands for "no state yet": any other value may be a state.
-                states[k], result = step(init() if state is states else state, item)
-                append(result)
-        except Exception as error:
-            faults.settle(item, error, faults.counters.items_in + len(items) - length_hint(rest) - 1)
-        return out
 
     return run
 

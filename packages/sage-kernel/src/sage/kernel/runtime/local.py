@@ -6,27 +6,34 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sage.common.errors import UsageError
 from sage.kernel.compile import Compiled, Edge, Op, Stage, compile_plan
 from sage.kernel.flow import Flow
-from sage.kernel.options import Batch
+from sage.kernel.options import Batch, Checkpoints
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, default_registry
 from sage.kernel.runtime.calls import AsyncStage
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
+from sage.kernel.runtime.checkpoint import Coordinator
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
+from sage.kernel.runtime.outputs import Outputs
+from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.replicas.opening import opened_pools
 from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import commit, opened
-from sage.kernel.runtime.stages import Outputs, Stop, feed, pump, tell_time, write
+from sage.kernel.runtime.run import Run
+from sage.kernel.runtime.sinks import SinkEnd, write
+from sage.kernel.runtime.sources import Reader, Stop
+from sage.kernel.runtime.stages import pump, tell_time
 from sage.kernel.runtime.timed import Clock
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ __all__ = ["LocalEnvironment", "Progress"]
 
 Progress: TypeAlias = Callable[[tuple[OperatorReport, ...]], None]
 PROGRESS_EVERY = 0.1
+_Runner: TypeAlias = Callable[[asyncio.TaskGroup], Coroutine[Any, Any, None]]
 PER_WORKER = 4
 """How many times `batch` a worker takes at once, at most: the way there costs as much as 50 quick calls."""
 
@@ -45,6 +53,7 @@ class LocalEnvironment:
 
     `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
+    With `checkpoints` a run goes on from the newest one in their folder, where there is one.
     `machine` is what operators with `resources` find here; without it, what this process may use.
     """
 
@@ -55,22 +64,38 @@ class LocalEnvironment:
         capacity: int = 1024,
         on_progress: Progress | None = None,
         registry: Registry | None = None,
+        checkpoints: Checkpoints | None = None,
         machine: Node | None = None,
     ) -> None:
         if batch < 1 or capacity < 1:
             raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
         self._settings = _Settings(Batch(batch), capacity, on_progress, machine)
         self._registry = registry or default_registry()
+        self._checkpoints = checkpoints
 
     async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
         """Run a finite flow to its end, or to its first error, which names operator, item and position.
 
         Once `stop` is set, sources are read no further and what was read drains; the report says so.
         """
+        run = await self.start(flow)
+        watching = asyncio.create_task(_stop_when(stop, run)) if stop else None
+        try:
+            return await run.wait()
+        except asyncio.CancelledError:
+            await run.stop(drain=False)
+            raise
+        finally:
+            if watching:
+                watching.cancel()
+
+    async def start(self, flow: Flow) -> Run:
+        """Start a finite flow and return a handle: to wait, stop, pause and look at its counts meanwhile."""
         plan = compile_plan(flow.plan, self._registry)
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
-        return await _Run(plan, self._settings).go(stop)
+        coordinator = Coordinator(plan, self._checkpoints) if self._checkpoints else None
+        return Run(flow.name, _Execution(plan, self._settings, coordinator))
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -91,6 +116,11 @@ class LocalEnvironment:
 
     async def submit(self, flow: Flow, *, limit: int = 1024) -> Job:
         """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`."""
+        if self._checkpoints:
+            raise UsageError(
+                f"flow {flow.name!r} answers requests, of which there are no checkpoints.",
+                hint="A request that was not answered is asked again: submit it without checkpoints.",
+            )
         plan = compile_plan(flow.plan, self._registry)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
@@ -107,52 +137,148 @@ class _Settings:
     machine: Node | None
 
 
-class _Run:
+class _DrainedError(Exception):
+    """All that was read is in a checkpoint: the stages are not needed any more."""
+
+
+class _Execution:
     """One run of a compiled finite flow."""
 
-    def __init__(self, plan: Compiled, settings: _Settings) -> None:
+    def __init__(self, plan: Compiled, settings: _Settings, coordinator: Coordinator | None) -> None:
         self._plan = plan
         self._batch = settings.batch
         self._on_progress = settings.on_progress
         self._machine = settings.machine
+        self._coordinator = coordinator
         self._pools: dict[int, Pool] = {}
         self._stop = Stop()
+        self._interrupted = asyncio.Event()
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
         self._inboxes = [Channel(settings.capacity) for _ in plan.stages]
-        self._outputs = [self._outputs_of(stage) for stage in plan.stages]
+        outputs = [self._outputs_of(stage) for stage in plan.stages]
+        wired = zip(plan.stages, self._inboxes, outputs, strict=True)
+        self._members = [self._participant(*one) for one in wired]
+        self._ends = {s.name: SinkEnd(s.head) for s in plan.stages if s.head and s.head.node.verb == "sink"}
 
-    async def go(self, stop: asyncio.Event | None) -> RunReport:
+    def ask_stop(self) -> None:
+        """See `Execution`."""
+        self._interrupted.set()
+        if self._coordinator is None:
+            self._stop.ask()
+        else:
+            self._stop.pause()
+
+    def pause(self) -> None:
+        """See `Execution`."""
+        self._stop.pause()
+
+    def resume(self) -> None:
+        """See `Execution`."""
+        self._stop.resume()
+
+    async def checkpoint(self) -> int:
+        """See `Execution`."""
+        if self._coordinator is None:
+            raise UsageError(
+                f"flow {self._plan.name!r} runs without checkpoints: "
+                "LocalEnvironment(checkpoints=Checkpoints(folder)) takes them."
+            )
+        return await self._coordinator.checkpoint()
+
+    def reports(self) -> tuple[OperatorReport, ...]:
+        """See `Execution`."""
+        return reports(self._counters.values())
+
+    async def go(self) -> RunReport:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
-            async with opened(self._plan.ops), opened_pools(self._plan, self._machine) as self._pools:
-                await self._run_stages(stop)
-                await commit(self._plan.ops)
+            if self._coordinator is None:
+                async with self._set_up():
+                    await self._run_stages()
+                    await commit(self._plan.ops)
+            else:
+                async with self._coordinator.opened():
+                    await self._go_on(self._coordinator)
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from error.__cause__
-        seconds = time.perf_counter() - start
         if self._on_progress:
-            self._on_progress(reports(self._counters.values()))
-        return RunReport(self._plan.name, seconds, self._stop.asked, reports(self._counters.values()))
+            self._on_progress(self.reports())
+        return self._report(time.perf_counter() - start)
 
-    async def _run_stages(self, stop: asyncio.Event | None) -> None:
+    @asynccontextmanager
+    async def _set_up(self) -> AsyncIterator[None]:
+        async with opened(self._plan.ops), opened_pools(self._plan, self._machine) as self._pools:
+            yield
+
+    async def _go_on(self, coordinator: Coordinator) -> None:
+        coordinator.join(self._members, self._ends.values())
+        if coordinator.already_done:
+            return
+        async with self._set_up():
+            await coordinator.recover()
+            drained = False
+            try:
+                await self._run_stages()
+            except* _DrainedError:
+                drained = True
+            if not drained:
+                await coordinator.finish()
+
+    async def _run_stages(self) -> None:
+        # All are there before the first of them runs: a checkpoint may begin at any time.
+        runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:
                 helping.append(helpers.create_task(self._show(self._on_progress)))
-            if stop:
-                helping.append(helpers.create_task(self._watch(stop)))
+            if self._coordinator:
+                helping.append(helpers.create_task(self._coordinator.run(helpers)))
+                helping.append(helpers.create_task(self._drain(self._coordinator)))
             async with asyncio.TaskGroup() as group:
-                wired = zip(self._plan.stages, self._inboxes, self._outputs, strict=True)
-                for stage, inbox, outputs in wired:
-                    self._start(group, stage, inbox, outputs)
+                for member, runner in zip(self._members, runners, strict=True):
+                    if self._coordinator and self._coordinator.is_over(member.name):
+                        member.outputs.close()
+                    else:
+                        group.create_task(self._to_its_end(member, runner(group)))
             for helper in helping:
                 helper.cancel()
+
+    async def _to_its_end(self, member: Participant, running: Coroutine[Any, Any, None]) -> None:
+        await running
+        if self._coordinator:
+            self._coordinator.ended(member)
+
+    async def _drain(self, coordinator: Coordinator) -> None:
+        await self._interrupted.wait()
+        if await coordinator.drain():
+            raise _DrainedError
+
+    def _report(self, seconds: float) -> RunReport:
+        interrupted, found = self._interrupted.is_set(), self._coordinator
+        if found is None:
+            return RunReport(self._plan.name, seconds, interrupted, self.reports())
+        return RunReport(
+            self._plan.name,
+            seconds,
+            interrupted,
+            self.reports(),
+            found.resumed,
+            found.epoch,
+            found.already_done,
+            found.warnings,
+        )
+
+    def _participant(self, stage: Stage, inbox: Channel, outputs: Outputs) -> Participant:
+        head, counters = stage.head, [self._counters[op.index] for op in stage.ops]
+        alone = head is not None and (head.mode != "sync" or head.node.verb in ("source", "event_time"))
+        chain = self._chain(stage.ops[len(stage.on_workers) or int(alone) :])
+        return Participant(stage.name, inbox, chain, outputs, counters)
 
     def _outputs_of(self, stage: Stage) -> Outputs:
         def writers(readers: list[Edge]) -> list[Writer]:
@@ -164,33 +290,31 @@ class _Run:
     def _lead(self, stage: Stage) -> Counters:
         return self._counters[stage.ops[0].index] if stage.ops else Counters("", "merge")
 
-    def _start(self, group: asyncio.TaskGroup, stage: Stage, inbox: Channel, outputs: Outputs) -> None:
+    def _runner(self, stage: Stage, member: Participant) -> _Runner:
         head, lead = stage.head, self._lead(stage)
         if head is None:
-            group.create_task(pump(inbox, self._batch, self._chain(stage.fused), outputs, lead))
-        elif stage.on_workers:
-            group.create_task(self._parallel(stage, outputs).run(inbox))
-        elif head.node.verb == "source":
-            chain = self._chain(stage.fused)
-            group.create_task(feed(head, lead, self._stop, self._batch.size, chain, outputs))
-        elif head.node.verb == "event_time":
-            clock, chain = Clock(head.fn, self._faults[head.index]), self._chain(stage.fused)
-            group.create_task(tell_time(clock, inbox, self._batch, chain, outputs, lead))
-        elif head.node.verb == "sink":
-            group.create_task(write(head, inbox, self._batch, lead))
-        elif head.mode == "sync":
+            return lambda _: pump(member, self._batch, lead)
+        if head.node.verb == "source":
+            reader = Reader(head, lead, self._stop, self._batch.size, member)
+            return lambda _: reader.run()
+        if head.node.verb == "event_time":
+            clock = Clock(head.fn, self._faults[head.index])
+            return lambda _: tell_time(clock, member, self._batch, lead)
+        if head.node.verb == "sink":
+            return lambda _: write(self._ends[stage.name], member, self._batch, lead)
+        if stage.on_workers:
+            return self._parallel(stage, member).run
+        if head.mode == "sync":
             batch = head.node.batch or self._batch
-            group.create_task(pump(inbox, batch, self._chain(stage.ops), outputs, lead))
-        else:
-            call, faults = call_of(head, lead), self._faults[head.index]
-            calls = AsyncStage(head, call, faults, inbox, self._chain(stage.fused), outputs)
-            group.create_task(calls.run(group))
+            return lambda _: pump(member, batch, lead)
+        paid = self._coordinator.log.operator(head.node.name) if self._coordinator else None
+        return AsyncStage(head, call_of(head, lead), self._faults[head.index], member, paid).run
 
-    def _parallel(self, stage: Stage, outputs: Outputs) -> ParallelStage:
+    def _parallel(self, stage: Stage, member: Participant) -> ParallelStage:
         ops = stage.on_workers
         faults = [self._faults[op.index] for op in ops]
-        chain, limit = self._chain(stage.ops[len(ops) :]), PER_WORKER * self._batch.size
-        return ParallelStage(ops, self._pools[ops[0].index], faults, limit, chain, outputs)
+        pool, limit = self._pools[ops[0].index], PER_WORKER * self._batch.size
+        return ParallelStage(ops[0], pool, faults, limit, member)
 
     def _chain(self, ops: list[Op]) -> Chain:
         return Chain([step_of(op, self._faults[op.index]) for op in ops])
@@ -198,8 +322,9 @@ class _Run:
     async def _show(self, on_progress: Progress) -> None:
         while True:
             await asyncio.sleep(PROGRESS_EVERY)
-            on_progress(reports(self._counters.values()))
+            on_progress(self.reports())
 
-    async def _watch(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._stop.ask()
+
+async def _stop_when(event: asyncio.Event, run: Run) -> None:
+    await event.wait()
+    await run.stop()

@@ -9,13 +9,27 @@ from typing import Any
 
 from sage.common.errors import NotFoundError, SageError
 
-__all__ = ["Counters", "OperatorError", "OperatorReport", "RunReport", "operator_error", "spell"]
+__all__ = [
+    "CheckpointError",
+    "Counters",
+    "OperatorError",
+    "OperatorReport",
+    "RunReport",
+    "operator_error",
+    "spell",
+]
 
 
 class OperatorError(SageError):
     """An operator failed; the message names it, the item and its position; the cause is its own error."""
 
     code = "operator_failed"
+
+
+class CheckpointError(SageError):
+    """A checkpoint cannot be taken or gone on from; the message names the operator, item or file."""
+
+    code = "checkpoint_failed"
 
 
 @dataclass(slots=True)
@@ -33,6 +47,14 @@ class Counters:
     busy: int = 0
     wait: int = 0
     cpu: int = 0
+
+    def counts(self) -> tuple[int, ...]:
+        """What a checkpoint keeps: in, out, diverted, skipped, retries."""
+        return (self.items_in, self.items_out, self.diverted, self.skipped, self.retries)
+
+    def begin(self, counts: tuple[int, ...]) -> None:
+        """Go on from the `counts` of a checkpoint."""
+        self.items_in, self.items_out, self.diverted, self.skipped, self.retries = counts
 
     def report(self) -> OperatorReport:
         """The counts so far."""
@@ -75,12 +97,21 @@ class OperatorReport:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """How a run went, operator by operator in the order of the plan; `report["split"]` is one of them."""
+    """How a run went, operator by operator in the order of the plan; `report["split"]` is one of them.
+
+    `resumed` is the epoch of the checkpoint that it went on from (0 = from the start), `epoch` that of its last
+    one (0 = none). Counts go on from the checkpoint. `already_done`: an earlier run had come to its end, and
+    this one did nothing. `warnings` tell what was not as it should be, such as a damaged checkpoint.
+    """
 
     flow: str
     seconds: float
     interrupted: bool
     operators: tuple[OperatorReport, ...]
+    resumed: int = 0
+    epoch: int = 0
+    already_done: bool = False
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> OperatorReport:
         for found in self.operators:

@@ -11,7 +11,7 @@ from sage.kernel.compile import Op
 from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.report import operator_error
 
-__all__ = ["commit", "opened"]
+__all__ = ["call", "commit", "opened"]
 
 
 @asynccontextmanager
@@ -27,9 +27,9 @@ async def opened(ops: Iterable[Op]) -> AsyncIterator[None]:
             if owner is None or isinstance(owner, type) or id(owner) in seen:
                 continue
             seen.add(id(owner))
-            await _call(op, "setup")
+            await call(op, "setup")
             if _closes(op):
-                stack.push_async_callback(_call, op, "close")
+                stack.push_async_callback(call, op, "close")
         yield
 
 
@@ -37,7 +37,7 @@ async def commit(ops: Iterable[Op]) -> None:
     """Tell every `Sink` that all of its records are written."""
     for op in ops:
         if op.node.verb == "sink":
-            await _call(op, "commit", FIRST_EPOCH)
+            await call(op, "commit", FIRST_EPOCH)
 
 
 def _closes(op: Op) -> bool:
@@ -46,13 +46,13 @@ def _closes(op: Op) -> bool:
     return own and hasattr(op.owner, "close")
 
 
-async def _call(op: Op, method: str, *args: Any) -> None:
-    call: Callable[..., Any] | None = getattr(op.owner, method, None)
-    if call is None:
-        return
+async def call(op: Op, method: str, *args: Any) -> Any:
+    """What a method of the operator's object gives, sync or async; None where it has none of that name."""
+    found: Callable[..., Any] | None = getattr(op.owner, method, None)
+    if found is None:
+        return None
     try:
-        result = call(*args)
-        if inspect.isawaitable(result):
-            await result
+        result = found(*args)
+        return await result if inspect.isawaitable(result) else result
     except Exception as error:
         raise operator_error(f"{method} of operator {op.node.name!r} failed", error) from error

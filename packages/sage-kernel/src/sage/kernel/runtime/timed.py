@@ -11,7 +11,7 @@ from sage.kernel.plan import EventTime
 from sage.kernel.runtime.columns import Columns
 from sage.kernel.runtime.kernels import Faults, Kernel, kernel_of, mapped
 
-__all__ = ["Clock", "TimedKernel", "timed_kernel_of"]
+__all__ = ["Clock", "TimedKernel", "one_to_one", "timed_kernel_of"]
 
 TimedKernel: TypeAlias = Callable[[Columns], Columns]
 
@@ -24,20 +24,20 @@ class Clock:
         self._faults = faults
         self._lateness = spec.lateness
         self.idle = spec.idle
-        self._latest = float("-inf")
+        self.latest = float("-inf")
 
     def run(self, values: list[Any]) -> Columns:
         """The records with their times; one whose time cannot be read is settled as `on_error` says."""
         lost = self._faults.lost = []
         times = self._times(values)
         kept = _without(values, lost)
-        self._latest = max(self._latest, max(times, default=self._latest))
+        self.latest = max(self.latest, max(times, default=self.latest))
         return Columns(kept, times)
 
     @property
     def watermark(self) -> float:
         """What no later record is older than, in seconds, but the late ones."""
-        return self._latest - self._lateness
+        return self.latest - self._lateness
 
 
 def timed_kernel_of(op: Op, faults: Faults) -> TimedKernel:
@@ -46,7 +46,7 @@ def timed_kernel_of(op: Op, faults: Faults) -> TimedKernel:
         return _filter(op.fn, faults)
     if op.node.verb == "flatmap":
         return _flatmap(op.fn, faults)
-    return _one_to_one(kernel_of(op, faults), faults)
+    return one_to_one(kernel_of(op, faults), faults)
 
 
 def _without(column: list[Any], lost: list[int]) -> list[Any]:
@@ -57,7 +57,9 @@ def _without(column: list[Any], lost: list[int]) -> list[Any]:
     return [value for at, value in enumerate(column) if at not in gone]
 
 
-def _one_to_one(kernel: Kernel, faults: Faults) -> TimedKernel:
+def one_to_one(kernel: Kernel, faults: Faults) -> TimedKernel:
+    """A kernel that gives one result per item, but for those that fail: each result has its record's time."""
+
     def run(batch: Columns) -> Columns:
         lost = faults.lost = []
         values = kernel(batch.values)

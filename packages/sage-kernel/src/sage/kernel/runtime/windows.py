@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import copy
 from itertools import count
 from typing import Any
@@ -13,6 +13,7 @@ from sage.kernel.options import Pane, Window
 from sage.kernel.plan import WindowFold
 from sage.kernel.runtime.columns import Columns, Control, Watermark
 from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.state import GONE, Untracked
 
 __all__ = ["LateError", "windows_of"]
 
@@ -24,7 +25,8 @@ class LateError(Exception):
 class _Windows(ABC):
     """What all kinds share: a batch is folded record by record, a watermark closes what ends before it.
 
-    `states` is what a checkpoint keeps, by key, and `dirty` the keys that changed since the last one.
+    `Stateful`: `states` by key, `dirty` the keys that changed since the last checkpoint. Timers follow from the
+    states, so that no checkpoint has them.
     """
 
     def __init__(self, fold: WindowFold, faults: Faults) -> None:
@@ -32,7 +34,7 @@ class _Windows(ABC):
         self.spec: Window = fold.window
         self.watermark = float("-inf")
         self.states: dict[Any, Any] = {}
-        self.dirty: set[Any] = set()
+        self.dirty: set[Any] = Untracked()
         self._faults = faults
         self._timers: list[tuple[float, int, Any, float]] = []  # when, a number, key, start
         self._numbers = count()
@@ -62,6 +64,26 @@ class _Windows(ABC):
                 when, _, key, start = heapq.heappop(self._timers)
                 self.due(when, key, start, out)
         return out
+
+    def begin(self, states: Iterable[tuple[Any, Any]], plain: float | None, /) -> None:
+        """See `Stateful`."""
+        self.states, self.dirty = dict(states), set()
+        self.watermark = self.watermark if plain is None else plain
+        for key, state in self.states.items():
+            self.remind_of(key, state)
+
+    def changes(self) -> Iterator[tuple[Any, Any]]:
+        """See `Stateful`."""
+        changed, self.dirty = self.dirty, set()
+        return ((key, self.states.get(key, GONE)) for key in changed)
+
+    def plain(self) -> float:
+        """The watermark."""
+        return self.watermark
+
+    @abstractmethod
+    def remind_of(self, key: Any, state: Any) -> None:
+        """Set the timers of a state that was restored."""
 
     @abstractmethod
     def add(self, key: Any, item: Any, time: float, out: Columns) -> bool:
@@ -116,6 +138,11 @@ class _Fixed(_Windows):
         if not held:
             del self.states[key]
 
+    def remind_of(self, key: Any, state: Any) -> None:
+        for start in state:
+            end = start + self.spec.size
+            self.remind(end if end > self.watermark else end + self.spec.late, key, start)
+
     def _starts(self, time: float) -> Iterator[float]:
         """The starts of the windows that hold `time`, the latest first."""
         every = self.spec.slide or self.spec.size
@@ -166,6 +193,10 @@ class _Sessions(_Windows):
         self.states[key].remove(session)
         if not self.states[key]:
             del self.states[key]
+
+    def remind_of(self, key: Any, state: Any) -> None:
+        for start, last, _, closed in state:
+            self.remind(last + self.spec.gap + (self.spec.late if closed else 0.0), key, start)
 
 
 def _start_of(session: list[Any]) -> Any:

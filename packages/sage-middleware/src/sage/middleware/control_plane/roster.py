@@ -136,7 +136,7 @@ class Roster:
         hung: list[EngineLoad] = []
         actions: list[Action] = []
         for load in self._engines:
-            if not load.running:
+            if not load.running or load.spec.composed:
                 continue
             before = load.silence.degraded
             allowed = max(attempt.silence for attempt in load.attempts.values())

@@ -213,7 +213,7 @@ class Upstreams:
     def _failed(self, up: Upstream, error: SageError) -> None:
         """Tell the core; whichever requests it ends for that end with this error."""
         self._met(error)
-        fault = _is_fault(error)
+        fault = _is_fault(error) and not up.engine.spec.composed
         committed = isinstance(up.sink, Relay) and up.sink.committed
         for part in up.parts:
             part.ticket.fault = error

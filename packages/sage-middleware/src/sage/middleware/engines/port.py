@@ -141,6 +141,7 @@ class EngineSpec(msgspec.Struct, frozen=True):
     chunk: int = 2048  # prefill tokens of one iteration
     managed: bool = False  # its process is ours: it can be restarted
     template: str = ""  # the configured engine that it is one more of; empty = it is configured itself
+    composed: bool = False  # of calls to other engines: its faults are theirs, its silence is no hang
 
     @property
     def task(self) -> Literal["generate", "embed", "rerank"]:

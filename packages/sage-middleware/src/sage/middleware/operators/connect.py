@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from sage.common.errors import UsageError
 from sage.common.paths import SagePaths
 from sage.middleware.client import ModelClient
 
-__all__ = ["Connected", "connect", "stack_paths"]
+__all__ = ["Connected", "connect", "serving", "stack_paths"]
+
+_HERE: Final[ContextVar[ModelClient | None]] = ContextVar("sage_model_client", default=None)
+
+
+@contextmanager
+def serving(client: ModelClient) -> Iterator[None]:
+    """Operators that are set up in here call models by `client`, unless they were given another."""
+    token = _HERE.set(client)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
 
 
 def connect(environ: Mapping[str, str] | None = None, paths: SagePaths | None = None) -> ModelClient:
@@ -45,27 +60,31 @@ def stack_paths(config: Path | None = None) -> SagePaths:
 
 
 class Connected:
-    """The base of operators that call models. A client that was given is the giver's to close."""
+    """The base of operators that call models. A client that was given is the giver's to close.
+
+    Without one it is that of the process which serves them, see `serving`, else that of the running stack.
+    """
 
     def __init__(self, client: ModelClient | None) -> None:
         self._given = client
+        self._used = client
         self._own: ModelClient | None = None
 
     @property
     def client(self) -> ModelClient:
         """The client, from `setup` to `close`."""
-        client = self._own if self._given is None else self._given
-        if client is None:
+        if self._used is None:
             raise UsageError(f"{type(self).__name__} is used outside of a flow: call setup() first.")
-        return client
+        return self._used
 
     async def setup(self) -> None:
-        """Connect, unless a client was given."""
-        if self._given is None:
-            self._own = connect()
+        """Connect, unless there is a client."""
+        self._used = self._given or _HERE.get()
+        if self._used is None:
+            self._used = self._own = connect()
 
     async def close(self) -> None:
         """Close what `setup` opened."""
-        own, self._own = self._own, None
+        own, self._own, self._used = self._own, None, self._given
         if own is not None:
             await own.close()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from sage.libs.retrieval import Scored
 from sage.middleware.client import Message
 from sage.middleware.engines.port import Usage
 from sage.middleware.vector.port import FloatVector
 
-__all__ = ["Answer", "Document", "Embedded", "Passage", "Prompt", "Question", "Ranked", "Retrieval"]
+__all__ = ["Answer", "Chat", "Document", "Embedded", "Passage", "Prompt", "Question", "Ranked", "Retrieval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ class Question:
     """What a user asks."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation as a client sent it; `params` are its other OpenAI parameters, such as `temperature`."""
+
+    messages: tuple[Message, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,11 @@ class Index:
         self._folder = folder
         self._store = PassageStore() if store is None else store  # an empty store is false
 
-    async def write(self, epoch: int, items: Sequence[Embedded]) -> None:
+    async def write(self, _epoch: int, items: Sequence[Embedded]) -> None:
         """Add a batch."""
         self._store.add(items)
 
-    async def commit(self, epoch: int) -> None:
+    async def commit(self, _epoch: int) -> None:
         """Save, where a folder was given."""
         if self._folder is not None:
             await asyncio.to_thread(self._store.save, self._folder)

@@ -71,6 +71,8 @@ class Pool:
         self._free: asyncio.LifoQueue[Replica] = asyncio.LifoQueue()
         self._all: list[Replica] = []
         self._surplus = 0
+        self.on_free: Callable[[], None] = lambda: None
+        """Called when a worker is free."""
         self.working = 0
         """How many workers have a batch."""
         self.waiting = 0
@@ -108,8 +110,12 @@ class Pool:
                 await self._end(self._free.get_nowait())
 
     async def take(self) -> Replica:
-        """A worker that is free."""
+        """A worker, once one is free."""
         return await self._free.get()
+
+    def take_now(self) -> Replica | None:
+        """A worker that is free."""
+        return None if self._free.empty() else self._free.get_nowait()
 
     async def give(self, replica: Replica) -> None:
         """It is free again."""
@@ -118,6 +124,7 @@ class Pool:
             await self._end(replica)
         else:
             self._free.put_nowait(replica)
+            self.on_free()
 
     async def run(self, replica: Replica, items: Any, *, one_by_one: bool = False) -> list[Piece]:
         """What became of a batch: one piece, or several in its order where a worker was lost on it."""
@@ -191,6 +198,7 @@ class Pool:
         self._all.append(replica)
         await replica.start()
         self._free.put_nowait(replica)
+        self.on_free()
         return True
 
     async def _end(self, replica: Replica) -> None:

@@ -27,15 +27,17 @@ class _Stretch:
 class Sequence:
     """Batches are taken and messages come in one order; results are finished in any.
 
+    `first` is the position of the first item.
+
     A message leaves behind the results of all that was taken before it, and ahead of all others. Between two
     messages results leave in the order of their items, or as they come.
     """
 
-    def __init__(self, *, ordered: bool) -> None:
+    def __init__(self, *, ordered: bool, first: int = 0) -> None:
         self._ordered = ordered
-        self._taken = 0
-        self._stretches = deque([_Stretch(0)])
-        self._messages: deque[Control] = deque()
+        self._taken = first
+        self._stretches = deque([_Stretch(first)])
+        self._messages: deque[tuple[int, Control]] = deque()
         self._homes: dict[int, _Stretch] = {}  # by the position of the first item of what is under way
 
     def take(self, count: int) -> int:
@@ -48,7 +50,7 @@ class Sequence:
 
     def message(self, message: Control) -> None:
         """A message came behind all that was taken."""
-        self._messages.append(message)
+        self._messages.append((self._taken, message))
         self._stretches.append(_Stretch(self._taken))
 
     def finish(self, start: int, pieces: list[tuple[int, int, Any]]) -> None:
@@ -68,5 +70,10 @@ class Sequence:
             return at, result
         if self._messages and not stretch.left:
             self._stretches.popleft()
-            return self._messages.popleft()
+            return self._messages.popleft()[1]
         return None
+
+    @property
+    def messages(self) -> list[tuple[int, Control]]:
+        """Those that have not left, each with the position of the first item behind it."""
+        return list(self._messages)

@@ -1,0 +1,242 @@
+"""The first stage of a finite run: a source, read from where the last checkpoint was, with a fused kernel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from itertools import islice
+from time import perf_counter_ns
+from typing import Any
+
+from sage.kernel.compile import Op
+from sage.kernel.options import Use
+from sage.kernel.runtime.columns import Barrier
+from sage.kernel.runtime.participant import Participant
+from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
+
+__all__ = ["Reader", "Stop", "once_only"]
+
+TURN_NS = 2_000_000
+"""How long a source may keep the event loop, and how long one of its batches should take."""
+_SKIP = 4096
+
+
+def once_only(op: Op) -> str:
+    """Why a source cannot be read again from the middle; "" if it can."""
+    made_here = isinstance(op.node.fn, Use) or (callable(op.fn) and not hasattr(op.fn, "__iter__"))
+    if not made_here and (isinstance(op.fn, Iterator) or isinstance(op.fn, AsyncIterator)):
+        return (
+            f"source {op.node.name!r} is {spell(op.fn, 60)}, which can be read only once: give it the function "
+            f"that makes it, or an object with read(position)"
+        )
+    if not made_here and isinstance(op.fn, set | frozenset):
+        return f"source {op.node.name!r} is a set, whose order another run does not have: give it sorted(...)"
+    return ""
+
+
+class Stop:
+    """A request to end the sources, or to hold them for a while, and let what was read drain."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.paused = False
+        self._go = asyncio.Event()
+        self._reading: set[asyncio.Task[Any]] = set()
+        self._woken: set[asyncio.Task[Any]] = set()
+
+    def ask(self) -> None:
+        """Stop reading; a source that waits for its next record is woken."""
+        self.asked = True
+        self.resume()
+        self._woken = set(self._reading)
+        for task in self._woken:
+            task.cancel()
+
+    def pause(self) -> None:
+        """Hold the sources, unless they are to stop; one that waits for its next record keeps it back."""
+        if not self.asked:
+            self.paused = True
+            self._go.clear()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self.paused = False
+        self._go.set()
+
+    async def resumed(self) -> None:
+        """Return once nothing holds the sources."""
+        while self.paused:
+            await self._go.wait()
+
+    async def next_of(self, source: AsyncIterator[Any]) -> Any:
+        """The next record; raises StopAsyncIteration at the end or when asked to stop."""
+        task = asyncio.current_task()
+        if self.asked or task is None:
+            raise StopAsyncIteration
+        self._reading.add(task)
+        try:
+            return await anext(source)
+        except asyncio.CancelledError:
+            # Our own cancellation is the end of the source; one from outside goes on.
+            if task in self._woken and task.uncancel() == 0:
+                raise StopAsyncIteration from None
+            raise
+        finally:
+            self._reading.discard(task)
+
+
+class Reader:
+    """Reads one source to its end. Its state is how far it has come: a position, or a count of records."""
+
+    def __init__(self, op: Op, counters: Counters, stop: Stop, size: int, participant: Participant) -> None:
+        self._op = op
+        self._name = op.node.name
+        self._counters = counters
+        self._stop = stop
+        self._limit = size
+        self._participant = participant
+        self._chain = participant.chain
+        self._outputs = participant.outputs
+        self._replays = False
+        self._count = 0
+        self._position: Any = None
+        self._due: Barrier | None = None
+        # While it rests, all that it has read is passed on: a barrier may pass at once, in another task.
+        self._rests = False
+        self._passing: asyncio.Task[None] | None = None
+        participant.begin = self.begin
+
+    async def run(self) -> None:
+        """Read on from where the last checkpoint says."""
+        state: dict[str, Any] = self._participant.restored or {}
+        self._count, self._position = state.get("count", 0), state.get("position")
+        op = self._op
+        source = op.fn() if callable(op.fn) and not hasattr(op.fn, "__iter__") else op.fn
+        if hasattr(source, "read") and not hasattr(source, "__iter__"):
+            self._replays = True
+            source = source.read(self._position)
+        if hasattr(source, "__aiter__"):
+            await self._feed_async(aiter(source))
+        elif hasattr(source, "__iter__"):
+            await self._feed_sync(iter(source))
+        else:
+            error = TypeError(f"{spell(source)} cannot be iterated; a list or a generator can")
+            raise operator_error(f"source {self._name!r}", error)
+        await self._let_pass()
+        self._outputs.close()
+
+    def begin(self, barrier: Barrier) -> None:
+        """A checkpoint begins here."""
+        if self._rests:
+            self._passing = self._participant.spawn(self._pass(barrier))
+        else:
+            self._due = barrier
+
+    async def _let_pass(self) -> None:
+        if self._passing is not None:
+            await self._passing
+            self._passing = None
+        if self._due is not None:
+            barrier, self._due = self._due, None
+            await self._pass(barrier)
+
+    async def _pass(self, barrier: Barrier) -> None:
+        await self._participant.take(
+            barrier, {"position": self._position} if self._replays else {"count": self._count}
+        )
+
+    async def _feed_sync(self, source: Iterator[Any]) -> None:
+        # Batches begin small and grow while they come fast, so that the first records of a slow source
+        # are not held back, and no more is read ahead than the channels hold.
+        stop, counters, limit = self._stop, self._counters, self._limit
+        run, outputs = self._chain.run, self._outputs
+        if not self._replays:
+            await self._skip(source)
+        size, turn = 1, perf_counter_ns()
+        while not stop.asked:
+            if stop.paused or self._due is not None:
+                await self._let_pass()
+                await self._held()
+                continue
+            start = perf_counter_ns()
+            try:
+                items = list(islice(source, size))
+            except Exception as error:
+                where = f"source {self._name!r} failed after {counters.items_out} items or more"
+                raise operator_error(where, error) from error
+            now = perf_counter_ns()
+            counters.busy += now - start
+            if not items:
+                return
+            counters.items_out += len(items)
+            self._count += len(items)
+            if self._replays:
+                self._position = items[-1][0]
+                items = [record for _, record in items]
+            items = run(items)
+            if outputs.any:
+                await outputs.send(items)
+            if size < limit and now - start < TURN_NS:
+                size = min(limit, 2 * size)
+            elif now - start >= TURN_NS:
+                size = max(1, size // 2)
+            if now - turn > TURN_NS:
+                await asyncio.sleep(0)
+                turn = perf_counter_ns()
+
+    async def _held(self) -> None:
+        self._rests = True
+        try:
+            await self._stop.resumed()
+        finally:
+            self._rests = False
+        await self._let_pass()
+
+    async def _feed_async(self, source: AsyncIterator[Any]) -> None:
+        stop, counters = self._stop, self._counters
+        if not self._replays:
+            await self._skip_async(source)
+        while True:
+            if self._due is not None:
+                await self._let_pass()
+            start = perf_counter_ns()
+            self._rests = True
+            try:
+                item = await stop.next_of(source)
+                if stop.paused:
+                    await stop.resumed()
+            except StopAsyncIteration:
+                return
+            except Exception as error:
+                where = f"source {self._name!r} failed after {counters.items_out} items"
+                raise operator_error(where, error) from error
+            finally:
+                self._rests = False
+            if self._passing is not None:
+                await self._let_pass()
+            counters.wait += perf_counter_ns() - start
+            counters.items_out += 1
+            self._count += 1
+            if self._replays:
+                self._position, item = item
+            await self._outputs.send(self._chain.run([item]))
+
+    async def _skip(self, source: Iterator[Any]) -> None:
+        left = self._count
+        while left:
+            found = sum(1 for _ in islice(source, min(left, _SKIP)))
+            left -= found
+            self._need(found, left)
+            await asyncio.sleep(0)
+
+    async def _skip_async(self, source: AsyncIterator[Any]) -> None:
+        for at in range(self._count):
+            self._need(await anext(source, self) is not self, self._count - at)
+
+    def _need(self, found: int, left: int) -> None:
+        if not found:
+            raise CheckpointError(
+                f"source {self._name!r} gave {self._count - left} records, and the checkpoint had read "
+                f"{self._count} of them.",
+                hint="It has to give the same records again; where it cannot, give it read(position).",
+            )

@@ -1,0 +1,1 @@
+"""Pipelines as models: flows that answer chats through the control plane."""
