@@ -35,6 +35,7 @@ from sage.kernel.runtime.sinks import SinkEnd, write
 from sage.kernel.runtime.sources import Reader, Stop
 from sage.kernel.runtime.stages import pump, tell_time
 from sage.kernel.runtime.timed import Clock
+from sage.kernel.runtime.weight import CHANNEL_BYTES
 
 if TYPE_CHECKING:
     from sage.kernel.scheduler import Node
@@ -51,7 +52,8 @@ PER_WORKER = 4
 class LocalEnvironment:
     """Runs flows in this process.
 
-    `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
+    `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages,
+    `capacity_bytes` about how much memory these may hold.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
     With `checkpoints` a run goes on from the newest one in their folder, where there is one.
     `machine` is what operators with `resources` find here; without it, what this process may use.
@@ -62,14 +64,16 @@ class LocalEnvironment:
         *,
         batch: int = 64,
         capacity: int = 1024,
+        capacity_bytes: int = CHANNEL_BYTES,
         on_progress: Progress | None = None,
         registry: Registry | None = None,
         checkpoints: Checkpoints | None = None,
         machine: Node | None = None,
     ) -> None:
-        if batch < 1 or capacity < 1:
-            raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
-        self._settings = _Settings(Batch(batch), capacity, on_progress, machine)
+        if min(batch, capacity, capacity_bytes) < 1:
+            given = f"batch={batch}, capacity={capacity}, capacity_bytes={capacity_bytes}"
+            raise UsageError(f"LocalEnvironment({given}): all are at least 1.")
+        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress, machine)
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
 
@@ -133,6 +137,7 @@ class _Settings:
 
     batch: Batch
     capacity: int
+    capacity_bytes: int
     on_progress: Progress | None
     machine: Node | None
 
@@ -156,7 +161,7 @@ class _Execution:
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
-        self._inboxes = [Channel(settings.capacity) for _ in plan.stages]
+        self._inboxes = [Channel(settings.capacity, settings.capacity_bytes) for _ in plan.stages]
         outputs = [self._outputs_of(stage) for stage in plan.stages]
         wired = zip(plan.stages, self._inboxes, outputs, strict=True)
         self._members = [self._participant(*one) for one in wired]

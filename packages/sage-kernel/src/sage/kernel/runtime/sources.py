@@ -13,6 +13,7 @@ from sage.kernel.options import Use
 from sage.kernel.runtime.columns import Barrier
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
+from sage.kernel.runtime.weight import BATCH_BYTES, weigh
 
 __all__ = ["Reader", "Stop", "once_only"]
 
@@ -173,6 +174,7 @@ class Reader:
             if self._replays:
                 self._position = items[-1][0]
                 items = [record for _, record in items]
+            heavy = weigh(items) > BATCH_BYTES
             items = run(items)
             if outputs.any:
                 await outputs.send(items)
@@ -180,6 +182,8 @@ class Reader:
                 size = min(limit, 2 * size)
             elif now - start >= TURN_NS:
                 size = max(1, size // 2)
+            if heavy:
+                size = max(1, size // 4)
             if now - turn > TURN_NS:
                 await asyncio.sleep(0)
                 turn = perf_counter_ns()

@@ -1,6 +1,6 @@
 """Runs that are killed with SIGKILL at random moments, and gone on with: what comes out is as if nothing had been.
 
-python -m sage.kernel.testing.crash --seconds 600
+    python -m sage.kernel.testing.crash --seconds 600
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def main() -> None:
             crashes = survive(recipe, Path(folder), seed=seed, kills=8)
         kills, plans = kills + crashes.kills, plans + 1
         resumed += sum(epoch > 0 for epoch in crashes.resumed)
-    print(
-        f"{plans} plans, {kills} kills, {resumed} went on from a checkpoint to their end: all as they should be"
-    )
+    print(f"{plans} plans, {kills} kills, {resumed} went on from a checkpoint to their end: all as they should be")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Flow, Run, RunReport
+from sage.kernel import Flow, OperatorError, Run, RunReport
 from sage.kernel.testing.crash import random_recipe, survive
 from sage.kernel.testing.plans import Recipe, build, collected, expected
+from sage.kernel.testing.sinks import EpochFiles, Numbers
 
 __all__ = ["Backend", "DataflowSuite", "Runs"]
 
@@ -98,9 +101,7 @@ class DataflowSuite:
             folder = Path(name)
 
             async def until(cut: tuple[int, bool] | None) -> None:
-                run = await backend(folder / "checkpoints", batch, capacity).start(
-                    build(recipe, folder / "sinks")
-                )
+                run = await backend(folder / "checkpoints", batch, capacity).start(build(recipe, folder / "sinks"))
                 taking = asyncio.create_task(_checkpoints(run, pause))
                 if cut:
                     await _turns(cut[0])
