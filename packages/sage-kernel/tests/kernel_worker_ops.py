@@ -148,3 +148,9 @@ class BadSetup(Logged):
 def with_factor(factor: int) -> Any:
     """A factory whose products are closures."""
     return lambda x: x * factor
+
+
+def spoil(doc: dict[str, int]) -> dict[str, int]:
+    """Changes its record."""
+    doc["n"] += 1
+    return doc

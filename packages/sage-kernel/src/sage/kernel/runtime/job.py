@@ -24,6 +24,7 @@ from sage.kernel.runtime.calls import BATCH_CALLS, CALLS
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.kernels import PARTS, AsyncCall, Faults, Kernel, call_of, check_length
+from sage.kernel.runtime.mutation import Shares, guarded
 from sage.kernel.runtime.replicas.entrance import Entrance
 from sage.kernel.runtime.replicas.opening import opened_pools
 from sage.kernel.runtime.replicas.pool import Pool
@@ -84,10 +85,12 @@ class _Wired:
 class Job:
     """A flow that answers requests; made by `LocalEnvironment.submit`."""
 
-    def __init__(self, plan: Compiled, limit: int, pools: dict[int, Pool]) -> None:
+    def __init__(
+        self, plan: Compiled, limit: int, pools: dict[int, Pool], shares: Shares | None = None
+    ) -> None:
         self._plan = plan
         self._limit = limit
-        self._wired = _wire(plan, pools)
+        self._wired = _wire(plan, pools, shares)
         self._live: set[_Walk] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,12 +100,18 @@ class Job:
         self._started = perf_counter()
 
     @classmethod
-    async def start(cls, plan: Compiled, limit: int, machine: Node | None = None) -> Job:
-        """Set everything up and begin to take requests; `machine`: what operators with `resources` find."""
+    async def start(
+        cls, plan: Compiled, limit: int, machine: Node | None = None, shares: Shares | None = None
+    ) -> Job:
+        """Set everything up and begin to take requests.
+
+        `machine`: what operators with `resources` find; `shares`: who looks after records that are shared.
+        """
+        plan = guarded(plan, shares) if shares else plan
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(opened(plan.ops))
             pools = await stack.enter_async_context(opened_pools(plan, machine))
-            job = cls(plan, limit, pools)
+            job = cls(plan, limit, pools, shares)
             for entrance in job._wired.entrances:
                 scaling = asyncio.create_task(entrance.keep_scaled())
                 stack.push_async_callback(_ended, scaling)
@@ -279,7 +288,7 @@ def _answer(counters: Counters, items: list[Any], walk: _Walk) -> None:
         counters.items_in += 1
 
 
-def _wire(plan: Compiled, pools: dict[int, Pool]) -> _Wired:
+def _wire(plan: Compiled, pools: dict[int, Pool], shares: Shares | None) -> _Wired:
     counters = {op.index: Counters(op.node.name, op.node.verb) for op in plan.ops if op.node.verb != "merge"}
     faults = {i: Faults(plan.ops[i], found) for i, found in counters.items()}
     batchers: list[Batcher] = []
@@ -292,7 +301,10 @@ def _wire(plan: Compiled, pools: dict[int, Pool]) -> _Wired:
         diverted = [
             (faults[op], [stations[edge.stage] for edge in readers]) for op, readers in stage.diverted.items()
         ]
-        stations[i] = station = _Station(_fused(stage, faults), outs, diverted)
+        kernel = _fused(stage, faults)
+        if shares and len(outs) > 1:
+            kernel = shares.remembering(kernel, stage.ops[-1].node.name if stage.ops else stage.name)
+        stations[i] = station = _Station(kernel, outs, diverted)
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
         if stage.head is not None:

@@ -17,7 +17,7 @@ from sage.kernel.compile import Op
 from sage.kernel.options import Call, Failure, OnError, Part, Retry
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 
-__all__ = ["PARTS", "AsyncCall", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
+__all__ = ["PARTS", "AsyncCall", "FatalError", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
 
 Kernel: TypeAlias = Callable[[list[Any]], list[Any]]
 AsyncCall: TypeAlias = Callable[[Any], Awaitable[Any]]
@@ -32,6 +32,10 @@ class GaveUpError(Exception):
         super().__init__(str(error))
         self.error = error
         self.attempts = attempts
+
+
+class FatalError(Exception):
+    """Stops the run, whatever the operator's `on_error` says."""
 
 
 class Faults:
@@ -53,7 +57,7 @@ class Faults:
         attempts = 1
         if isinstance(error, GaveUpError):
             attempts, error = error.attempts, error.error
-        wanted = on_error or self._on_error
+        wanted = self.wanted(error, on_error)
         if wanted == "skip":
             self.counters.skipped += 1
         elif wanted == "divert":
@@ -65,6 +69,10 @@ class Faults:
             raise operator_error(where, error) from error
         if self.lost is not None:
             self.lost.append(position - self.counters.items_in)
+
+    def wanted(self, error: Exception, on_error: OnError | None = None) -> OnError:
+        """What is to be done about an error."""
+        return "fail" if isinstance(error, FatalError) else on_error or self._on_error
 
     def take(self) -> list[Failure[Any]]:
         """The failures since the last call."""

@@ -23,6 +23,7 @@ from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.checkpoint import Coordinator
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
+from sage.kernel.runtime.mutation import Shares, SharingOutputs, guarded
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.replicas.opening import opened_pools
@@ -57,6 +58,7 @@ class LocalEnvironment:
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
     With `checkpoints` a run goes on from the newest one in their folder, where there is one.
     `machine` is what operators with `resources` find here; without it, what this process may use.
+    `debug` finds operators that change records which others have as well; it is slow.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class LocalEnvironment:
         registry: Registry | None = None,
         checkpoints: Checkpoints | None = None,
         machine: Node | None = None,
+        debug: bool = False,
     ) -> None:
         if min(batch, capacity, capacity_bytes) < 1:
             given = f"batch={batch}, capacity={capacity}, capacity_bytes={capacity_bytes}"
             raise UsageError(f"LocalEnvironment({given}): all are at least 1.")
-        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress, machine)
+        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress, machine, debug)
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
 
@@ -128,7 +131,8 @@ class LocalEnvironment:
         plan = compile_plan(flow.plan, self._registry)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        return await Job.start(plan, limit, self._settings.machine)
+        shares = Shares() if self._settings.debug else None
+        return await Job.start(plan, limit, self._settings.machine, shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,7 @@ class _Settings:
     capacity_bytes: int
     on_progress: Progress | None
     machine: Node | None
+    debug: bool
 
 
 class _DrainedError(Exception):
@@ -150,7 +155,8 @@ class _Execution:
     """One run of a compiled finite flow."""
 
     def __init__(self, plan: Compiled, settings: _Settings, coordinator: Coordinator | None) -> None:
-        self._plan = plan
+        self._shares = Shares() if settings.debug else None
+        self._plan = plan = guarded(plan, self._shares) if self._shares else plan
         self._batch = settings.batch
         self._on_progress = settings.on_progress
         self._machine = settings.machine
@@ -290,6 +296,8 @@ class _Execution:
             return [self._inboxes[edge.stage].writer(edge.side) for edge in readers]
 
         diverted = [(self._faults[op], writers(readers)) for op, readers in stage.diverted.items()]
+        if self._shares:
+            return SharingOutputs(writers(stage.outs), diverted, self._lead(stage), self._shares)
         return Outputs(writers(stage.outs), diverted, self._lead(stage))
 
     def _lead(self, stage: Stage) -> Counters:

@@ -55,7 +55,7 @@ class _Recorder(Faults):
         self._number = number
 
     def settle(self, item: Any, error: Exception, position: int, on_error: OnError | None = None) -> None:
-        if (on_error or self._on_error) == "fail":
+        if self.wanted(error, on_error) == "fail":
             raise BrokenError(self._number, position, spell(item), error)
         super().settle(item, error, position, on_error)
 
