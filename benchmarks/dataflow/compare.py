@@ -1,9 +1,9 @@
-"""CPU time per item of SAGE and its peers, side by side in one run; the peers are installed if they are not there.
+"""CPU time per item of SAGE and its peers, side by side in one run; peers are installed where they are missing.
 
 python benchmarks/dataflow/compare.py [--rounds N] [--out FILE]
 
-Every measurement is a process of its own (`peers.py`). The engines take turns, round by round, so that all meet
-the same machine; the least of the rounds counts.
+Every measurement is a process of its own (`peers.py`). The engines take turns, round by round, so that all
+meet the same machine; the least of the rounds counts.
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ def compare(pythons: dict[str, Path], rounds: int) -> dict[str, dict[str, list[f
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """Markdown: the least of the rounds, and how many times as much as ours it is."""
-    lines = ["| what | engine | µs of CPU per item | against SAGE |", "|---|---|---|---|"]
+    lines = ["| what | engine | µs of CPU per item | times SAGE |", "|---|---|---|---|"]
     for task in TASKS:
         ours = min(found[task.name].get("SAGE", [float("nan")]))
         for engine, rounds in found[task.name].items():
-            ratio = f"{min(rounds) / ours:.1f}×" if engine != "SAGE" else ""
+            ratio = f"{min(rounds) / ours:.1f}" if engine != "SAGE" else ""
             lines.append(f"| {task.what} | {engine} | {min(rounds):.2f} | {ratio} |")
     return "\n".join(lines)
 

@@ -47,7 +47,7 @@ def cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-# ---- SAGE -------------------------------------------------------------------------------------------------
+# ---- SAGE ------------------------------------------------------------------------------------------------
 
 
 def sage(task: str, items: int) -> Callable[[], Any]:
@@ -79,7 +79,7 @@ def sage(task: str, items: int) -> Callable[[], Any]:
     return lambda: LocalEnvironment(batch=1 if task == "maps-1" else 64).run_sync(flow)
 
 
-# ---- bytewax ----------------------------------------------------------------------------------------------
+# ---- bytewax ---------------------------------------------------------------------------------------------
 
 
 def bytewax(task: str, items: int) -> Callable[[], Any]:
@@ -115,7 +115,7 @@ def bytewax(task: str, items: int) -> Callable[[], Any]:
     return lambda: run_main(flow)
 
 
-# ---- Quix Streams: its stream of functions, which runs without a broker -------------------------------------
+# ---- Quix Streams: its stream of functions, which runs without a broker ----------------------------------
 
 
 def quix(_task: str, items: int) -> Callable[[], Any]:
@@ -130,7 +130,7 @@ def quix(_task: str, items: int) -> Callable[[], Any]:
     return go
 
 
-# ---- request and reply: Hamilton, Haystack, LangGraph --------------------------------------------------------
+# ---- request and reply: Hamilton, Haystack, LangGraph ----------------------------------------------------
 
 
 def hamilton(_task: str, items: int) -> Callable[[], Any]:
@@ -210,7 +210,7 @@ def langgraph(_task: str, items: int) -> Callable[[], Any]:
     return go
 
 
-# ---- concurrent.futures: what everybody has -------------------------------------------------------------------
+# ---- concurrent.futures: what everybody has --------------------------------------------------------------
 
 
 def futures(task: str, items: int) -> Callable[[], Any]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,12 @@ def test_functions_of_the_main_script_run_in_processes(tmp_path: Path) -> None:
 
 def test_more_workers_than_the_machine_has_room_for_are_refused_at_the_start() -> None:
     flow, read = Flow("big"), list[int]()
-    source = flow.source(lambda: map(read.append, range(3)))
-    source.map(ops.increase, parallelism=3, resources=Resources(cpu=1)).sink(print)
+
+    def numbers() -> Iterator[int]:
+        read.append(1)
+        yield 1
+
+    flow.source(numbers).map(ops.increase, parallelism=3, resources=Resources(cpu=1)).sink(print)
     with pytest.raises(InfeasibleError, match=r"flow 'big' cannot start here: .*want cpu 3; 1 node has 2"):
         LocalEnvironment(machine=SMALL).run_sync(flow)
     assert read == []

@@ -113,6 +113,7 @@ def test_the_traceback_of_a_worker_and_an_error_that_cannot_be_pickled_are_told(
     assert caught.value.__cause__ is not None
     with pytest.raises(OperatorError) as caught:
         ran(lambda s, p: s.map(ops.brittle, parallelism=p), [7], Parallel(1))
+    assert caught.value.__cause__ is not None
     assert "kernel_worker_ops.py" in caught.value.__cause__.__notes__[0]
 
 

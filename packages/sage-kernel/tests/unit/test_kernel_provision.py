@@ -72,8 +72,8 @@ def test_what_would_do_nothing_on_workers_is_refused() -> None:
 
     flow = Flow("misuse")
     numbers = flow.source([1])
-    numbers.map(wait, parallelism=2, name="async").sink(print)  # type: ignore[call-overload]
-    numbers.map(wait, scale=Scale(1, 2), name="scaled").sink(print)  # type: ignore[call-overload]
+    numbers.map(wait, parallelism=2, name="async").sink(print)
+    numbers.map(wait, scale=Scale(1, 2), name="scaled").sink(print)
     numbers.map(ops.increase, scale=Scale(1, 2), name="alone").sink(print)
     numbers.map(ops.increase, parallelism=5, scale=Scale(1, 2), name="many").sink(print)
     found = problems(flow)

@@ -100,6 +100,7 @@ def test_a_channel_never_holds_more_bytes_than_it_may_but_for_one_record(
             taken = await channel.get(limit)
             if taken is None:
                 break
+            assert isinstance(taken, list)
             got += taken
         await writing
         assert channel.bytes == channel.size == 0

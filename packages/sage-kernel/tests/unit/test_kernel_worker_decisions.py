@@ -76,7 +76,8 @@ def test_there_are_never_more_or_fewer_workers_than_allowed(
 
 @given(st.integers(1, 300), st.sets(st.integers(0, 299), max_size=5))
 def test_items_that_end_workers_are_found_at_a_bounded_price(count: int, deadly: set[int]) -> None:
-    todo, given_up, done, losses = [(0, count, 0)], [], [], 0
+    todo, losses = [(0, count, 0)], 0
+    given_up, done = list[int](), list[int]()
     while todo:
         start, end, lost = todo.pop()
         if not deadly & set(range(start, end)):
@@ -169,11 +170,11 @@ async def test_a_pool_has_as_many_workers_as_wanted_and_as_there_is_room_for() -
     await pool.resize(1)
     assert len(pool) == 1
     assert log.count("close") == 1  # the free one at once
-    assert not pool.keeps
+    assert [pool.keeps] == [False]
     await pool.give(busy.pop())
     assert log.count("close") == 2
     await pool.give(busy.pop())
-    assert pool.keeps
+    assert [pool.keeps] == [True]
     await pool.close(now=False)
     assert (len(ended), log.count("close")) == (3, 3)
 

@@ -67,7 +67,7 @@ def test_buffers_are_left_out_of_the_pickle_and_large_ones_of_the_socket(sizes: 
 def test_an_area_grows_and_what_was_read_stays() -> None:
     writer = Area()
     reader = Area(writer.fd)
-    kept = []
+    kept = list[bytes]()
     for letter in (b"a", b"b", b"c"):
         text = letter * (SHARED * (1 + len(kept)))
         found = read(message(pack(text), writer), reader)

@@ -1,4 +1,4 @@
-"""A queue of batches between two stages, bounded by items and bytes; control messages keep their place among them.
+"""A queue of batches between two stages, bounded by items and bytes; messages keep their place among them.
 
 Where several writers meet, the watermark that comes out is the least of theirs, and a barrier comes out behind
 the barriers of all: a writer whose barrier is in is held until then. A barrier that is in a hurry overtakes what is

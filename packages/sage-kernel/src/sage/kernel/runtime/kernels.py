@@ -17,7 +17,17 @@ from sage.kernel.compile import Op
 from sage.kernel.options import Call, Failure, OnError, Part, Retry
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 
-__all__ = ["PARTS", "AsyncCall", "FatalError", "Faults", "GaveUpError", "Kernel", "call_of", "kernel_of", "mapped"]
+__all__ = [
+    "PARTS",
+    "AsyncCall",
+    "FatalError",
+    "Faults",
+    "GaveUpError",
+    "Kernel",
+    "call_of",
+    "kernel_of",
+    "mapped",
+]
 
 Kernel: TypeAlias = Callable[[list[Any]], list[Any]]
 AsyncCall: TypeAlias = Callable[[Any], Awaitable[Any]]

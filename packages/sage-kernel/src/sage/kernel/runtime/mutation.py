@@ -10,7 +10,6 @@ import pickle
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
-from functools import wraps
 from typing import Any, Final
 
 from sage.kernel.compile import Compiled, Op
@@ -113,19 +112,29 @@ def guarded(plan: Compiled, shares: Shares) -> Compiled:
 def _guarded(op: Op, shares: Shares) -> Any:
     fn, parallel = op.fn, op.parallel
     if isinstance(fn, Fold | WindowFold):
-        return replace(fn, step=_call(fn.step, shares, lambda args: args[1:]))
+        return replace(fn, step=_call(fn.step, shares, _behind_the_state))
     if isinstance(fn, EventTime):
-        return replace(fn, at=_call(fn.at, shares, lambda args: args))
+        return replace(fn, at=_call(fn.at, shares, _all))
     if op.node.verb not in ("map", "flatmap", "filter", "map_batch", "sink") or hasattr(fn, "write"):
         return fn
-    given: Callable[[Any], Any] = (
-        (lambda args: args[0]) if op.node.verb == "map_batch" else (lambda args: args)
-    )
+    given: Callable[[Any], Any] = _first if op.node.verb == "map_batch" else _all
     if parallel is not None:
         make = fn
         return make if parallel.kind == "process" else lambda: _call(make(), shares, given)
     wrappers = {"sync": _call, "async": _async_call, "parts": _generator}
     return wrappers[op.mode](fn, shares, given)
+
+
+def _all(args: Any) -> Any:
+    return args
+
+
+def _first(args: Any) -> Any:
+    return args[0]
+
+
+def _behind_the_state(args: Any) -> Any:
+    return args[1:]
 
 
 def _call(fn: Callable[..., Any], shares: Shares, given: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -135,7 +144,11 @@ def _call(fn: Callable[..., Any], shares: Shares, given: Callable[[Any], Any]) -
         shares.after(given(args))
         return result
 
-    return _like(fn, call)
+    # A worker looks for the `setup` and `close` of an object.
+    for name in ("setup", "close"):
+        if hasattr(fn, name):
+            setattr(call, name, getattr(fn, name))
+    return call
 
 
 def _async_call(fn: Callable[..., Any], shares: Shares, given: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -156,14 +169,6 @@ def _generator(fn: Callable[..., Any], shares: Shares, given: Callable[[Any], An
         shares.after(given(args))
 
     return call
-
-
-def _like(fn: Any, call: Any) -> Any:
-    """With the `setup` and `close` of an object, which a worker looks for."""
-    for name in ("setup", "close"):
-        if hasattr(fn, name):
-            setattr(call, name, getattr(fn, name))
-    return wraps(fn)(call) if hasattr(fn, "__name__") else call
 
 
 def _fingerprint(record: Any) -> int:

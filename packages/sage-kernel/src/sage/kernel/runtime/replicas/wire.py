@@ -1,8 +1,8 @@
 """What passes between a run and its worker processes: pickles of protocol 5, large ones in shared memory.
 
 A message is a head (the length of the pickle, how many buffers it left out, where they are), the lengths of
-these buffers, and, below `SHARED` bytes in all, the pickle and the buffers. From `SHARED` bytes on they are in
-an area that both sides map, and the socket carries the rest.
+these buffers, and, below `SHARED` bytes in all, the pickle and the buffers. Larger ones are in an area that
+both sides map, and the socket carries the rest.
 """
 
 from __future__ import annotations
