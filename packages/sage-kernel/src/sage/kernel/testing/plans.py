@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sage.kernel import Batch, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
@@ -224,10 +224,7 @@ STEPS: dict[str, tuple[_Build, _Compute]] = {
 def build(recipe: Recipe, folder: Path) -> Flow:
     """The flow of a recipe, with sinks in folders below this one: "out", and one for each step that diverts."""
     flow = Flow("recipe")
-    sources = [
-        flow.source(Numbers(recipe.records)),
-        *(flow.source(range(recipe.records)) for _ in range(1, recipe.sources)),
-    ]
+    sources = [flow.source(Numbers(recipe.records)), *(flow.source(range(recipe.records)) for _ in range(1, recipe.sources))]
     stream = sources[0].merge(*sources[1:]) if recipe.sources > 1 else sources[0]
     for number, step in enumerate(recipe.steps):
         stream = STEPS[step][0](stream)
