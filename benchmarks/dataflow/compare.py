@@ -1,4 +1,4 @@
-"""CPU time per item of SAGE and its peers, side by side in one run; peers are installed where they are missing.
+"""CPU time per item of SAGE and its peers, side by side in one run; peers that are missing are installed.
 
 python benchmarks/dataflow/compare.py [--rounds N] [--out FILE]
 
@@ -64,7 +64,7 @@ TASKS: Final = (
         "10 µs of work on two threads",
         {"SAGE": 20_000, "bytewax": 20_000, "concurrent.futures": 10_000},
     ),
-    Task("process", "10 µs of work on two processes", {"SAGE": 50_000, "concurrent.futures": 50_000}),
+    Task("process", "10 µs of work on two processes", {"SAGE": 200_000, "concurrent.futures": 200_000}),
 )
 
 
@@ -75,7 +75,7 @@ def install(engine: str) -> Path:
     python, ready = home / "bin" / "python", home / f".ready-{release}"
     if not ready.exists():
         print(f"installing {package} {release} into {home} …", flush=True)
-        venv.create(home, with_pip=True)
+        venv.create(home, with_pip=True, symlinks=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"{package}=={release}"], check=True)
         ready.touch()
     return python

@@ -24,6 +24,8 @@ _REFUSED = {
         for name in ("load", "loads", "open", "decode", "Unpickler")
     },
 }
+# Where a file is there for such a call, and nothing else reads what others could have written.
+_NEEDED = {("packages/sage-kernel/src/sage/kernel/runtime/replicas/wire.py", "pickle.loads")}
 _YAML_LOADERS = {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"}
 _SAFE_YAML = {"safe", "rt"}
 
@@ -34,6 +36,7 @@ def check(tree: Tree) -> list[Finding]:
         Finding(path, line, f"{call} {why}")
         for path in tree.python()
         for line, call, why in dangerous_calls(parse(tree.root / path))
+        if (str(path), call) not in _NEEDED
     ]
 
 

@@ -14,6 +14,7 @@ from sage.kernel.compile import Op
 from sage.kernel.options import Failure, OnError
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.replicas.wire import pack, unpack
 from sage.kernel.runtime.report import Counters, operator_error, spell
 
 __all__ = ["Bench", "BrokenError", "Done", "Tally", "portable_error"]
@@ -176,7 +177,7 @@ def portable_error(broken: BrokenError) -> BrokenError:
     error = broken.error
     error.add_note("".join(traceback.format_exception(error)))  # a pickle has no traceback
     try:
-        pickle.loads(pickle.dumps(error, 5))  # noqa: S301 - made on this line
+        unpack(pack(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
     return BrokenError(broken.op, broken.at, broken.item, error)

@@ -7,7 +7,6 @@ a time. It ends when the socket does, on SIGTERM, and with its parent, however t
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -106,12 +105,12 @@ def _bench(first: dict[str, Any]) -> Bench:
         importing.set()
         spawn.prepare(first["main"])
         importing.clear()
-    return Bench(pickle.loads(first["ops"]), time.process_time_ns)  # noqa: S301 - from our own parent
+    return Bench(unpack([first["ops"]]), time.process_time_ns)
 
 
 def _plain(error: Exception) -> Exception:
     try:
-        pickle.loads(pickle.dumps(error, 5))  # noqa: S301 - made on this line
+        unpack(pack(error))
     except Exception:
         return UnavailableError(f"{type(error).__name__}: {error}")
     return error
