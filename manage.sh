@@ -18,6 +18,7 @@ lock()      { setup && python tools/lock "$@"; }                          # reso
 build()     { setup && sage-dev build "$@"; }                             # wheels of all packages into dist/
 test-vllm() { setup && tools/test_vllm.sh "$@"; }                         # engines and gateway on vLLM, in its own environment
 sim()       { setup && python -m sage.middleware.control_plane.simulator.soak "$@"; }  # random simulated runs, invariants checked
+crash()     { setup && python -m sage.kernel.testing.crash "$@"; }        # runs killed at random moments, and gone on with
 chaos()     { setup && python -m sage.benchmark.resilience chaos "$@"; }  # faults, kills and storms on the real gateway process
 soak()      { setup && python -m sage.benchmark.resilience soak "$@"; }   # mixed load on it for an hour; memory stays
 fuzz()      { setup && tools/fuzz.sh "$@"; }                              # wrong requests on it, by schema and by bytes

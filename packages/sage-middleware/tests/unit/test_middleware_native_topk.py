@@ -85,12 +85,16 @@ BAD_CALLS: list[tuple[Any, Any, int, str, type[Exception], str]] = [
     (GOOD, GOOD, 0, "cosine", ValueError, "k has to be at least 1; found 0"),
     (GOOD, GOOD, -1, "cosine", ValueError, "found -1"),
 ]
+UNALIGNED = np.frombuffer(b"x" * 49, dtype=np.uint8)[1:].view("f4").reshape(3, 4)
 NATIVE_ONLY: list[tuple[Any, Any, int, str, type[Exception], str]] = [
     (GOOD.T, GOOD.T, 1, "cosine", ValueError, "vectors has to be C-contiguous"),
     (GOOD[:, ::2], GOOD, 1, "cosine", ValueError, "C-contiguous"),
     (GOOD.astype(">f4"), GOOD, 1, "cosine", TypeError, "found >f4"),
     (GOOD, GOOD, 1, "manhattan", ValueError, "'inner_product' or 'cosine'; found 'manhattan'"),
-    ([[1.0]], GOOD, 1, "cosine", TypeError, "incompatible function arguments"),
+    ([[1.0]], GOOD, 1, "cosine", TypeError, "vectors has to be a float32 .* found list"),
+    (GOOD, b"1234", 1, "cosine", TypeError, "queries has to be a float32 .* found bytes"),
+    (UNALIGNED, GOOD, 1, "cosine", ValueError, "aligned"),
+    (GOOD.astype("M8[s]"), GOOD, 1, "cosine", TypeError, "found datetime64"),
 ]
 
 

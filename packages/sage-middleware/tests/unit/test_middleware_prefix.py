@@ -143,7 +143,7 @@ def test_the_native_index_takes_hashes_of_64_bits_and_nothing_else() -> None:
         with pytest.raises(OverflowError):
             index.match((wrong,))
     nothing: Any = [1]
-    with pytest.raises(TypeError, match="incompatible function arguments"):
+    with pytest.raises(TypeError, match="blocks has to be a tuple; found list"):
         index.match(nothing)
 
 

@@ -187,6 +187,15 @@ def test_a_dangerous_call_in_a_test_counts_too(tmp_path: Path) -> None:
     assert [(f.path.name, f.line) for f in found] == [("test_a.py", 2)]
 
 
+def test_the_state_of_checkpoints_is_read_in_one_place(tmp_path: Path) -> None:
+    code = "import pickle\npickle.loads(b'')\n"
+    folder = "packages/sage-kernel/src/sage/kernel/runtime"
+    found = safety.check(
+        tree(tmp_path, {f"{folder}/state.py": code + "eval('1')\n", f"{folder}/other.py": code})
+    )
+    assert [(f.path.name, f.line) for f in found] == [("other.py", 2), ("state.py", 3)]
+
+
 # ---- words, names, __all__ -------------------------------------------------------------------------------
 
 

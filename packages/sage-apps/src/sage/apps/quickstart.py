@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["command"]
+__all__ = ["command", "process_start"]
 
 
 class LlmEngine(StrEnum):
@@ -46,7 +48,7 @@ def command(
     from sage.middleware.operators.documents import find_documents
 
     talk = Talk(data=not as_json)
-    options = Options(docs, tuple(question or ()), keep, _process_start(), own_docs)
+    options = Options(docs, tuple(question or ()), keep, process_start(), own_docs)
     find_documents(docs or own_docs)  # before a model is made or a stale stack is stopped
     with own_stack(
         model, engine.value, keep=keep, on_progress=talk.say, engine_python=engine_python
@@ -58,7 +60,14 @@ def command(
         talk.say(line)
 
 
-def _process_start() -> float:
-    import psutil
+def process_start() -> float:
+    """When this process began, in Unix seconds; a script that became it by `exec` began it."""
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # not Linux
+        import psutil
 
-    return psutil.Process().create_time()
+        return psutil.Process().create_time()
+    # By the clock that it is noted with: the Unix time of the boot is known to the second only.
+    began = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - began)

@@ -9,7 +9,7 @@ from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
 from sage.kernel.options import Batch, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
-from sage.kernel.ports import Model, Replayable, Sink, Source, Transactional
+from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
 from sage.kernel.provision import Parallel, Scale
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.environment import Environment, RemoteEnvironment
     from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
-    from sage.kernel.runtime.report import OperatorError, OperatorReport, RunReport
+    from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
     from sage.kernel.scheduler import Resources
 
 __all__ = [
     "Batch",
+    "CheckpointError",
     "Checkpoints",
     "Connected",
     "Environment",
@@ -51,6 +52,7 @@ __all__ = [
     "RunReport",
     "Scale",
     "Sink",
+    "SnapshotStore",
     "Source",
     "Stream",
     "Transactional",
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CheckpointError": "runtime.report",
     "Environment": "runtime.environment",
     "Job": "runtime.job",
     "LocalEnvironment": "runtime.local",

@@ -17,12 +17,20 @@ FIRST_EPOCH: Final = 1
 
 
 class Replayable(Protocol[T_co]):
-    """A source that can be read again from where a checkpoint was taken."""
+    """A source that can be read again from where a checkpoint was taken.
 
-    def read(self, position: Any | None, /) -> Iterator[tuple[Any, T_co]] | AsyncIterator[tuple[Any, T_co]]:
-        """(position, record) pairs behind `position`; None = from the start.
+    It may have `setup`, `close` and `committed(position)`, sync or async. `committed` is called when nothing
+    can be asked for again up to `position`: a checkpoint that covers it is durable, or the run has ended
+    without a failure. A queue acknowledges then.
+    """
 
-        A position is plain data (JSON) and stands for "this record and all before it have been read".
+    def read(
+        self, position: Any | None, /
+    ) -> Iterator[tuple[Any, Sequence[T_co]]] | AsyncIterator[tuple[Any, Sequence[T_co]]]:
+        """(position, records) pairs behind `position`; None = from the start.
+
+        A position is plain data (JSON) and stands for "these records and all before them have been read". A
+        pair is what can be had at once, about a thousand records at most: a checkpoint waits for its end.
         """
         ...
 

@@ -14,14 +14,14 @@ from sage.kernel.ports import SnapshotStore
 from sage.kernel.runtime.frames import DamagedError, frame, unframed
 from sage.kernel.runtime.manifest import FileMark, Manifest
 from sage.kernel.runtime.report import CheckpointError
-from sage.kernel.runtime.state import Changes
+from sage.kernel.runtime.state import Changes, unpickled
 
 __all__ = ["Archive", "Restored"]
 
 BUCKETS = 64
 """Files are merged one bucket of keys at a time, so that a merge needs little memory."""
 MERGE_FILES = 16
-SMALL = 1 << 20
+SMALL = 4 << 20
 
 _MANIFEST, _STATE = "manifest-", "state-"
 _Record = tuple[str, int, list[bytes], list[bytes]]  # operator, bucket, keys, states
@@ -50,17 +50,17 @@ class Archive:
 
         None if there is none at all; raises `CheckpointError` if there are some and all are damaged.
         """
-        epochs = [name for name in self._store.names() if name.startswith(_MANIFEST)]
+        epochs = sorted(filter(_is_manifest, self._store.names()), reverse=True)
         damaged: list[str] = []
-        for name in sorted(epochs, reverse=True):
+        for name in epochs:
             try:
                 found = self._read(name)
             except (DamagedError, NotFoundError) as error:
                 damaged.append(f"checkpoint {name.removeprefix(_MANIFEST).lstrip('0')} is damaged: {error}")
                 continue
-            for bad in sorted(epochs, reverse=True)[: len(damaged)]:
+            for bad in epochs[: len(damaged)]:
                 self._store.remove(bad)
-            self._take(found.manifest, epochs)
+            self._take(found.manifest, epochs[: len(damaged) : -1])
             return found, damaged
         if damaged:
             raise CheckpointError(
@@ -97,7 +97,7 @@ class Archive:
 
     def _worth_it(self) -> bool:
         first, *later = self._chain
-        return len(later) >= MERGE_FILES or sum(mark.size for mark in later) > first.size + SMALL
+        return len(later) >= MERGE_FILES or sum(mark.size for mark in later) > 2 * first.size + SMALL
 
     def _merge(self) -> None:
         epoch = self._kept[-1].epoch
@@ -131,7 +131,7 @@ class Archive:
 
             try:
                 for payload in unframed(watched()):
-                    _apply(pickle.loads(payload), found)  # noqa: S301 - checksummed, of the user's own folder
+                    _apply(unpickled(payload, mark.name), found)
             except DamagedError as error:
                 raise DamagedError(f"{mark.name}: {error}") from error
             except NotFoundError as error:
@@ -140,15 +140,18 @@ class Archive:
                 raise DamagedError(f"{mark.name} is not the file that was written")
         return found
 
-    def _take(self, manifest: Manifest, names: list[str]) -> None:
+    def _take(self, manifest: Manifest, older: list[str]) -> None:
         self._chain = list(manifest.files)
-        for name in names:
-            if int(name.removeprefix(_MANIFEST)) < manifest.epoch:
-                try:
-                    self._kept.append(Manifest.from_bytes(b"".join(self._store.read(name))))
-                except DamagedError:
-                    self._store.remove(name)
+        for name in older:
+            try:
+                self._kept.append(Manifest.from_bytes(b"".join(self._store.read(name))))
+            except DamagedError:
+                self._store.remove(name)
         self._kept.append(manifest)
+
+
+def _is_manifest(name: str) -> bool:
+    return name.startswith(_MANIFEST) and name.removeprefix(_MANIFEST).isdigit()
 
 
 def _frames(plain: Mapping[str, bytes], changes: Mapping[str, Changes]) -> Iterator[bytes]:
@@ -176,7 +179,7 @@ def _dumped(record: _Record) -> bytes:
 def _records(payloads: Iterable[bytes]) -> Iterator[_Record]:
     """The records of keyed state in a file; what is plain is only of use in its own checkpoint."""
     for payload in payloads:
-        record = pickle.loads(payload)  # noqa: S301 - checksummed, of the user's own folder
+        record = unpickled(payload, "a file of changes")
         if isinstance(record, tuple):
             yield record
 
@@ -196,11 +199,11 @@ def _merged(files: list[Iterator[_Record]]) -> Iterator[_Record]:
 
 
 def _over(states: dict[bytes, bytes], keys: list[bytes], newer: list[bytes]) -> None:
-    for key, state in zip(keys, newer, strict=True):
-        if state:
-            states[key] = state
-        else:
-            states.pop(key, None)
+    states.update(zip(keys, newer, strict=True))
+    if b"" in newer:
+        for key, state in zip(keys, newer, strict=True):
+            if not state:
+                del states[key]
 
 
 def _apply(record: Any, found: Restored) -> None:

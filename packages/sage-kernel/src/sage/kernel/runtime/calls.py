@@ -1,7 +1,8 @@
 """Async operators of a finite run: long-lived workers, a bounded window, results in either order.
 
-A result keeps the event time of its record. A watermark waits for the results of all records before it. A barrier
-does not: what is in flight is part of the checkpoint, and is called again by a run that goes on from it.
+A result keeps the event time of its record. A watermark waits for the results of all records before it. A
+barrier does not: what is in flight is part of the checkpoint, and is called again by a run that goes on from
+it.
 """
 
 from __future__ import annotations

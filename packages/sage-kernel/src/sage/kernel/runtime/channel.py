@@ -1,8 +1,9 @@
 """A queue of batches between two stages, bounded by items and bytes; messages keep their place among them.
 
-Where several writers meet, the watermark that comes out is the least of theirs, and a barrier comes out behind
-the barriers of all: a writer whose barrier is in is held until then. A barrier that is in a hurry overtakes what is
-queued, which then belongs to the checkpoint, and nobody waits for room any more who has to let it pass.
+Where several writers meet, the watermark that comes out is the least of theirs, and a barrier comes out
+behind the barriers of all: a writer whose barrier is in is held until then. A barrier that is in a hurry
+overtakes what is queued, which then belongs to the checkpoint, and nobody waits for room any more who has to
+let it pass.
 """
 
 from __future__ import annotations

@@ -77,8 +77,7 @@ class Coordinator:
             if self.found is not None:
                 self._check(self.found.manifest)
                 self.epoch = self.resumed = self.found.manifest.epoch
-                names = await self._do(self._store.names)
-                self.already_done = self.found.manifest.done and self._mark in names
+                self.already_done = await self._do(self._is_marked) and self.found.manifest.done
             await self.log.open(self.epoch)
             yield
         finally:
@@ -108,12 +107,20 @@ class Coordinator:
                 self._finished[member.name] = Snapshot(self.found.plain[member.name], ended=True)
             else:
                 member.go_on(plain, self.found.states)
+        if self.found is not None:
+            self.found.states.clear()  # they are with the operators now
 
     async def recover(self) -> None:
         """Tell the sinks where the run goes on."""
         prepared = self.found.manifest.prepared if self.found else {}
         for end in self._ends:
             await end.recover(self.epoch, prepared.get(end.name))
+
+    async def acknowledge(self) -> None:
+        """Tell the sources up to where nobody asks again."""
+        for member in self._members.values():
+            if member.on_commit is not None:
+                await member.on_commit()
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Take a checkpoint every so often; `group` is where what goes wrong ends the run."""
@@ -143,9 +150,13 @@ class Coordinator:
     async def checkpoint(self) -> int:
         """Take one now and give its epoch, once it is durable and committed. What goes wrong ends the run."""
         await self._running.wait()
-        if not self._over and self._group is not None:
-            epoch = await asyncio.shield(self._group.create_task(self._take()))
-            if epoch:
+        taking = self._take()
+        try:
+            task = self.spawn(taking)
+        except RuntimeError:  # its group takes no tasks any more
+            taking.close()
+        else:
+            if epoch := await asyncio.shield(task):
                 return epoch
         raise UnavailableError(
             f"the run of flow {self._flow!r} has come to its end and takes no checkpoints."
@@ -173,9 +184,10 @@ class Coordinator:
             self._begin(self._barrier)
             self._look()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """See `Coordination`."""
-        assert self._group is not None, "a barrier comes while the run goes on"
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """See `Coordination`; raises RuntimeError if the run has come to its end."""
+        if self._group is None:
+            raise RuntimeError("the run has come to its end")
         return self._group.create_task(coroutine)
 
     async def _take(self, *, drains: bool = False) -> int:
@@ -226,12 +238,10 @@ class Coordinator:
         await self._do(self._archive.save, manifest, plain, changes)
         for end in self._ends:
             await end.commit(epoch)
+        await self.acknowledge()
         self.epoch = epoch
-        await self._do(self._tidy)
+        await self.log.cut(await self._do(self._archive.tidy))
         return epoch
-
-    def _tidy(self) -> None:
-        self.log.cut(self._archive.tidy())
 
     # ---- the rest --------------------------------------------------------------------------------------
 
@@ -239,6 +249,13 @@ class Coordinator:
     def _mark(self) -> str:
         """The file that says that the sinks have committed the last checkpoint of the run."""
         return f"done-{self.epoch:08}"
+
+    def _is_marked(self) -> bool:
+        marks = [name for name in self._store.names() if name.startswith("done-")]
+        for name in marks:
+            if name != self._mark:
+                self._store.remove(name)  # of a later checkpoint, which was damaged
+        return self._mark in marks
 
     def _check(self, manifest: Manifest) -> None:
         if manifest.flow != self._flow:

@@ -21,7 +21,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def unframed(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The payloads of records that lie in `parts` in any pieces; raises `DamagedError` at the first bad one."""
+    """The payloads of records that lie in `parts` in any pieces; `DamagedError` at the first bad one."""
     held, at, number = bytearray(), 0, 0
     for part in parts:
         held += part

@@ -29,7 +29,7 @@ from sage.kernel.runtime.replicas.entrance import Entrance
 from sage.kernel.runtime.replicas.opening import opened_pools
 from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.report import Counters, RunReport, reports
-from sage.kernel.runtime.resources import commit, opened
+from sage.kernel.runtime.resources import begin_anew, commit, opened
 
 if TYPE_CHECKING:
     from sage.kernel.scheduler import Node
@@ -110,6 +110,7 @@ class Job:
         plan = guarded(plan, shares) if shares else plan
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(opened(plan.ops))
+            await begin_anew(plan.ops)
             pools = await stack.enter_async_context(opened_pools(plan, machine))
             job = cls(plan, limit, pools, shares)
             for entrance in job._wired.entrances:
@@ -175,7 +176,7 @@ class Job:
             async with self._stack:
                 for batcher in self._wired.batchers:
                     await batcher.close()
-                await commit(self._plan.ops)
+                await commit(self._plan.ops, {})
 
     async def __aenter__(self) -> Job:
         return self

@@ -23,8 +23,8 @@ class IntervalJoin:
     """Pairs every left record with every right one of its key that is at most `within` seconds away.
 
     A record is held until the watermark is `within` past it: what comes later and is not late cannot meet it.
-    A pair has the later time of its two. `Stateful`: `states` holds, for each key, the records of both sides as
-    (time, number, record), by time.
+    A pair has the later time of its two. `Stateful`: `states` holds, for each key, the records of both sides
+    as (time, number, record), by time.
     """
 
     def __init__(self, join: Join, faults: Faults) -> None:

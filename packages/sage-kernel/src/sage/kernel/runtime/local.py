@@ -30,7 +30,7 @@ from sage.kernel.runtime.replicas.opening import opened_pools
 from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
-from sage.kernel.runtime.resources import commit, opened
+from sage.kernel.runtime.resources import begin_anew, commit, opened
 from sage.kernel.runtime.run import Run
 from sage.kernel.runtime.sinks import SinkEnd, write
 from sage.kernel.runtime.sources import Reader, Stop
@@ -171,6 +171,7 @@ class _Execution:
         outputs = [self._outputs_of(stage) for stage in plan.stages]
         wired = zip(plan.stages, self._inboxes, outputs, strict=True)
         self._members = [self._participant(*one) for one in wired]
+        self._readers: dict[int, Reader] = {}
         self._ends = {s.name: SinkEnd(s.head) for s in plan.stages if s.head and s.head.node.verb == "sink"}
 
     def ask_stop(self) -> None:
@@ -208,8 +209,10 @@ class _Execution:
         try:
             if self._coordinator is None:
                 async with self._set_up():
+                    await begin_anew(self._plan.ops)
                     await self._run_stages()
-                    await commit(self._plan.ops)
+                    read = {at: one.position for at, one in self._readers.items() if one.position is not None}
+                    await commit(self._plan.ops, read)
             else:
                 async with self._coordinator.opened():
                     await self._go_on(self._coordinator)
@@ -233,17 +236,16 @@ class _Execution:
             return
         async with self._set_up():
             await coordinator.recover()
-            drained = False
             try:
                 await self._run_stages()
             except* _DrainedError:
-                drained = True
-            if not drained:
-                await coordinator.finish()
+                pass
 
     async def _run_stages(self) -> None:
         # All are there before the first of them runs: a checkpoint may begin at any time.
         runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
+        if self._coordinator:
+            await self._coordinator.acknowledge()
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:
@@ -257,6 +259,8 @@ class _Execution:
                         member.outputs.close()
                     else:
                         group.create_task(self._to_its_end(member, runner(group)))
+            if self._coordinator:
+                await self._coordinator.finish()
             for helper in helping:
                 helper.cancel()
 
@@ -308,7 +312,7 @@ class _Execution:
         if head is None:
             return lambda _: pump(member, self._batch, lead)
         if head.node.verb == "source":
-            reader = Reader(head, lead, self._stop, self._batch.size, member)
+            reader = self._readers[head.index] = Reader(head, lead, self._stop, self._batch.size, member)
             return lambda _: reader.run()
         if head.node.verb == "event_time":
             clock = Clock(head.fn, self._faults[head.index])

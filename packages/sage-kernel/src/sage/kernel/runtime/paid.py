@@ -1,16 +1,18 @@
 """Results of async calls, kept so that a run that goes on from a checkpoint need not pay for them twice.
 
-A log of (operator, digest of the input, result). It is a multiset: two calls with equal inputs have two results.
-A segment holds what came after the checkpoint before it, and goes when no kept checkpoint needs it.
+A log of (operator, digest of the input, result). It is a multiset: two calls with equal inputs have two
+results. A segment holds what came after the checkpoint before it, and goes when no kept checkpoint needs it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from itertools import count
 from typing import Any, TypeVar
 
 from sage.kernel.ports import SnapshotStore
@@ -23,7 +25,7 @@ __all__ = ["Paid", "ResultLog"]
 T = TypeVar("T")
 
 _RESULTS = "results-"
-_Entry = tuple[str, bytes, bytes]  # operator, digest of the input, result
+_Entry = tuple[str, bytes, bytes, tuple[bytes, int]]  # operator, digest of the input, result, which it is
 
 AHEAD = 8 << 20
 """Bytes that may wait to be written before calls wait, too."""
@@ -40,6 +42,7 @@ class ResultLog:
         self._room = asyncio.Event()
         self._room.set()
         self._operators: dict[str, Paid] = {}
+        self._run, self._numbers = os.urandom(8), count()
         self._epoch = 1
         self._thread = ThreadPoolExecutor(1, "sage-results")
 
@@ -51,8 +54,12 @@ class ResultLog:
         """Read what was paid for after the checkpoint of `epoch`, for the calls that are made again."""
         self._epoch = epoch + 1
         entries = await self._do(self._read, epoch)
-        for name, digest, data in entries:
-            self.operator(name).give(digest, data)
+        for name, digest, data, which in entries:
+            self.operator(name).give(digest, data, which)
+
+    def which(self) -> tuple[bytes, int]:
+        """What no other entry of any run is called: one that was carried over is in two segments."""
+        return self._run, next(self._numbers)
 
     def add(self, epoch: int, entry: _Entry) -> None:
         """Have an entry written."""
@@ -74,12 +81,16 @@ class ResultLog:
             await self._flush()
 
     async def close(self) -> None:
-        """Write the rest."""
+        """Write the rest, and wait for what is being written."""
         await self._flush()
-        self._thread.shutdown(wait=False)
+        await self._do(self._thread.shutdown, False)
 
-    def cut(self, epoch: int) -> None:
-        """Remove what was paid for before the checkpoint of `epoch`. It blocks."""
+    async def cut(self, epoch: int) -> None:
+        """Remove what was paid for before the checkpoint of `epoch`."""
+        await self._flush()
+        await self._do(self._cut, epoch)
+
+    def _cut(self, epoch: int) -> None:
         for name in self._store.names():
             if name.startswith(_RESULTS) and name <= _name(epoch):
                 self._store.remove(name)
@@ -90,10 +101,10 @@ class ResultLog:
         self._size = 0
         self._room.set()
         if waiting:
-            await self._do(self._write, waiting)
+            # Not given up when the run is: its thread writes it before what `close` brings.
+            await asyncio.shield(self._do(self._write, waiting))
 
     async def _do(self, call: Callable[..., T], *args: Any) -> T:
-        # One thread, so that what is cancelled half way is written before what comes after it.
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     def _write(self, waiting: dict[str, list[bytes]]) -> None:
@@ -102,7 +113,8 @@ class ResultLog:
 
     def _read(self, epoch: int) -> list[_Entry]:
         names = [n for n in self._store.names() if n.startswith(_RESULTS) and n > _name(epoch)]
-        entries = [entry for name in names for entry in self._entries(name)]
+        found = {entry[3]: entry for name in names for entry in self._entries(name)}
+        entries = list(found.values())
         if names:
             # One sound segment in place of all: the end of the last one may be torn.
             parts = (frame(pickle.dumps(entry, pickle.HIGHEST_PROTOCOL)) for entry in entries)
@@ -115,7 +127,7 @@ class ResultLog:
     def _entries(self, name: str) -> Iterator[_Entry]:
         try:
             for payload in unframed(self._store.read(name)):
-                yield pickle.loads(payload)  # noqa: S301 - checksummed, of the user's own folder
+                yield unpickled(payload, name)
         except DamagedError:
             return  # what was being written when the run was killed: its calls are made again
 
@@ -127,18 +139,18 @@ class Paid:
         self.epoch = epoch
         self._operator = operator
         self._log = log
-        self._left: dict[bytes, list[bytes]] = {}
+        self._left: dict[bytes, list[tuple[bytes, tuple[bytes, int]]]] = {}
 
     def turn(self, epoch: int) -> None:
-        """A barrier has passed: what comes now belongs to `epoch`, and so does what was not given back yet."""
+        """A barrier has passed: what comes now is of `epoch`, and so is what was not given back yet."""
         self.epoch = epoch
         for digest, results in self._left.items():
-            for data in results:
-                self._log.add(epoch, (self._operator, digest, data))
+            for data, which in results:
+                self._log.add(epoch, (self._operator, digest, data, which))
 
-    def give(self, digest: bytes, data: bytes) -> None:
+    def give(self, digest: bytes, data: bytes, which: tuple[bytes, int]) -> None:
         """A result that is to be given back."""
-        self._left.setdefault(digest, []).append(data)
+        self._left.setdefault(digest, []).append((data, which))
 
     def digest(self, item: Any) -> bytes:
         """What stands for an input."""
@@ -182,19 +194,20 @@ class Paid:
 
     def preset(self, item: Any, result: Any) -> None:
         """Give this result back for this item."""
-        self.give(self.digest(item), self._pickled(item, result))
+        self.give(self.digest(item), self._pickled(item, result), self._log.which())
 
     def _find(self, digest: bytes) -> bytes | None:
         left = self._left.get(digest)
         if not left:
             return None
-        data = left.pop(0)
+        data, _ = left.pop(0)
         if not left:
             del self._left[digest]
         return data
 
     async def _keep(self, digest: bytes, item: Any, result: Any) -> Any:
-        self._log.add(self.epoch, (self._operator, digest, self._pickled(item, result)))
+        data = self._pickled(item, result)
+        self._log.add(self.epoch, (self._operator, digest, data, self._log.which()))
         await self._log.room()
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -44,11 +44,12 @@ class Coordination(Protocol):
 
 
 class Participant:
-    """One stage. Its loop calls `take` where a `Barrier` comes up, and nothing else of the stage runs meanwhile.
+    """One stage. Its loop calls `take` where a `Barrier` comes up; nothing else of the stage runs then.
 
-    `begin` starts a checkpoint at this stage where no barrier comes in: at a source, and where all inputs have
-    ended. `restored`: what `take` was given as `own`, in the checkpoint that the run goes on from. `on_front`
-    is called when a barrier that is in a hurry has come in.
+    `begin` starts a checkpoint at this stage where no barrier comes in: at a source, and where all inputs
+    have ended. `restored`: what `take` was given as `own`, or what was `final`, in the checkpoint that the
+    run goes on from. `on_front` is called when a barrier that is in a hurry has come in, `on_commit` when a
+    checkpoint is durable and committed.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Participant:
         self.outputs = outputs
         self.counters = counters
         self.restored: Any = None
+        self.final: Any = None
+        self.on_commit: Callable[[], Awaitable[None]] | None = None
         self.begin: Callable[[Barrier], None] = inbox.inject
         self.on_front: Callable[[], None] | None = None
         self.coordination: Coordination | None = None
@@ -93,7 +96,7 @@ class Participant:
 
     def last_words(self) -> dict[str, Any]:
         """What a checkpoint has of a stage that has ended."""
-        return {"ended": True, "counts": [one.counts() for one in self.counters]}
+        return {"ended": True, "counts": [one.counts() for one in self.counters], "own": self.final}
 
     def start_anew(self) -> None:
         """There is nothing to go on from."""
@@ -102,6 +105,7 @@ class Participant:
 
     def had_ended(self, plain: dict[str, Any]) -> None:
         """Restore `last_words`."""
+        self.restored = self.final = plain["own"]
         for counters, counts in zip(self.counters, plain["counts"], strict=True):
             counters.begin(counts)
 

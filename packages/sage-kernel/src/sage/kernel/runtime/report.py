@@ -99,9 +99,9 @@ class OperatorReport:
 class RunReport:
     """How a run went, operator by operator in the order of the plan; `report["split"]` is one of them.
 
-    `resumed` is the epoch of the checkpoint that it went on from (0 = from the start), `epoch` that of its last
-    one (0 = none). Counts go on from the checkpoint. `already_done`: an earlier run had come to its end, and
-    this one did nothing. `warnings` tell what was not as it should be, such as a damaged checkpoint.
+    `resumed` is the epoch of the checkpoint that it went on from (0 = from the start), `epoch` that of its
+    last one (0 = none). Counts go on from the checkpoint. `already_done`: an earlier run had come to its end,
+    and this one did nothing. `warnings` tell what was not as it should be, such as a damaged checkpoint.
     """
 
     flow: str

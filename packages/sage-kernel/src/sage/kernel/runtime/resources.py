@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from sage.kernel.compile import Op
 from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.report import operator_error
 
-__all__ = ["call", "commit", "opened"]
+__all__ = ["begin_anew", "call", "commit", "opened"]
 
 
 @asynccontextmanager
@@ -33,11 +33,20 @@ async def opened(ops: Iterable[Op]) -> AsyncIterator[None]:
         yield
 
 
-async def commit(ops: Iterable[Op]) -> None:
-    """Tell every `Sink` that all of its records are written."""
+async def begin_anew(ops: Iterable[Op]) -> None:
+    """Tell every `Transactional` sink that there is no checkpoint to go on from."""
+    for op in ops:
+        if op.node.verb == "sink":
+            await call(op, "recover", 0, None)
+
+
+async def commit(ops: Sequence[Op], positions: Mapping[int, Any]) -> None:
+    """Tell every `Sink` that all is written, then every source that nobody asks for it again."""
     for op in ops:
         if op.node.verb == "sink":
             await call(op, "commit", FIRST_EPOCH)
+    for index, position in positions.items():
+        await call(ops[index], "committed", position)
 
 
 def _closes(op: Op) -> bool:

@@ -96,6 +96,7 @@ class Run:
                 asking.cancel()
         if asking.done() and not asking.cancelled():
             return asking.result()
+        await self.wait()  # raises what it failed with
         raise UnavailableError(f"the run of flow {self.flow!r} ended before its checkpoint.")
 
     async def stop(self, *, drain: bool = True) -> None:

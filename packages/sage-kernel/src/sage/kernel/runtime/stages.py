@@ -1,4 +1,4 @@
-"""The stages of a finite run: clocks, fused kernels, batches. Sources, sinks and async calls are beside it."""
+"""The stages of a finite run that are neither source nor sink nor async: clocks, kernels, batches."""
 
 from __future__ import annotations
 

@@ -32,6 +32,9 @@ GONE: Final[Any] = object()
 LOOP_SECONDS = 0.004
 """How long pickling may keep the event loop at a time."""
 _CHECK_EVERY = 128
+_PROTOCOL: Final = pickle.HIGHEST_PROTOCOL
+_SIMPLE: Final = frozenset((str, int, bytes))
+"""Keys whose bytes are the same whenever they are equal."""
 
 
 class Stateful(Protocol):
@@ -68,22 +71,14 @@ class Changes:
 async def changed(operator: str, stateful: Stateful) -> Changes:
     """Pickle what changed; a turn of the event loop now and then, so that it is never kept for long."""
     found = Changes()
-    # One pickler for all, without a memo: equal keys have equal bytes, whatever they share.
-    buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-    pickler.fast = True
-    keep_key, keep_state, dump, dumps = found.keys.append, found.states.append, pickler.dump, pickle.dumps
-    start, count = perf_counter(), 0
-    for key, state in stateful.changes():
+    keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
+    start = perf_counter()
+    for count, (key, state) in enumerate(stateful.changes(), 1):
         try:
-            dump(_canonical(key))
-            keep_key(buffer.getvalue())
-            keep_state(b"" if state is GONE else dumps(state, pickle.HIGHEST_PROTOCOL))
+            keep_key(dumps(key, _PROTOCOL) if type(key) in _SIMPLE else plain_bytes(_canonical(key)))
+            keep_state(b"" if state is GONE else dumps(state, _PROTOCOL))
         except Exception as error:
             raise _unpicklable(f"the state of operator {operator!r} for key {spell(key)}", error) from error
-        buffer.seek(0)
-        buffer.truncate()
-        count += 1
         if not count % _CHECK_EVERY and perf_counter() - start > LOOP_SECONDS:
             await asyncio.sleep(0)
             start = perf_counter()
@@ -93,7 +88,7 @@ async def changed(operator: str, stateful: Stateful) -> Changes:
 def pickled(value: Any, what: str) -> bytes:
     """The value as bytes; raises `CheckpointError` that says what it is."""
     try:
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(value, _PROTOCOL)
     except Exception as error:
         raise _unpicklable(what, error) from error
 
@@ -101,7 +96,7 @@ def pickled(value: Any, what: str) -> bytes:
 def pickled_batch(batch: Batch | Control, stage: str) -> bytes:
     """A batch or message as bytes; raises `CheckpointError` that names the stage it was for, and the item."""
     try:
-        return pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(batch, _PROTOCOL)
     except Exception:
         for item in batch if isinstance(batch, list) else getattr(batch, "values", ()):
             pickled(item, f"an item for {stage!r} ({spell(item)})")
@@ -122,12 +117,12 @@ def unpickled(data: bytes, what: str) -> Any:
 def plain_bytes(value: Any) -> bytes:
     """Bytes that are equal for equal plain values, whatever objects they share; raises what pickling does."""
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler = pickle.Pickler(buffer, _PROTOCOL)
     pickler.fast = True
     try:
         pickler.dump(value)
     except ValueError:  # nested too deeply, or within itself: only a memo can pickle it
-        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(value, _PROTOCOL)
     return buffer.getvalue()
 
 

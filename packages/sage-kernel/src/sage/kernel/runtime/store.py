@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from sage.platform.state import FileSystem, StateDirectory, explain, owner_of
 __all__ = ["FolderStore"]
 
 _BLOCK = 1 << 20
-_FOREIGN = ("owner.lock",)
+_LOCK = "owner.lock"
+_HALF_WRITTEN = re.compile(r"\.[a-z]+-\d+m?\.")
+"""What a temporary file begins with: a point, and the name of the file that it would have become."""
 
 
 class FolderStore:
-    """`SnapshotStore` in a folder, which is made (0700) where it is missing; one process uses it at a time."""
+    """`SnapshotStore` in a folder, made (0700) where it is missing; one process uses it at a time."""
 
     def __init__(self, folder: Path | str, *, fs: FileSystem | None = None) -> None:
         self.folder = Path(folder).absolute()
@@ -33,12 +36,13 @@ class FolderStore:
         try:
             self._state.acquire()
         except ConflictError as error:
+            owner = owner_of(self.folder) or "?"
             raise ConflictError(
-                f"The folder of checkpoints {self.folder} is in use by process {owner_of(self.folder)}.",
+                f"The folder of checkpoints {self.folder} is in use by process {owner}.",
                 hint="Let that run end, or name another folder.",
             ) from error
-        for path in self.folder.glob(".*"):
-            if path.is_file():
+        for path in self.folder.iterdir():
+            if _HALF_WRITTEN.match(path.name):
                 path.unlink(missing_ok=True)
 
     def write(self, name: str, parts: Iterable[bytes], /) -> None:
@@ -86,7 +90,7 @@ class FolderStore:
     def names(self) -> list[str]:
         """See `SnapshotStore.names`."""
         found = (path.name for path in self.folder.iterdir() if path.is_file())
-        return sorted(name for name in found if name not in _FOREIGN and not name.startswith("."))
+        return sorted(name for name in found if name != _LOCK and not name.startswith("."))
 
     def remove(self, name: str, /) -> None:
         """See `SnapshotStore.remove`."""
@@ -105,6 +109,6 @@ class FolderStore:
             os.close(fd)
 
     def _path(self, name: str) -> Path:
-        if not name or "/" in name or name.startswith(".") or name in _FOREIGN:
+        if not name or "/" in name or name.startswith(".") or name == _LOCK:
             raise UsageError(f"{name!r} is no name of a file of checkpoints: no folders, no leading dot.")
         return self.folder / name

@@ -25,8 +25,8 @@ class LateError(Exception):
 class _Windows(ABC):
     """What all kinds share: a batch is folded record by record, a watermark closes what ends before it.
 
-    `Stateful`: `states` by key, `dirty` the keys that changed since the last checkpoint. Timers follow from the
-    states, so that no checkpoint has them.
+    `Stateful`: `states` by key, `dirty` the keys that changed since the last checkpoint. Timers follow from
+    the states, so that no checkpoint has them.
     """
 
     def __init__(self, fold: WindowFold, faults: Faults) -> None:

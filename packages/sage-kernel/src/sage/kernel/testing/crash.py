@@ -1,6 +1,6 @@
-"""Runs that are killed with SIGKILL at random moments, and gone on with: what comes out is as if nothing had been.
+"""Runs that are killed with SIGKILL at random moments, and gone on with, come to what they should.
 
-    python -m sage.kernel.testing.crash --seconds 600
+python -m sage.kernel.testing.crash --seconds 600
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def random_recipe(random: Random, records: int = 100) -> Recipe:
 def survive(
     recipe: Recipe, folder: Path, *, seed: int, kills: int, backend: str = "sage.kernel.testing.crash:local"
 ) -> Crashes:
-    """Run it to its end in processes that are killed `kills` times at most; raises AssertionError if it differs.
+    """Run it in processes that are killed, `kills` times at most; raises AssertionError if it differs.
 
     `backend` names a function that gives an environment with checkpoints in a folder.
     """
@@ -133,7 +133,7 @@ def main() -> None:
             crashes = survive(recipe, Path(folder), seed=seed, kills=8)
         kills, plans = kills + crashes.kills, plans + 1
         resumed += sum(epoch > 0 for epoch in crashes.resumed)
-    print(f"{plans} plans, {kills} kills, {resumed} went on from a checkpoint to their end: all as they should be")
+    print(f"{plans} plans, {kills} kills, {resumed} went on from a checkpoint to their end: as they should")
 
 
 if __name__ == "__main__":

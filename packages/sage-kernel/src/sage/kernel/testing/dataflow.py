@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -15,24 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Flow, OperatorError, Run, RunReport
+from sage.kernel import Environment, Flow, Run
 from sage.kernel.testing.crash import random_recipe, survive
-from sage.kernel.testing.plans import Recipe, build, collected, expected
+from sage.kernel.testing.plans import Recipe, build, collected, expected, hop, negated, triple
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["Backend", "DataflowSuite", "Runs"]
-
-
-class Runs(Protocol):
-    """What a backend gives: an environment."""
-
-    async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
-        """Run to the end."""
-        ...
-
-    async def start(self, flow: Flow) -> Run:
-        """Start it."""
-        ...
+__all__ = ["Backend", "DataflowSuite"]
 
 
 class Backend(Protocol):
@@ -40,7 +28,7 @@ class Backend(Protocol):
 
     name: str
 
-    def __call__(self, folder: Path | None, batch: int = 64, capacity: int = 1024) -> Runs:
+    def __call__(self, folder: Path | None, batch: int = 64, capacity: int = 1024) -> Environment:
         """An environment, with checkpoints in this folder, when asked for, if there is one."""
         ...
 
@@ -81,9 +69,8 @@ class DataflowSuite:
     ) -> None:
         """Every record reaches its end once, whatever the batches and bounds."""
         with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(_whole(backend(None, batch, capacity), build(recipe, Path(folder))))
-            found = {path.name for path in Path(folder).iterdir()}
-            assert found == set(expected(recipe))
+            asyncio.run(backend(None, batch, capacity).run(build(recipe, Path(folder))))
+            check(recipe, Path(folder))
 
     @settings(suppress_health_check=list(HealthCheck), max_examples=60)
     @given(_RECIPES, _SIZES, _SIZES, _CUTS, st.integers(0, 40))
@@ -101,7 +88,9 @@ class DataflowSuite:
             folder = Path(name)
 
             async def until(cut: tuple[int, bool] | None) -> None:
-                run = await backend(folder / "checkpoints", batch, capacity).start(build(recipe, folder / "sinks"))
+                run = await backend(folder / "checkpoints", batch, capacity).start(
+                    build(recipe, folder / "sinks")
+                )
                 taking = asyncio.create_task(_checkpoints(run, pause))
                 if cut:
                     await _turns(cut[0])
@@ -120,6 +109,89 @@ class DataflowSuite:
         recipe = random_recipe(Random(seed), records=2000)  # noqa: S311
         survive(recipe, tmp_path, seed=seed, kills=3, backend=backend.name)
 
+    async def test_falsy_records_and_keys_are_records_and_keys(
+        self, backend: Backend, tmp_path: Path
+    ) -> None:
+        """None, 0, "" and () are as good as any, and a key may come from a lambda."""
+        records = [0, "", None, False, 1, "a", (), 0, ""] * 3
+        flow = Flow("falsy")
+        keyed = flow.source(records).keyby(lambda x: x or None)
+        keyed.scan(int, _numbered).sink(EpochFiles(tmp_path))
+        await backend(None, 2, 3).run(flow)
+        found = EpochFiles.records(tmp_path)
+        assert len(found) == len(records)
+        for key in {record or None for record in records}:
+            count = sum((record or None) == key for record in records)
+            assert [n for record, n in found if (record or None) == key] == list(range(count))
 
-async def _whole(environment: Runs, flow: Flow) -> RunReport:
-    return await environment.run(flow)
+    async def test_what_has_several_inputs_ends_when_all_have(self, backend: Backend, tmp_path: Path) -> None:
+        """Joins, merges and comaps over finite sources of different lengths, one of them slow, one empty."""
+        flow = Flow("ends")
+        short, slow, none = flow.source([1]), flow.source(range(50)).map(hop), flow.source(list[int]())
+        both = short.connect(slow).comap(negated, triple)
+        both.merge(none).sink(EpochFiles(tmp_path / "comap"), name="comap")
+        one = short.event_time(float).keyby(lambda x: x)
+        one.join(slow.event_time(float).keyby(lambda x: x), within=0).sink(
+            EpochFiles(tmp_path / "join"), name="join"
+        )
+        await backend(None, 4, 4).run(flow)
+        assert Counter(EpochFiles.records(tmp_path / "comap")) == Counter(
+            [-1, *(3 * (x + 1) for x in range(50))]
+        )
+        assert EpochFiles.records(tmp_path / "join") == [(1, 1)]
+
+    @pytest.mark.parametrize("checkpoints", [False, True])
+    async def test_a_slow_sink_costs_no_record_and_no_memory(
+        self, backend: Backend, tmp_path: Path, checkpoints: bool
+    ) -> None:
+        """An endless source of large records: what this process holds stays flat, and nothing is dropped."""
+        seen, held = [0], [0, 0]
+        stop = asyncio.Event()
+
+        async def slow(number: int) -> None:
+            assert number == seen[0]
+            seen[0] += 1
+            await asyncio.sleep(0)
+            if seen[0] in (3_000, 12_000):
+                held[seen[0] // 12_000] = _resident()
+            if seen[0] == 12_000:
+                stop.set()
+
+        flow = Flow("memory")
+        large = flow.source(Numbers(10**9)).map(_large).map(_later, order="input", concurrency=16)
+        large.map(_number_of).sink(slow)
+        environment = backend(tmp_path / "checkpoints" if checkpoints else None, 16, 64)
+        run = await environment.start(flow)
+        taking = asyncio.create_task(_checkpoints(run, 100)) if checkpoints else None
+        stopping = asyncio.create_task(stop.wait())
+        failing = asyncio.create_task(run.wait())
+        await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+        failing.cancel()
+        assert stop.is_set(), "the run ended early"
+        await run.stop(drain=False)
+        if taking:
+            await taking
+        assert held[1] - held[0] < 40 << 20  # what 9,000 records more would be is 180 MB
+
+
+def _numbered(count: int, record: Any) -> tuple[int, tuple[Any, int]]:
+    return count + 1, (record, count)
+
+
+def _large(number: int) -> tuple[int, bytes]:
+    return number, bytes(20_000)
+
+
+async def _later(record: tuple[int, bytes]) -> tuple[int, bytes]:
+    await asyncio.sleep(0)
+    return record[0], bytes(20_000)
+
+
+def _number_of(record: tuple[int, bytes]) -> int:
+    return record[0]
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

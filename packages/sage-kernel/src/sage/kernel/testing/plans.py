@@ -1,7 +1,7 @@
 """Random plans over integers, and what they come to, computed from lists alone.
 
-A recipe is plain data. Its records have a value and, behind a step that needs them, a time. Whatever the order
-in which records meet, the multiset of what comes out is the same.
+A recipe is plain data. Its records have a value and, behind a step that needs them, a time. Whatever the
+order in which records meet, the multiset of what comes out is the same.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sage.kernel import Batch, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["STEPS", "Recipe", "build", "collected", "expected"]
+__all__ = ["STEPS", "Recipe", "build", "collected", "expected", "hop", "negated", "triple"]
 
 _Records: TypeAlias = list[tuple[int, float]]
 _Build: TypeAlias = Callable[[Stream[int]], Stream[int]]
@@ -27,7 +27,7 @@ LATE = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`records` numbers from each of `sources` sources, merged, through these steps; "divert" has a sink of its own."""
+    """`records` numbers from each of `sources` sources, merged, through these steps."""
 
     steps: tuple[str, ...]
     records: int = 100
@@ -146,12 +146,12 @@ def _joined(stream: Stream[int]) -> Stream[int]:
     return keyed.join(keyed, within=1).map(difference)
 
 
-def _panes(records: _Records, found: dict[tuple[int, float], int], size: float) -> _Records:
+def _panes(found: dict[tuple[int, float], int], size: float) -> _Records:
     return [(value_of(Pane(k, at, at + size, n)), at + size) for (k, at), n in found.items()]
 
 
 def _tumbled(records: _Records) -> _Records:
-    return _panes(records, Counter((skewed(x), t // 10 * 10) for x, t in records), 10)
+    return _panes(Counter((skewed(x), t // 10 * 10) for x, t in records), 10)
 
 
 def _sessions(records: _Records) -> _Records:
@@ -222,9 +222,12 @@ STEPS: dict[str, tuple[_Build, _Compute]] = {
 
 
 def build(recipe: Recipe, folder: Path) -> Flow:
-    """The flow of a recipe, with sinks in folders below this one: "out", and one for each step that diverts."""
+    """The flow of a recipe; its sinks are folders below this one: "out", and "bad-N" where step N diverts."""
     flow = Flow("recipe")
-    sources = [flow.source(Numbers(recipe.records)), *(flow.source(range(recipe.records)) for _ in range(1, recipe.sources))]
+    sources = [
+        flow.source(Numbers(recipe.records)),
+        *(flow.source(range(recipe.records)) for _ in range(1, recipe.sources)),
+    ]
     stream = sources[0].merge(*sources[1:]) if recipe.sources > 1 else sources[0]
     for number, step in enumerate(recipe.steps):
         stream = STEPS[step][0](stream)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from sage.kernel.runtime.state import pickled, unpickled
 
 __all__ = ["EpochFiles", "Numbers"]
 
@@ -35,12 +36,14 @@ class EpochFiles:
     async def prepare(self, epoch: int, /) -> Any:
         """Write the records of the epoch under a name that does not count yet."""
         assert (epoch, self._prepared) == (self._epoch, None), f"epoch {epoch} prepared in {self._epoch}"
-        self._file(epoch, "prepared").write_bytes(pickle.dumps(self._items))
+        self._file(epoch, "prepared").write_bytes(pickled(self._items, "what is written"))
         self._epoch, self._prepared, self._items = epoch + 1, epoch, []
         return {"epoch": epoch}
 
     async def commit(self, epoch: int, /) -> None:
-        """Give the file its name."""
+        """Give the file its name. A run without checkpoints has not prepared it."""
+        if self._prepared is None:
+            await self.prepare(epoch)
         assert epoch == self._prepared, f"epoch {epoch} committed, and {self._prepared} is prepared"
         self._file(epoch, "prepared").rename(self._file(epoch, "part"))
         self._prepared = None
@@ -62,16 +65,17 @@ class EpochFiles:
     def records(folder: Path) -> list[Any]:
         """Everything that is committed, by epoch."""
         parts = sorted(folder.glob("*.part"))
-        return [item for part in parts for item in pickle.loads(part.read_bytes())]  # noqa: S301
+        return [item for part in parts for item in unpickled(part.read_bytes(), part.name)]
 
 
 class Numbers:
-    """A `Replayable` source of 0, 1, … count - 1; the position of a number is itself."""
+    """A `Replayable` source of 0, 1, … count - 1, ten at a time; a position is how many were read."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def read(self, position: Any | None, /) -> Iterator[tuple[Any, int]]:
+    def read(self, position: Any | None, /) -> Iterator[tuple[Any, Sequence[int]]]:
         """The numbers behind `position`."""
-        start = 0 if position is None else position + 1
-        return ((number, number) for number in range(start, self._count))
+        for start in range(position or 0, self._count, 10):
+            end = min(start + 10, self._count)
+            yield end, range(start, end)

@@ -69,19 +69,19 @@ class PrefixIndex(Protocol):
     follow it. Only `insert` counts as use.
     """
 
-    def match(self, blocks: tuple[int, ...]) -> dict[str, int]:
+    def match(self, blocks: tuple[int, ...], /) -> dict[str, int]:
         """How many leading blocks each engine has; engines with none are left out."""
         ...
 
-    def insert(self, engine: str, blocks: tuple[int, ...]) -> None:
+    def insert(self, engine: str, blocks: tuple[int, ...], /) -> None:
         """A prompt was sent there; of one that exceeds the capacity the beginning is kept."""
         ...
 
-    def drop(self, engine: str) -> None:
+    def drop(self, engine: str, /) -> None:
         """It lost its cache or is gone: forget its blocks and its capacity. Unknown ones are no error."""
         ...
 
-    def resize(self, engine: str, blocks: int) -> None:
+    def resize(self, engine: str, blocks: int, /) -> None:
         """Set its capacity, and forget what exceeds it. Raises UsageError below 0."""
         ...
 

@@ -1,0 +1,162 @@
+"""The native module as Python calls it: what it refuses, and that it keeps nothing that it should not."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sage.middleware import _native
+
+CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 3000}]}).encode()
+EMBEDDING = json.dumps({"model": "m", "input": ["a", "b"]}).encode()
+ROWS = np.ones((5, 4), dtype=np.float32)
+BLOCKS = (2**64 - 1, 2**63, 7)
+
+
+def index() -> _native.PrefixIndex:
+    made = _native.PrefixIndex(4)
+    made.insert("e", BLOCKS)
+    return made
+
+
+def come_and_go() -> None:
+    made = index()
+    made.match(BLOCKS)
+    made.resize("f", 9)
+    made.drop("e")
+    made.drop("nobody")
+    assert len(made) == 0
+
+
+def top_k(*arguments: Any, **named: Any) -> object:
+    return _native.top_k(*arguments, **named)
+
+
+Refused = tuple[Callable[[], object], type[Exception], str]
+ANY: Any = _native
+REFUSED: dict[str, Refused] = {
+    "body": (lambda: ANY.read_chat("text", True), TypeError, "body has to be bytes; found str"),
+    "blocks wanted": (lambda: ANY.read_chat(CHAT, 1), TypeError, "blocks has to be a bool; found int"),
+    "too few": (lambda: ANY.read_chat(CHAT), TypeError, "read_chat takes 2 arguments; found 1"),
+    "embedding": (lambda: ANY.read_embedding(None), TypeError, "body has to be bytes; found NoneType"),
+    "text": (lambda: ANY.prompt_blocks(bytearray(b"x")), TypeError, "text has to be bytes; found bytearray"),
+    "no metric": (lambda: top_k(ROWS, ROWS, 1), TypeError, "keyword argument 'metric'"),
+    "no k": (lambda: top_k(ROWS, ROWS, metric="cosine"), TypeError, "missing required argument 'k'"),
+    "k": (lambda: top_k(ROWS, ROWS, 1.5, metric="cosine"), TypeError, "float"),
+    "k too large": (lambda: top_k(ROWS, ROWS, 2**70, metric="cosine"), OverflowError, "too large"),
+    "capacity": (lambda: ANY.PrefixIndex("many"), TypeError, "str"),
+    "no capacity": (lambda: ANY.PrefixIndex(), TypeError, "capacity"),
+    "engine": (lambda: ANY.PrefixIndex(1).insert(1, ()), TypeError, "engine has to be a str; found int"),
+    "list": (lambda: ANY.PrefixIndex(1).insert("e", []), TypeError, "blocks has to be a tuple; found list"),
+    "no hash": (lambda: ANY.PrefixIndex(1).insert("e", ("x",)), TypeError, "int"),
+    "resize": (lambda: ANY.PrefixIndex(1).resize("e", "x"), TypeError, "str"),
+    "resize one": (lambda: ANY.PrefixIndex(1).resize("e"), TypeError, "resize takes 2 arguments; found 1"),
+    "resize far": (lambda: ANY.PrefixIndex(1).resize("e", 2**70), OverflowError, "fit"),
+    "drop": (lambda: ANY.PrefixIndex(1).drop(None), TypeError, "engine has to be a str; found NoneType"),
+}
+ANSWERED: dict[str, Callable[[], object]] = {
+    "chat": lambda: _native.read_chat(CHAT, True),
+    "not plain": lambda: _native.read_chat(b"{", True),
+    "embedding": lambda: _native.read_embedding(EMBEDDING),
+    "blocks": lambda: _native.prompt_blocks(CHAT),
+    "top_k": lambda: top_k(ROWS, ROWS, 2, metric="cosine"),
+    "isa": _native.isa,
+    "index": come_and_go,
+}
+
+
+def refused(call: Callable[[], object]) -> Callable[[], object]:
+    def act() -> None:
+        try:  # not pytest.raises, which makes objects of its own
+            call()
+        except (TypeError, ValueError, OverflowError):
+            return
+        raise AssertionError(f"{call} was not refused")
+
+    return act
+
+
+CALLS = {
+    **ANSWERED,
+    **{f"{name} refused": refused(call) for name, (call, _, _) in REFUSED.items()},
+    "dates refused": refused(lambda: top_k(ROWS.astype("M8[s]"), ROWS, 1, metric="cosine")),
+    "strided refused": refused(lambda: top_k(ROWS.T, ROWS, 1, metric="cosine")),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_wrong_arguments_are_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_calls_leave_no_memory_behind(call: Callable[[], object]) -> None:
+    def grown(times: int) -> int:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(times):
+            call()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        grown(500)  # what is kept for good is made by the first calls
+        assert grown(500) < 500 * 8  # less than a pointer for each
+    finally:
+        tracemalloc.stop()
+
+
+def test_calls_leave_the_counts_of_their_arguments_as_they_were() -> None:
+    name = "an engine of its own"
+    shared: list[Any] = [CHAT, EMBEDDING, ROWS, BLOCKS, name, None, True]
+    before = [sys.getrefcount(one) for one in shared]
+    for call in CALLS.values():
+        for _ in range(200):
+            call()
+    held = _native.PrefixIndex(4)
+    for _ in range(200):
+        held.insert(name, BLOCKS)
+    assert held.match(BLOCKS) == {name: 3}
+    held.drop(name)
+    after = [sys.getrefcount(one) for one in shared]
+    assert [b - a for a, b in zip(before, after, strict=True) if abs(b - a) > 50] == []
+
+
+def test_an_index_that_goes_lets_its_names_go() -> None:
+    name = "".join(["a ", "name"])
+    before = sys.getrefcount(name)
+    held = _native.PrefixIndex(4)
+    held.insert(name, BLOCKS)
+    assert sys.getrefcount(name) > before
+    del held
+    assert sys.getrefcount(name) == before
+
+
+def test_an_array_may_be_changed_again_once_it_was_searched() -> None:
+    rows = np.ones((5, 4), dtype=np.float32)
+    top_k(rows, rows, 1, metric="cosine")
+    rows.resize((50, 4))  # NumPy refuses while something holds its buffer
+    assert rows.shape == (50, 4)
+
+
+def test_an_array_that_cannot_be_written_to_is_searched() -> None:
+    rows = np.eye(4, dtype=np.float32)
+    rows.flags.writeable = False
+    found, _ = _native.top_k(rows, rows, 1, metric="cosine")
+    assert found.tolist() == [[0], [1], [2], [3]]
+
+
+def test_the_last_name_is_returned_as_the_same_object() -> None:
+    first, again = _native.read_embedding(EMBEDDING), _native.read_embedding(EMBEDDING)
+    assert first is not None
+    assert again is not None
+    assert first[0] is again[0]
