@@ -97,6 +97,7 @@ class ParallelStage:
             elif isinstance(items, Barrier):
                 await self._let_pass(items)
             else:
+                assert isinstance(items, Control), "no worker was taken because a barrier is next"
                 self._sequence.message(items)
             await self._leave()
 
