@@ -23,7 +23,7 @@ from sage.common.errors import OverloadedError
 from sage.gateway.app import Handlers, data_app
 from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
-from sage.gateway.reply import Reply
+from sage.gateway.reply import Answer as Replied
 from sage.gateway.requests import HotRequest, Settings
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import idle_handlers, ring_of
@@ -49,7 +49,7 @@ class Steered:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     written: int = 0
 
-    async def __call__(self, request: HotRequest, reply: Reply) -> None:
+    async def __call__(self, request: HotRequest, reply: Replied) -> None:
         self.requests.append(request)
         await self._notify()
         asked = msgspec.json.decode(request.body) if request.body.startswith(b"{") else {}
@@ -61,7 +61,7 @@ class Steered:
         finally:
             await self._notify()
 
-    async def _do(self, what: str, request: HotRequest, reply: Reply) -> None:
+    async def _do(self, what: str, request: HotRequest, reply: Replied) -> None:
         if what == "boom":
             raise ValueError("a fault of ours")
         if what == "overloaded":
@@ -86,7 +86,7 @@ class Steered:
             reply.data(request.body[10:])
         reply.end()
 
-    async def _flood(self, reply: Reply) -> None:
+    async def _flood(self, reply: Replied) -> None:
         reply.head(200, "text/event-stream")
         for _ in range(512):
             if reply.full:

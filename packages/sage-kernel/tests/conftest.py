@@ -1,13 +1,18 @@
-"""Tools for tests of flows: calls that wait until the test lets them go, never for a time."""
+"""Tools for tests of flows: calls that wait until the test lets them go, never for a time; real servers."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sage.platform.testing.postgres import postgres_programs, postgres_server
+from sage.platform.testing.redis import redis_server
 
 # The operators of `kernel_worker_ops` are imported by worker processes, which find them by their name.
 sys.path.append(str(Path(__file__).parent))
@@ -57,3 +62,21 @@ def gate() -> Gate:
 @pytest.fixture
 def turns() -> Any:
     return settle
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """One server for all tests: each makes tables of its own."""
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests: each makes queues of its own."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url

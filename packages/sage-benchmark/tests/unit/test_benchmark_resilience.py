@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage.benchmark.load.worker import lower_priority, raise_priority
 from sage.benchmark.resilience.__main__ import main
 from sage.benchmark.resilience.acts import Act, acts_of, chat, embedding
 from sage.benchmark.resilience.answers import NONSENSE, parts, vector, vectors
@@ -64,6 +68,19 @@ def test_an_experiment_that_there_is_not_is_an_error_that_names_them(
     words = capsys.readouterr().err
     assert "astrology" in words
     assert "disconnects" in words
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of Linux")
+def test_a_priority_is_given_back_and_not_inherited() -> None:
+    said = raise_priority()
+    try:
+        ask = "import os; print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))"
+        child = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    finally:
+        lower_priority()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    if said == "SCHED_RR 1":
+        assert child.stdout.split() == ["0", "0"]
 
 
 # ---- acts ----

@@ -84,6 +84,30 @@ async def test_a_batch_of_chats_from_upload_to_results(stack: BatchStack) -> Non
     assert (await stack.metrics("sage_batch_lines_total"))["completed"] >= 10
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "kind"),
+    [
+        ("/v1/responses", {"input": "hi", "store": False}, "response"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}, "message"),
+    ],
+)
+async def test_lines_in_the_other_dialects(
+    stack: BatchStack, url: str, body: dict[str, Any], kind: str
+) -> None:
+    """Errors too are those of the dialect."""
+    client = stack.client()
+    named = {"talker": "good", "nobody": "bad"}
+    rows = [{**line(name), "url": url, "body": {**body, "model": model}} for model, name in named.items()]
+    done = await client.until(await client.batch(jsonl(*rows), url), "completed")
+    (good,), (bad,) = await client.lines(done.output_file_id), await client.lines(done.error_file_id)
+    answer, refusal = good["response"]["body"], bad["response"]["body"]
+    assert kind in (answer.get("object"), answer.get("type"))
+    assert answer["usage"]["output_tokens"] > 0
+    assert bad["response"]["status_code"] == 404
+    assert "'nobody'" in refusal["error"]["message"]
+    assert refusal.get("type") == ("error" if kind == "message" else None)
+
+
 async def test_lines_of_embeddings_share_calls(stack: BatchStack) -> None:
     client = stack.client()
     gate = asyncio.Event()

@@ -15,6 +15,7 @@ from sage.common.config import TelemetryConfig
 from sage.common.errors import ConfigError
 from sage.gateway import telemetry
 from sage.gateway.serve import bind
+from sage.gateway.testing.batches import BatchStack, jsonl, line
 from sage.middleware.testing.engines import Script, ScriptedEngine
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -129,6 +130,24 @@ async def test_a_request_and_its_call_are_spans_of_the_clients_trace(traced: Any
     assert receiver.services == {"my-gateway"}
     assert b"a secret" not in receiver.raw
     assert gateway.keys.default.partition(".")[2].encode() not in receiver.raw
+
+
+async def test_a_line_of_a_batch_is_a_request_like_any_other(traced: Any, receiver: Receiver) -> None:
+    async with ScriptedEngine(model="talker") as engine:
+        gateway = await traced.start(config_for(engine, receiver.url))
+        await gateway.until_ready()
+        stack = BatchStack(gateway, engine, engine)
+        client = stack.client()
+        done = await client.until(await client.batch(jsonl(line("one"))), "completed")
+        (told,) = await client.lines(done.output_file_id)
+        (server,), (call,) = await receiver.until(2)
+        await stack.close()
+        assert await gateway.stop() == 0
+    assert (call.trace_id, call.parent_span_id) == (server.trace_id, server.span_id)
+    assert server.name == "chat talker"
+    found = facts(server)
+    assert (found["sage.class"], found["http.response.status_code"]) == ("batch", 200)
+    assert found["sage.request_id"] == told["response"]["request_id"]
 
 
 async def test_each_attempt_has_a_span_and_what_is_refused_has_one_without(

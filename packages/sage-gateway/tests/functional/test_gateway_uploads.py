@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 import pytest
+from fastapi import Request, Response
 
 from sage.common.clock import SystemClock
 from sage.common.config import BatchesConfig, GatewayConfig, SageConfig
@@ -281,6 +282,40 @@ async def test_what_a_crash_left_is_swept_and_what_is_known_stays(tmp_path: Path
     async with await Stores.open(paths, SageConfig(), SystemClock()) as stores:
         assert names(stores) == [kept.id]
         assert stores.files.path(kept).read_bytes() == b"kept"
+
+
+async def test_what_others_put_beside_the_files_is_left_alone(tmp_path: Path) -> None:
+    """A folder once stopped the start with a traceback."""
+    paths = SagePaths(tmp_path, tmp_path, tmp_path)
+    theirs = [tmp_path / "files" / name for name in ("lost+found", "file-00000000000000ff", "notes.txt")]
+    for folder in theirs[:2]:
+        folder.mkdir(parents=True)
+    theirs[2].write_text("mine")
+    async with await Stores.open(paths, SageConfig(), SystemClock()) as stores:
+        assert sorted(names(stores)) == sorted(path.name for path in theirs)
+
+
+async def test_a_file_that_is_deleted_in_the_moment_of_its_download_is_sent_or_not_there(
+    make_front: Any, stores: Stores
+) -> None:
+    handlers = file_handlers(stores.files)
+
+    async def delayed(file_id: str, request: Request) -> Response:
+        answer: Response = await handlers["file_content"](file_id, request)
+        await handlers["delete_file"](file_id, request)
+        return answer
+
+    front = await make_front({**handlers, "file_content": delayed})
+    wire = await front.connect()
+    for delete, status in ((False, 200), (True, 404)):
+        await wire.send(front.request("POST", "/v1/files", HEAD + b"0123456789" + TAIL, **MEDIA))
+        ident = (await wire.answer()).json["id"]
+        if delete:  # its row is still there
+            (stores.files.folder.path / ident).unlink()
+        await wire.send(front.request("GET", f"/v1/files/{ident}/content"))
+        answer = await wire.answer()
+        assert (answer.status, b"0123456789" in answer.body) == (status, status == 200)
+    assert names(stores) == []
 
 
 async def test_files_over_their_time_are_deleted(tmp_path: Path) -> None:

@@ -77,14 +77,16 @@ async def test_what_is_too_large_is_counted_by_its_bound(
     assert watch.bounds == {bound: 1}
 
 
-async def test_what_is_too_slow_is_counted_by_its_bound(make_front: Any) -> None:
-    watch = Watch()
+async def test_what_is_too_slow_is_counted_by_its_bound(make_front: Any, stream: io.StringIO) -> None:
+    """And told, but for a head that never came: of those there may be thousands."""
+    watch = Watch(AccessLog(every=False))
     front = await make_front(watch=watch, deadlines=Deadlines(head=0.2, body_idle=0.2))
     for sent in (b"GET / HTTP/1.1\r\n", front.post(b"{", content_length="9")):
         wire = await front.connect()
         await wire.send(sent)
         assert (await wire.answer()).status == 408
     assert watch.bounds == {Bound.HEAD_TIME: 1, Bound.BODY_TIME: 1}
+    assert [one["reason"] for one in events(stream)] == ["request_timeout: body_time"]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
-from sage.gateway.edge import Deadlines
+from sage.gateway.edge import Deadlines, Edge
+from sage.gateway.requests import Settings
+from sage.gateway.serve import LOOKED_AT, Listener
 from sage.gateway.testing import key_record
 
 
@@ -79,5 +82,34 @@ async def test_a_head_that_is_known_is_judged_anew_when_keys_have_changed(front:
 
 async def test_each_connection_is_looked_at_within_a_few_beats(make_front: Any) -> None:
     front = await make_front(deadlines=Deadlines(head=0.2))
-    wires = [await front.connect() for _ in range(12)]
+    wires = [await front.connect() for _ in range(60)]
     assert all([await wire.closed() for wire in wires])
+
+
+async def test_others_go_on_while_the_time_of_many_connections_is_over() -> None:
+    class Late:
+        looked_at = 0
+
+        def check(self, _now: float) -> bool:
+            self.looked_at += 1
+            return True
+
+    class Crowded(Listener):
+        @property
+        def gates(self) -> list[Any]:
+            return crowd
+
+    crowd = [Late() for _ in range(1000)]
+    listener = Crowded(None, Settings(cast(Edge, None)))
+    beats = asyncio.create_task(beat_through(listener))
+    seen = []
+    while not beats.done():
+        seen.append(sum(one.looked_at for one in crowd))
+        await asyncio.sleep(0)
+    assert {one.looked_at for one in crowd} == {1}
+    assert max(b - a for a, b in pairwise(seen)) == 1
+
+
+async def beat_through(listener: Listener) -> None:
+    for _ in range(len(listener.gates) // LOOKED_AT + 1):
+        await listener._beat()

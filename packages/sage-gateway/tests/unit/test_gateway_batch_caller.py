@@ -14,6 +14,7 @@ from sage.common.errors import (
     BadRequestError,
     EngineError,
     OverloadedError,
+    QuarantinedError,
     SageError,
     TimedOutError,
     UnauthorizedError,
@@ -27,6 +28,7 @@ from sage.gateway.limits import BudgetError, RateError
 from sage.gateway.reply import Answer
 from sage.gateway.requests import HotRequest
 from sage.gateway.testing import key_record
+from sage.gateway.watch import AccessLog, Logged
 from sage.middleware.engines.port import Route
 from sage.middleware.testing.virtual import virtual
 
@@ -84,7 +86,13 @@ def told(result: Result | None) -> tuple[int, Any]:
 
 @pytest.mark.parametrize(
     ("route", "request_class"),
-    [(Route.CHAT, b"batch"), (Route.COMPLETIONS, b"batch"), (Route.EMBEDDINGS, b"embed_bulk")],
+    [
+        (Route.CHAT, b"batch"),
+        (Route.COMPLETIONS, b"batch"),
+        (Route.MESSAGES, b"batch"),
+        (Route.RESPONSES, b"batch"),
+        (Route.EMBEDDINGS, b"embed_bulk"),
+    ],
 )
 @virtual
 async def test_a_line_is_a_request_of_its_key_in_a_low_class(route: Route, request_class: bytes) -> None:
@@ -96,6 +104,24 @@ async def test_a_line_is_a_request_of_its_key_in_a_low_class(route: Route, reque
     (request,) = desk.requests
     assert (request.body, request.admission.route) == (LINE.body, route)
     assert (request.admission.principal.id, request.headers) == (OWNER, {b"x-sage-class": request_class})
+
+
+@virtual
+async def test_each_try_of_a_line_is_an_event_of_the_access_log() -> None:
+    events: list[dict[str, object]] = []
+
+    class Kept(AccessLog):
+        def write(self, status: int, **fields: object) -> None:
+            events.append({"status": status, **fields})
+
+    desk = Desk(EngineError("broke"), BadRequestError("no", param="n"))
+    logged = Logged(desk, Kept(every=True), asyncio.get_running_loop().time)
+    caller = LineCaller(logged, desk.ring, dict.fromkeys(Route, 100), desk.decision)
+    assert told(await caller.call(OWNER, Route.CHAT, LINE, desk.closing))[0] == 400
+    assert [one["status"] for one in events] == [502, 400]
+    assert [one["reason"] for one in events] == ["engine_error", "invalid_request"]
+    assert [one["request_id"] for one in events] == [one.id for one in desk.requests]
+    assert {(one["key"], one["route"]) for one in events} == {(OWNER, "/v1/chat/completions")}
 
 
 @virtual
@@ -135,6 +161,9 @@ async def test_a_line_under_which_engines_crash_is_not_tried_again() -> None:
     twice = Desk(EngineError("crashed"), crashes=1)
     await twice.ask()
     assert len(twice.at) == 2
+    final = Desk(QuarantinedError("two engines broke off"))
+    assert told(await final.ask())[0] == 502
+    assert len(final.at) == 1
 
 
 @virtual

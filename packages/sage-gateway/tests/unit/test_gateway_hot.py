@@ -11,7 +11,7 @@ import pytest
 from sage.gateway.edge import Admission
 from sage.gateway.hot import HotTask
 from sage.gateway.keys import Principal
-from sage.gateway.reply import Reply
+from sage.gateway.reply import Answer, Reply
 from sage.gateway.requests import HotRequest
 from sage.middleware.engines.port import Route
 
@@ -29,7 +29,7 @@ class Server:
         self.next: HotRequest | None = None
         self.hot = HotTask(asyncio.get_running_loop(), self.handle)
 
-    async def handle(self, request: HotRequest, reply: Reply) -> None:
+    async def handle(self, request: HotRequest, reply: Answer) -> None:
         self.tasks.append(asyncio.current_task())
         assert request.task is self.tasks[-1]
         if self.gate is not None:
@@ -37,7 +37,7 @@ class Server:
         if self.fault is not None:
             raise self.fault
 
-    def over(self, request: HotRequest, reply: Reply) -> None:
+    def over(self, request: HotRequest, reply: Answer) -> None:
         assert self.hot.request is None
         self.ended.append(request.id)
         if self.next is not None:
@@ -130,7 +130,7 @@ async def test_a_request_that_was_ended_by_us_leaves_nothing_to_the_next() -> No
     """As the data plane does for a revoked key: the cancellation is taken back, and the request answered."""
     left: list[int] = []
 
-    async def handle(request: HotRequest, reply: Reply) -> None:
+    async def handle(request: HotRequest, reply: Answer) -> None:
         assert request.task is not None
         request.task.cancel()
         try:

@@ -8,7 +8,13 @@ import httptools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.common.errors import BadRequestError, EngineError, OverloadedError, UnauthorizedError
+from sage.common.errors import (
+    BadRequestError,
+    EngineError,
+    OverloadedError,
+    QuarantinedError,
+    UnauthorizedError,
+)
 from sage.gateway.edge import MethodError
 from sage.gateway.reply import Reply, error_headers
 from sage.middleware.engines.dialects.envelopes import envelope_of
@@ -149,7 +155,8 @@ def test_headers_of_errors() -> None:
     assert error_headers(OverloadedError("x", retry_after=0.2)) == [("retry-after", "1")]
     assert error_headers(UnauthorizedError("x")) == [("www-authenticate", "Bearer")]
     assert error_headers(MethodError("x")) == [("allow", "POST")]
-    assert error_headers(BadRequestError("x")) == []
+    assert error_headers(QuarantinedError("x")) == [("x-should-retry", "false")]
+    assert error_headers(EngineError("x")) == error_headers(BadRequestError("x")) == []
 
 
 def test_an_unknown_status_is_a_500() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sage.kernel import CheckpointError
@@ -65,6 +65,7 @@ _STEPS = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(_STEPS, st.integers(1, 4), st.integers(0, 40))
 def test_what_is_read_is_what_all_changes_come_to(
     steps: list[dict[bytes, bytes]], keep: int, again: int

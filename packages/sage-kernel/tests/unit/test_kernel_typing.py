@@ -13,6 +13,7 @@ import pytest
 
 from sage.kernel import (
     Batch,
+    Cache,
     Failure,
     Flow,
     Parallel,
@@ -21,7 +22,9 @@ from sage.kernel import (
     Resources,
     Retry,
     Scale,
+    ServiceCall,
     Stream,
+    call_service,
     use,
 )
 
@@ -67,6 +70,14 @@ class Halver:
         return [x / 2 for x in xs]
 
     def close(self) -> None: ...
+
+
+class Library:
+    async def find(self, text: str) -> list[str]:
+        return [text]
+
+    def size(self) -> int:
+        return 0
 
 
 class TextStore:
@@ -126,6 +137,39 @@ def test_operators_on_workers_keep_the_type_too() -> None:
     assert_type(stream.map(fetch, resources=Resources(cpu=2)), Stream[bytes])
     stream.map(text_of, parallelism="two")  # type: ignore[call-overload]
     stream.map(fetch, timeout=1, scale=Scale(1, 2))  # type: ignore[call-overload]
+
+
+def test_loops_gates_and_caches_keep_the_type() -> None:
+    stream = numbers()
+    assert_type(stream.iterate(lambda s: s.map(abs), until=bool, max_rounds=3), Stream[int])
+    assert_type(stream.gate("desk", when=bool, timeout=60), Stream[int])
+    assert_type(stream.map(text_of, cache=Cache(ttl=60)), Stream[str])
+    assert_type(stream.map(fetch, cache=Cache(), timeout=1), Stream[bytes])
+    assert_type(stream.map_batch(halves, cache=Cache(size=5)), Stream[float])
+    texts = stream.map(text_of)
+    assert_type(texts.keyby(length).scan(int, longest, ttl=60), Stream[bool])
+    stream.iterate(lambda s: s.map(text_of), until=bool, max_rounds=3)  # type: ignore[arg-type]
+    texts.iterate(lambda s: s.map(text_of), until=bool, max_rounds=3)  # type: ignore[arg-type]
+    texts.iterate(lambda s: s, until=text_of, max_rounds=3)  # type: ignore[arg-type]
+    texts.gate("desk", when=text_of, timeout=60)  # type: ignore[arg-type]
+    stream.gate("desk", timeout=60, on_timeout="wait")  # type: ignore[arg-type]
+    assert len(stream.flow.plan.nodes) == 13
+
+
+def test_a_service_call_has_the_types_of_its_method() -> None:
+    find = call_service("library", Library.find)
+
+    async def called() -> None:
+        assert_type(await find("a"), list[str])
+        await find(3)  # type: ignore[arg-type]
+
+    assert_type(call_service("library", Library.size), ServiceCall[[], int])
+    assert_type(call_service("library", "find"), ServiceCall[..., Any])
+    texts = numbers().map(text_of)
+    assert_type(texts.map(find, concurrency=2), Stream[list[str]])
+    assert_type(texts.map(call_service("answers")), Stream[Any])
+    assert called.__name__ == "called"
+    numbers().map(find)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_rejected_before_it_runs() -> None:

@@ -238,6 +238,28 @@ async def test_an_engine_that_crashes_before_it_has_answered() -> None:
         assert one.served_by == "e1"
 
 
+@pytest.mark.parametrize("used", [True, False])
+async def test_nobody_is_to_send_again_what_two_engines_died_under(used: bool) -> None:
+    """Whether the first one took it on a connection that had served before, or on a new one."""
+    async with world(Script()) as (one, faulty, other):
+        if used:
+            assert await one.ask() == "done"
+            one.sink = MemorySink()
+        faulty.script = other.script = Script(gate=asyncio.Event())
+        task = asyncio.create_task(one.ask())
+        for engine in (faulty, other):
+            await engine.until(lambda engine=engine: engine.active == 1)  # type: ignore[misc]
+            await engine.stop()
+        assert await task == "QuarantinedError"
+        assert faulty.connections == other.connections == 1
+
+
+async def test_an_engine_that_breaks_off_beside_one_that_only_fails_is_no_reason_for_that() -> None:
+    async with world(Script(cut_at=0)) as (one, _, other):
+        other.script = Script(status=500)
+        assert await one.ask() == "EngineError"
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_reset_at_any_byte_is_a_whole_answer_from_elsewhere_or_an_error_event(stream: bool) -> None:
     outcomes = set()

@@ -345,6 +345,33 @@ async def test_cancel_while_the_reader_is_slow(server: ScriptedEngine) -> None:
     await server.until(lambda: server.active == 0 and not server._open)
 
 
+@pytest.mark.parametrize("module", ["asyncio", "uvloop"])
+def test_who_leaves_in_the_moment_of_connecting_leaves_nothing(module: str) -> None:
+    """The loop that the gateway uses closes such a connection and does not say so to its protocol."""
+    loops = pytest.importorskip(module)
+
+    async def run() -> int:
+        asking: list[asyncio.Task[Raw]] = []
+
+        class Accepting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                asking[-1].cancel()  # which has a connection now, and has not been told yet
+
+        server = await asyncio.get_running_loop().create_server(Accepting, "127.0.0.1", 0)
+        pool = HttpPool(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        for _ in range(50):
+            asking.append(asyncio.create_task(ask(pool)))
+            await asyncio.wait(asking[-1:])
+        assert all(task.cancelled() for task in asking)
+        server.close()
+        for _ in range(10):
+            await asyncio.sleep(0)  # until each has heard of its end that ever will
+        return len(pool._open)
+
+    with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
+        assert runner.run(run()) == 0
+
+
 async def test_a_thousand_random_cancels_leave_nothing(server: ScriptedEngine) -> None:
     pool = HttpPool(server.url)
     for turn in range(250):

@@ -109,6 +109,13 @@ def test_trust_is_lost_on_an_engine_that_no_model_fits_and_comes_back() -> None:
     assert error(cost, FAST) < 0.2
 
 
+@pytest.mark.parametrize(("scale", "trusted"), [(0.001, True), (0.5, False)])
+def test_noise_that_no_goal_notices_costs_no_trust(scale: float, trusted: bool) -> None:
+    cost = LlmCost()
+    run(cost, engine(scale, 0.0, 0.0), Random(4), 200, 3.0)
+    assert cost.trusted is trusted
+
+
 @pytest.mark.parametrize("factor", [1 / 3, 3.0])
 def test_a_change_of_pace_is_followed(factor: float) -> None:
     cost, random = LlmCost(), Random(5)

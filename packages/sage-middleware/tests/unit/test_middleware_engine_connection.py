@@ -35,9 +35,6 @@ class Pool:
     def seen(self, value: tuple[Head, str] | None) -> None:
         self._seen = value
 
-    def know(self, connection: Connection) -> None:
-        """There is one."""
-
     def watch(self) -> None:
         """Nothing is late here."""
 

@@ -126,6 +126,14 @@ def test_off_means_by_more_than_half_of_the_actual_value(actual: float, fine: bo
     assert residuals.trusted is fine
 
 
+@pytest.mark.parametrize(("actual", "fine"), [(0.09, False), (0.1, True), (1.9, True), (2.9, False)])
+def test_off_means_by_more_than_the_noise_too(actual: float, fine: bool) -> None:
+    residuals = Residuals(noise=0.9)
+    for _ in range(50):
+        residuals.observe(1.0, actual)
+    assert residuals.trusted is fine
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.6, 1.0])
 def test_the_margin_covers_nine_in_ten(sigma: float) -> None:
     random, residuals, covered = Random(3), Residuals(), 0

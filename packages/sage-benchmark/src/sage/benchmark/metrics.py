@@ -55,6 +55,7 @@ class Record:
     error: str = ""
     texts: int = 0
     closed: bool = False
+    ended: float = 0.0  # when the last of its answer was here, or it was clear that none comes
 
 
 @dataclass(frozen=True, slots=True)

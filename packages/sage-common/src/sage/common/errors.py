@@ -20,6 +20,7 @@ __all__ = [
     "ModelNotFoundError",
     "NotFoundError",
     "OverloadedError",
+    "QuarantinedError",
     "RequestTooLargeError",
     "SageError",
     "TimedOutError",
@@ -60,6 +61,11 @@ class SageError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+    @property
+    def final(self) -> bool:
+        """Whether it is in vain, or does harm, to send the same once more."""
+        return False
 
     def to_openai(self) -> dict[str, Any]:
         """The OpenAI error body: `{"error": {"message", "type", "param", "code"}}`."""
@@ -165,6 +171,15 @@ class EngineError(SageError):
 
     code = "engine_error"
     status = 502
+
+
+class QuarantinedError(EngineError):
+    """Engines died, as it seems, of a request: nobody is to send it to another one."""
+
+    @property
+    def final(self) -> bool:
+        """Always."""
+        return True
 
 
 class UnreachableError(SageError):

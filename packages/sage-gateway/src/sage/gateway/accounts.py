@@ -161,6 +161,7 @@ class Visit:
         if isinstance(self._failed, LimitError):
             account.refused[self._failed.limit] += 1
         account.home.count(account.key, self._route, self.job, usage, self._failed)
+        self._failed = None  # its traceback leads to us: what goes round waits for the garbage collector
 
     def _guess(self, chunks: int) -> Usage:
         """What a request has taken of which no engine tells."""

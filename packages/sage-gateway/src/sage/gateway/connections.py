@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections import Counter
+from typing import Final
 
 from sage.common.errors import OverloadedError, SageError, UnavailableError
 from sage.common.telemetry import Bound
 
-__all__ = ["Connections", "Stall"]
+__all__ = ["Connections", "Stall", "tune"]
+
+# Of an answer, so much waits for its client before the engine is read no further. One read of uvloop has up
+# to 256,000 bytes, which are in hand already: with both a stream holds at most 256 KiB.
+UNSENT: Final = 4 * 1024
+
+
+def tune(transport: asyncio.Transport) -> None:
+    """Send each piece at once, and keep little of what the client is too slow for."""
+    transport.set_write_buffer_limits(high=UNSENT)
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Connections:
@@ -55,10 +70,12 @@ class Stall:
     def __init__(self) -> None:
         self._unsent = 0
         self._since = 0.0
+        self.begun = False  # something waited when it was asked last
 
     def seconds(self, now: float, unsent: int) -> float:
         """So long as of `now`, when `unsent` bytes wait; 0 = none wait, or there is movement."""
         if not unsent or unsent != self._unsent:
             self._unsent = unsent
             self._since = now
+            self.begun = unsent > 0
         return now - self._since

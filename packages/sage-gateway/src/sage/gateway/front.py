@@ -21,7 +21,7 @@ __all__ = ["Front"]
 class Front:
     """What stands before the control plane: `data` and `admin` are the settings of the two listeners.
 
-    `handler` serves hot requests, and `bodies` are the most bytes of one, by route.
+    `handler` serves hot requests and lines of batches, and `bodies` are the most bytes of one, by route.
     """
 
     def __init__(self, config: SageConfig, services: Services, now: Callable[[], float]) -> None:
@@ -29,7 +29,7 @@ class Front:
         watch = services.telemetry.watch()
         self.bodies = _bodies(gateway)
         self._conversations = Conversations(services.responses, gateway.max_body_bytes)
-        self.handler = DataPlane(
+        self._plane = DataPlane(
             services.router,
             ParseLimits.of(gateway, config.control_plane),
             TokenDecoder(),
@@ -38,6 +38,7 @@ class Front:
             watch,
             self._conversations,
         )
+        self.handler = services.telemetry.around(self._plane, now)
         self._edge = Edge(
             access.ring, hosts=gateway.allowed_hosts, bodies=self.bodies, max_file=gateway.max_file_bytes
         )
@@ -45,7 +46,7 @@ class Front:
         self._connections = Connections(gateway.max_connections, gateway.max_connections_per_address)
         self.data = Settings(
             self._edge,
-            services.telemetry.around(self.handler, now),
+            self.handler,
             watch=watch,
             connections=self._connections,
             standing=access.standing,
@@ -56,7 +57,7 @@ class Front:
         """Judge what comes from now on by another configuration."""
         gateway = config.gateway
         self.bodies.update(_bodies(gateway))
-        self.handler.limit(ParseLimits.of(gateway, config.control_plane))
+        self._plane.limit(ParseLimits.of(gateway, config.control_plane))
         self._conversations.most = gateway.max_body_bytes
         self._edge.change(gateway.allowed_hosts, self.bodies)
         self._admin_edge.change(gateway.allowed_hosts, {})

@@ -41,7 +41,7 @@ class LimitError(OverloadedError):
 
     @property
     def final(self) -> bool:
-        """Whether it is in vain to try again."""
+        """Whether no time makes it good."""
         return self.retry_after is None
 
 

@@ -12,7 +12,6 @@ import asyncio
 import hmac
 import logging
 import secrets
-import socket
 from collections import deque
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from sage.common.errors import BadRequestError, SageError
 from sage.common.ids import new_id
 from sage.common.telemetry import Bound
 from sage.gateway.cold import Cycle, new_cycle
-from sage.gateway.connections import Stall
+from sage.gateway.connections import Stall, tune
 from sage.gateway.edge import (
     DECISIVE,
     Admission,
@@ -85,9 +84,7 @@ class Gate(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tune(transport)
         self._deadline = self.loop.time() + self._settings.deadlines.head
         self._address = self.client[0] if self.client else ""
         if refusal := self._settings.connections.enter(self._address):
@@ -382,23 +379,28 @@ class Gate(HttpToolsProtocol):
 
     # ---- time and the end ----------------------------------------------------------------------------------
 
-    def check(self, now: float) -> None:
-        """Enforce the deadlines; called a few times a second for every connection."""
+    def check(self, now: float) -> bool:
+        """Enforce the deadlines; called about once a second for every connection. Whether one has passed."""
+        if now < self._deadline and not (self.flow.write_paused or self._stall.begun):
+            return False  # as a rule, and thousands are asked
         if self.transport.is_closing():
-            return
+            return False
         unsent = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         if self._stall.seconds(now, unsent) > self._settings.deadlines.write_stall:
             self._settings.watch.bounds[Bound.WRITE_STALL] += 1
             self.transport.abort()
-            return
+            return True
         if self.flow.read_paused and self._state == _BODY:  # it is us who are slow
             self._extend(now)
         if now < self._deadline:
-            return
+            return False
         if self._state == _BODY or (self._state == _HEAD and not self._busy):
             self._refuse(too_slow(head=self._state == _HEAD))
         elif not self._busy:
             self.transport.close()
+        else:
+            return False
+        return True
 
     def shutdown(self) -> None:
         """Take no further request: idle connections close now, busy ones after the last request they took."""

@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from sage.common.errors import SageError
-from sage.gateway.limits import LimitError
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.dialects.envelopes import Envelope
 from sage.middleware.engines.media import is_events
@@ -45,6 +44,9 @@ class Answer(Sink, Protocol):
     chunks: int  # of a stream, passed on
     paused: bool  # the reader was slower than the engine
     trace: bytes  # the `traceparent` that goes on to engines
+    record: Record | None  # what was decided about it, once it has ended
+    reason: str  # why it failed
+    status: int  # that was sent
 
     def configure(self, *, stream: bool) -> None:
         """Say what kind of answer this will be, before `head`."""
@@ -72,7 +74,7 @@ def error_headers(error: SageError) -> list[tuple[str, str]]:
     headers: list[tuple[str, str]] = []
     if error.retry_after is not None:
         headers.append(("retry-after", str(max(1, round(error.retry_after)))))
-    elif isinstance(error, LimitError):
+    elif error.final:
         headers.append(("x-should-retry", "false"))  # OpenAI's clients would try again by themselves
     if error.status == 401:
         headers.append(("www-authenticate", "Bearer"))

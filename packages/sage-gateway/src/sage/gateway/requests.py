@@ -12,7 +12,7 @@ import msgspec
 from sage.common.errors import SageError
 from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits, trace_of
-from sage.gateway.reply import Flow, Reply
+from sage.gateway.reply import Answer, Flow, Reply
 from sage.gateway.watch import Watch
 from sage.middleware.engines.dialects.envelopes import Envelope, envelope_at, envelope_of
 
@@ -32,7 +32,7 @@ class HotRequest(msgspec.Struct):
     ending: SageError | None = None
 
 
-Handler = Callable[[HotRequest, Reply], Coroutine[Any, Any, None]]
+Handler = Callable[[HotRequest, Answer], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)

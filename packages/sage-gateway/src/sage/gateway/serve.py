@@ -20,9 +20,7 @@ __all__ = ["Listener", "bind"]
 
 BACKLOG: Final = 2048
 TICK_S: Final = 0.05
-SLICES: Final = (
-    5  # of the connections, of which each beat looks at one: thousands at once would hold up the rest
-)
+LOOKED_AT: Final = 100  # connections in one beat, about: all of thousands would hold up the others
 LAST_WORDS_S: Final = 3.0
 
 
@@ -70,14 +68,14 @@ class Listener(uvicorn.Server):
         self.settings = settings
         self._on_beat = on_beat
         self._drain_s = 0.0
-        self._slice = 0
+        self._beats = 0
         self.ready = asyncio.Event()  # set once it accepts
         self.lag = LogHistogram()  # seconds that a beat came too late
 
     @property
     def gates(self) -> list[Gate]:
         """The open connections."""
-        return [cast(Gate, connection) for connection in self.server_state.connections]
+        return cast(list[Gate], list(self.server_state.connections))
 
     def begin_drain(self, seconds: float) -> None:
         """Stop accepting now; what was let in has `seconds` to finish."""
@@ -103,17 +101,21 @@ class Listener(uvicorn.Server):
         while not self.should_exit:
             if counter % 20 == 0:
                 await super().on_tick(0)  # the Date header, once a second
-            self._beat()
+            await self._beat()
             counter += 1
             due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
             self.lag.add(max(0.0, loop.time() - due))
 
-    def _beat(self) -> None:
+    async def _beat(self) -> None:
+        """Look at the next connections. Of thousands that came together the time is over together, too."""
         now = asyncio.get_running_loop().time()
-        for gate in self.gates[self._slice :: SLICES]:
-            gate.check(now)
-        self._slice = (self._slice + 1) % SLICES
+        gates = self.gates
+        slices = len(gates) // LOOKED_AT + 1
+        for gate in gates[self._beats % slices :: slices]:
+            if gate.check(now):  # it is told so, and others go on between
+                await asyncio.sleep(0)
+        self._beats += 1
         if self._on_beat is not None:
             self._on_beat()
 
@@ -139,5 +141,5 @@ class Listener(uvicorn.Server):
             if ask:
                 for gate in self.gates:
                     gate.shutdown()
-            self._beat()
+            await self._beat()
             await asyncio.sleep(TICK_S)

@@ -28,7 +28,7 @@ from sage.common.config import EngineConfig
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.common.version import VERSION
-from sage.gateway.reply import Reply
+from sage.gateway.reply import Answer
 from sage.gateway.requests import Handler, HotRequest
 from sage.gateway.watch import outcome_of, since
 from sage.middleware.control_plane.records import Record
@@ -118,7 +118,7 @@ class Traced:
         self._handler = handler
         self._tracer = tracer
 
-    async def __call__(self, request: HotRequest, reply: Reply) -> None:
+    async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve it; the span ends once, whoever ends the request."""
         route = request.admission.route
         assert route is not None
@@ -226,7 +226,7 @@ def _traceparent(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def _finish(span: Span, operation: str, reply: Reply, status: int, fault: str) -> None:
+def _finish(span: Span, operation: str, reply: Answer, status: int, fault: str) -> None:
     """Say what became of a request."""
     record = reply.record
     if status:

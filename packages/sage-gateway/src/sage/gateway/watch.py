@@ -14,7 +14,7 @@ from typing import Any
 from sage.common.errors import SageError
 from sage.common.log import get_logger
 from sage.common.telemetry import Bound
-from sage.gateway.reply import Reply, reason_of
+from sage.gateway.reply import Answer, reason_of
 from sage.middleware.control_plane.records import Record
 
 __all__ = ["AccessLog", "Logged", "Watch"]
@@ -55,9 +55,11 @@ class Watch:
             self.bounds[error.bound] += 1
 
     def refused(self, ident: str, error: SageError) -> None:
-        """A request goes no further than the door."""
+        """A request goes no further than the door. One whose head never came is counted alone: whoever opens
+        sockets by the thousand must not fill the log.
+        """
         self.met(error)
-        if self.log is not None:
+        if self.log is not None and error.bound is not Bound.HEAD_TIME:
             self.log.refused(ident, error)
 
 
@@ -66,7 +68,7 @@ class Logged:
 
     def __init__(
         self,
-        handler: Callable[[Any, Reply], Coroutine[Any, Any, None]],
+        handler: Callable[[Any, Answer], Coroutine[Any, Any, None]],
         log: AccessLog,
         now: Callable[[], float],
     ) -> None:
@@ -74,7 +76,7 @@ class Logged:
         self._log = log
         self._now = now
 
-    async def __call__(self, request: Any, reply: Reply) -> None:
+    async def __call__(self, request: Any, reply: Answer) -> None:
         """Serve it."""
         began = self._now()
         status = GONE
@@ -91,7 +93,7 @@ class Logged:
             if told or outcome_of(reply, status) == "failed":
                 self._tell(request, reply, status, self._now() - began)
 
-    def _tell(self, request: Any, reply: Reply, status: int, took: float) -> None:
+    def _tell(self, request: Any, reply: Answer, status: int, took: float) -> None:
         record = reply.record
         outcome = outcome_of(reply, status)
         self._log.write(
@@ -106,7 +108,7 @@ class Logged:
         )
 
 
-def outcome_of(reply: Reply, status: int) -> str:
+def outcome_of(reply: Answer, status: int) -> str:
     """How it ended, in one word."""
     if status == GONE:
         return "cancelled"

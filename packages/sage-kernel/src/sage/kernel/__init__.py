@@ -5,31 +5,37 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 
 from typing import TYPE_CHECKING
 
-from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
-from sage.kernel.options import Batch, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
+from sage.kernel.flow import Flow, Stream
+from sage.kernel.keyed import Connected, Keyed, Windowed
+from sage.kernel.options import Batch, Cache, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
 from sage.kernel.provision import Parallel, Scale
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
+from sage.kernel.services import ServiceCall, call_service
 
 if TYPE_CHECKING:
     from sage.kernel.runtime.environment import Environment, RemoteEnvironment
-    from sage.kernel.runtime.job import Job, ReplyError, ReplyStream
+    from sage.kernel.runtime.inbox import Inboxes, Parked, Reject, RejectedError
+    from sage.kernel.runtime.job import Job, ReplyStream
     from sage.kernel.runtime.local import LocalEnvironment
     from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
+    from sage.kernel.runtime.walk import ReplyError, RoundsError
     from sage.kernel.scheduler import Resources
 
 __all__ = [
     "Batch",
+    "Cache",
     "CheckpointError",
     "Checkpoints",
     "Connected",
     "Environment",
     "Failure",
     "Flow",
+    "Inboxes",
     "Job",
     "Keyed",
     "LocalEnvironment",
@@ -38,19 +44,24 @@ __all__ = [
     "OperatorReport",
     "Pane",
     "Parallel",
+    "Parked",
     "Part",
     "Plan",
     "PlanError",
     "Registry",
+    "Reject",
+    "RejectedError",
     "RemoteEnvironment",
     "Replayable",
     "ReplyError",
     "ReplyStream",
     "Resources",
     "Retry",
+    "RoundsError",
     "Run",
     "RunReport",
     "Scale",
+    "ServiceCall",
     "Sink",
     "SnapshotStore",
     "Source",
@@ -59,6 +70,7 @@ __all__ = [
     "Use",
     "Window",
     "Windowed",
+    "call_service",
     "default_registry",
     "flow_schema",
     "load_yaml",
@@ -70,14 +82,19 @@ __all__ = [
 _LAZY = {
     "CheckpointError": "runtime.report",
     "Environment": "runtime.environment",
+    "Inboxes": "runtime.inbox",
     "Job": "runtime.job",
     "LocalEnvironment": "runtime.local",
     "OperatorError": "runtime.report",
     "OperatorReport": "runtime.report",
+    "Parked": "runtime.inbox",
+    "Reject": "runtime.inbox",
+    "RejectedError": "runtime.inbox",
     "RemoteEnvironment": "runtime.environment",
-    "ReplyError": "runtime.job",
+    "ReplyError": "runtime.walk",
     "ReplyStream": "runtime.job",
     "Resources": "scheduler",
+    "RoundsError": "runtime.walk",
     "Run": "runtime.run",
     "RunReport": "runtime.report",
 }

@@ -8,7 +8,8 @@ named operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import takewhile
@@ -17,13 +18,15 @@ from typing import Any
 from sage.kernel import portable
 from sage.kernel.modes import Mode, instances_do, mode_for, mode_of
 from sage.kernel.options import Use
-from sage.kernel.plan import Node, Plan, PlanError, Spec
+from sage.kernel.plan import Iterate, Node, Plan, PlanError, Spec
 from sage.kernel.provision import Parallel
 from sage.kernel.registry import Registry, role_of
+from sage.kernel.rules import problems as problems_of
+from sage.kernel.services import ServiceCall, unknown_services
 
-__all__ = ["Compiled", "Edge", "Op", "Stage", "compile_plan"]
+__all__ = ["Compiled", "Edge", "Loop", "Op", "Stage", "compile_plan"]
 
-HEADS = ("source", "requests", "map_batch", "merge", "event_time", "join")
+HEADS = ("source", "requests", "map_batch", "merge", "event_time", "join", "gate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,12 @@ class Op:
     @property
     def heads(self) -> bool:
         """Whether it must begin a stage, whatever is before it."""
-        return self.node.verb in HEADS or self.mode != "sync"
+        return self.node.verb in HEADS or self.mode != "sync" or self.node.call.cache is not None
+
+    @property
+    def body(self) -> Compiled | None:
+        """What a loop goes round."""
+        return self.fn.body if self.node.verb == "iterate" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,14 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """What an operator that iterates calls."""
+
+    body: Compiled
+    until: Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """What a runtime runs."""
 
@@ -91,32 +107,60 @@ class Compiled:
     ops: tuple[Op, ...]
     stages: tuple[Stage, ...]
 
+    @property
+    def all_ops(self) -> list[Op]:
+        """The operators, those in the bodies of loops too."""
+        return [one for op in self.ops for one in (op, *(op.body.all_ops if op.body else ()))]
 
-def compile_plan(plan: Plan, registry: Registry) -> Compiled:
-    """Check the plan, make its named operators, fuse and assign; raises one `PlanError` for all problems."""
-    problems = [*plan.problems(), *registry.problems(plan), *portable.problems(plan, registry)]
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages, those of the bodies of loops too."""
+        return [*self.stages, *(one for op in self.ops if op.body for one in op.body.all_stages)]
+
+
+def compile_plan(plan: Plan, registry: Registry, services: Collection[str] = ()) -> Compiled:
+    """Check the plan, make its named operators, fuse and assign; raises one `PlanError` for all problems.
+
+    `services`: the names that operators may call.
+    """
+    problems = [*problems_of(plan), *registry.problems(plan), *portable.problems(plan, registry)]
     if not problems:
-        timed = plan.timed()
-        ops = [
-            replace(resolve(i, node, registry), timed=any(port in timed for port in node.inputs))
-            for i, node in enumerate(plan.nodes)
-        ]
-        problems = [text for op in ops for text in _misuse(op)]
+        compiled = _compiled(plan, registry)
+        ops = compiled.all_ops
+        problems = [text for op in ops for text in (*_misuse(op), *_unknown(op, services))]
     if problems:
         raise PlanError(plan.name, problems)
+    return compiled
+
+
+def _compiled(plan: Plan, registry: Registry) -> Compiled:
+    timed = plan.timed()
+    ops = [
+        replace(resolve(i, node, registry), timed=any(port in timed for port in node.inputs))
+        for i, node in enumerate(plan.nodes)
+    ]
     return Compiled(plan.name, tuple(ops), tuple(_assign(plan, ops)))
 
 
 def resolve(index: int, node: Node, registry: Registry) -> Op:
     """Make what a node names and see how it is to be called."""
     role = role_of(node.verb)
+    if node.call.cache is not None and isinstance(node.call.cache.key, Use):
+        cache = replace(node.call.cache, key=registry.make(node.call.cache.key, role))
+        node = replace(node, call=replace(node.call, cache=cache))
+    if isinstance(node.fn, Iterate):
+        until = registry.make(node.fn.until, role) if isinstance(node.fn.until, Use) else node.fn.until
+        body = _compiled(_named(node.fn.body, node.name), registry)
+        return Op(index, node, Loop(body, until), "async")
     if isinstance(node.fn, Spec):
         parts = {part.name: getattr(node.fn, part.name) for part in fields(node.fn)}
-        made = {name: registry.make(part, role) for name, part in parts.items() if isinstance(part, Use)}
-        return Op(index, node, replace(node.fn, **made), "sync")
+        uses = {name: registry.make(part, role) for name, part in parts.items() if isinstance(part, Use)}
+        return Op(index, node, replace(node.fn, **uses), "sync")
     if node.provision.parallelism:
         return _replicated(index, node, registry)
-    made = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
+    made: Any = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
+    if isinstance(made, ServiceCall) and made.fn is None:
+        made = _awaited(made)
     if node.verb in ("source", "requests", "merge", "reply"):
         return Op(index, node, made, "sync", owner=made)
     if isinstance(made, type) and (node.verb == "map_batch" or role == "sink") and instances_do(made, role):
@@ -146,9 +190,33 @@ def given(fn: Any) -> Any:
     return fn
 
 
+def _awaited(call: ServiceCall[..., Any]) -> Callable[[Any], Any]:
+    """A call of which nobody knows before whether it gives a value or an awaitable."""
+
+    async def awaited(item: Any) -> Any:
+        result = call(item)
+        return await result if inspect.isawaitable(result) else result
+
+    return awaited
+
+
+def _named(body: Plan, loop: str) -> Plan:
+    """The body of a loop, whose operators are reported as LOOP/NAME."""
+    return Plan(loop, tuple(replace(node, name=f"{loop}/{node.name}") for node in body.nodes))
+
+
+def _unknown(op: Op, services: Collection[str]) -> list[str]:
+    parts = [getattr(op.fn, f.name) for f in fields(op.fn)] if isinstance(op.fn, (*Spec, Loop)) else [op.fn]
+    if op.node.call.cache is not None:
+        parts.append(op.node.call.cache.key)
+    return [text for part in parts for text in unknown_services(op.node.name, part, services)]
+
+
 def _misuse(op: Op) -> list[str]:
     node, problems = op.node, [*portable.misfits(op.node, op.mode)]
     extra = [n for n in ("concurrency", "order", "timeout", "retry") if getattr(node.call, n) is not None]
+    if op.node.call.cache is not None and op.mode == "parts":
+        problems.append(f"{node.name!r} yields parts, which a cache would not give again: cache another map")
     if op.mode == "sync" and extra:
         problems.append(f"{node.name!r} calls a sync function, for which {', '.join(extra)} would do nothing")
     if op.mode != "sync" and node.verb in ("flatmap", "filter"):

@@ -1,28 +1,49 @@
-"""Building a plan: `Flow`, `Stream` and `Keyed`. Building never runs anything."""
+"""Building a plan: `Flow` and `Stream`. Building never runs anything."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sage.kernel import portable
-from sage.kernel.options import Batch, Call, Failure, OnError, Order, Pane, Part, Retry, Window
-from sage.kernel.plan import Builder, EventTime, Fold, Join, Plan, PlanError, Port, Verb, WindowFold
+from sage.kernel.drawing import mermaid
+from sage.kernel.keyed import Connected, Keyed
+from sage.kernel.options import (
+    Batch,
+    Cache,
+    Call,
+    Failure,
+    OnError,
+    OnRounds,
+    OnTimeout,
+    Order,
+    Part,
+    Retry,
+)
+from sage.kernel.plan import (
+    Builder,
+    EventTime,
+    Gate,
+    Iterate,
+    Plan,
+    PlanError,
+    Port,
+    Verb,
+)
 from sage.kernel.ports import Model, Sink, SinkFn, Source
 from sage.kernel.provision import Parallel, Provision, Scale, provisioned
 from sage.kernel.registry import Registry, default_registry
+from sage.kernel.rules import problems
 from sage.kernel.serial import from_dict, to_dict
 
 if TYPE_CHECKING:
     from sage.kernel.scheduler import Resources
 
-__all__ = ["Connected", "Flow", "Keyed", "Stream", "Windowed"]
+__all__ = ["Flow", "Stream"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-V = TypeVar("V")
 K = TypeVar("K")
-S = TypeVar("S")
 
 
 class Flow:
@@ -58,24 +79,13 @@ class Flow:
         """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
         plan = self.plan
         registry = registry or default_registry()
-        problems = [*plan.problems(), *registry.problems(plan), *portable.problems(plan, registry)]
-        if problems:
-            raise PlanError(self.name, problems)
+        found = [*problems(plan), *registry.problems(plan), *portable.problems(plan, registry)]
+        if found:
+            raise PlanError(self.name, found)
 
     def explain(self) -> str:
         """The plan as a Mermaid flowchart."""
-        start, end = ("([", "])"), ("[(", ")]")
-        shapes = {"source": start, "requests": start, "sink": end, "reply": end}
-        lines = ["flowchart LR"]
-        for i, node in enumerate(self.plan.nodes):
-            left, right = shapes.get(node.verb, ("[", "]"))
-            text = node.name if node.name.startswith(node.verb) else f"{node.verb} {node.name}"
-            lines.append(f'  n{i}{left}"{text.replace(chr(34), chr(39))}"{right}')
-        for i, node in enumerate(self.plan.nodes):
-            for port in node.inputs:
-                arrow = "-->" if port.output == "out" else "-. diverted .->"
-                lines.append(f"  n{port.node} {arrow} n{i}")
-        return "\n".join(lines)
+        return mermaid(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data; raises `PlanError` naming every operator that cannot travel."""
@@ -117,6 +127,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         resources: Resources | None = None,
         name: str = "",
     ) -> Stream[U]: ...
@@ -139,6 +150,7 @@ class Stream(Generic[T]):
         fn: Callable[[T], U],
         *,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         parallelism: int | Parallel | None = None,
         resources: Resources | None = None,
         scale: Scale | None = None,
@@ -153,6 +165,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         parallelism: int | Parallel | None = None,
         resources: Resources | None = None,
         scale: Scale | None = None,
@@ -161,11 +174,12 @@ class Stream(Generic[T]):
         """One result per record.
 
         For async functions: `concurrency` calls in flight (64), `order` "any" or "input" (as they come),
-        seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result.
+        seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result, and
+        has no `cache`, which would give the result without the parts.
         For sync ones: `parallelism`, a number of worker processes or a `Parallel`, and how they `scale`.
         `resources` are what one worker, or the async operator, takes of its machine.
         """
-        call = Call(concurrency, order, timeout, retry, on_error)
+        call = Call(concurrency, order, timeout, retry, on_error, cache)
         return self._then("map", fn, name, call, provisioned(parallelism, resources, scale))
 
     def flatmap(
@@ -206,6 +220,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        cache: Cache | None = None,
         parallelism: int | Parallel | None = None,
         resources: Resources | None = None,
         scale: Scale | None = None,
@@ -215,9 +230,9 @@ class Stream(Generic[T]):
         or once per worker.
 
         A call that fails counts for each record of its batch. Options are those of `map`, with
-        `concurrency` counting calls (8).
+        `concurrency` counting calls (8); with a `cache`, only records without a result come into a batch.
         """
-        call = Call(concurrency, order, timeout, retry, on_error)
+        call = Call(concurrency, order, timeout, retry, on_error, cache)
         provision = provisioned(parallelism, resources, scale)
         add = self.flow._builder.add
         return Stream(self.flow, Port(add("map_batch", (self.port,), fn, name, call, batch, provision)))
@@ -243,6 +258,50 @@ class Stream(Generic[T]):
         """
         return self._then("event_time", EventTime(at, lateness, idle), name, Call(on_error=on_error))
 
+    def iterate(
+        self,
+        body: Callable[[Stream[T]], Stream[T]],
+        *,
+        until: Callable[[T], object],
+        max_rounds: int,
+        on_rounds: OnRounds = "fail",
+        concurrency: int | None = None,
+        order: Order | None = None,
+        timeout: float | None = None,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[T]:
+        """Send each record through `body` again and again, until `until(record)`, asked after each round.
+
+        One that is not done after `max_rounds` fails, is sent on as it is ("emit"), or is diverted. `timeout`
+        is for all rounds of a record, `concurrency` (64) how many records go round at once in a finite run.
+        """
+        inner = Flow("iterate")
+        start = Stream[T](inner, Port(inner._builder.add("requests", (), object, "round")))
+        inner.reply(body(start))
+        spec = Iterate(inner.plan, until, max_rounds, on_rounds)
+        return self._then("iterate", spec, name, Call(concurrency, order, timeout, None, on_error))
+
+    def gate(
+        self,
+        inbox: str,
+        *,
+        when: Callable[[T], object] | None = None,
+        timeout: float,
+        on_timeout: OnTimeout = "reject",
+        limit: int = 1000,
+        on_error: OnError = "fail",
+        name: str = "",
+    ) -> Stream[T]:
+        """Keep the records for which `when` is true (all, if not given) until a human has decided on them.
+
+        They wait in `inbox`: see `Job.parked` and `Job.resolve`, and `Inboxes` for a finite run. What nobody
+        decides on within `timeout` seconds is rejected or approved; `on_error` is what becomes of a rejected
+        one. At most `limit` wait: then a finite run stops reading, and a request is an `OverloadedError`.
+        """
+        spec = Gate(inbox, timeout, when, on_timeout, limit)
+        return self._then("gate", spec, name, Call(on_error=on_error))
+
     def connect(self, other: Stream[U]) -> Connected[T, U]:
         """Two streams of different types, for operators that take both."""
         self.flow._own(other)
@@ -261,6 +320,10 @@ class Stream(Generic[T]):
         """End here: a function called with each record, or a `Sink` that takes batches."""
         self.flow._builder.add("sink", (self.port,), to, name)
 
+    def _with(self, verb: Verb, other: Stream[Any], fn: Any, name: str, call: Call) -> Stream[Any]:
+        ports = (self.port, self.flow._own(other))
+        return Stream(self.flow, Port(self.flow._builder.add(verb, ports, fn, name, call)))
+
     def _then(
         self,
         verb: Verb,
@@ -271,101 +334,3 @@ class Stream(Generic[T]):
     ) -> Stream[Any]:
         add = self.flow._builder.add
         return Stream(self.flow, Port(add(verb, (self.port,), fn, name, call, provision=provision)))
-
-
-class Connected(Generic[T, U]):
-    """Two streams side by side."""
-
-    def __init__(self, left: Stream[T], right: Stream[U]) -> None:
-        self._left = left
-        self._right = right
-
-    def comap(
-        self, left: Callable[[T], V], right: Callable[[U], V], *, on_error: OnError = "fail", name: str = ""
-    ) -> Stream[V]:
-        """One stream of both: the records of each go through their own function, in the order they come.
-
-        With `name` the two maps are NAME-left and NAME-right. To share state, give two methods of one object.
-        """
-        names = (f"{name}-left", f"{name}-right") if name else ("", "")
-        one = self._left._then("map", left, names[0], Call(on_error=on_error))
-        other = self._right._then("map", right, names[1], Call(on_error=on_error))
-        return cast("Stream[V]", one.merge(other, name=name))
-
-
-class Keyed(Generic[K, T]):
-    """Records grouped by key; records with equal keys keep their order."""
-
-    def __init__(self, stream: Stream[T], key: Callable[[T], K]) -> None:
-        self._stream = stream
-        self._key = key
-
-    def scan(
-        self, init: Callable[[], S], step: Callable[[S, T], tuple[S, U]], *, name: str = ""
-    ) -> Stream[U]:
-        """Fold each key's records: `step(state, record)` gives the next state and one result."""
-        fold = Fold(self._key, init, step)
-        return cast("Stream[U]", self._stream._then("scan", fold, name))
-
-    def window(self, window: Window) -> Windowed[K, T]:
-        """Group each key's records by their event times as well."""
-        return Windowed(self._stream, self._key, window)
-
-    def join(
-        self,
-        other: Keyed[K, U],
-        *,
-        within: float,
-        on_late: OnError = "skip",
-        on_error: OnError = "fail",
-        name: str = "",
-    ) -> Stream[tuple[T, U]]:
-        """Every pair of records with one key whose times are at most `within` seconds apart.
-
-        A pair comes out once both halves are here. A record behind the watermark is late.
-        """
-        flow = self._stream.flow
-        ports = (self._stream.port, flow._own(other._stream))
-        spec = Join(self._key, other._key, within, on_late)
-        return Stream(flow, Port(flow._builder.add("join", ports, spec, name, Call(on_error=on_error))))
-
-
-class Windowed(Generic[K, T]):
-    """Records grouped by key and window."""
-
-    def __init__(self, stream: Stream[T], key: Callable[[T], K], window: Window) -> None:
-        self._stream = stream
-        self._key = key
-        self._window = window
-
-    def reduce(
-        self,
-        init: Callable[[], S],
-        step: Callable[[S, T], S],
-        *,
-        merge: Callable[[S, S], S] | None = None,
-        on_error: OnError = "fail",
-        name: str = "",
-    ) -> Stream[Pane[K, S]]:
-        """Fold the records of each window: `step(state, record)` gives the next state; the last comes out.
-
-        Sessions need `merge(state, state)`, for a record that makes one of two.
-        """
-        spec = WindowFold(self._window, self._key, init, step, merge)
-        return cast("Stream[Pane[K, S]]", self._stream._then("window", spec, name, Call(on_error=on_error)))
-
-    def collect(self, *, on_error: OnError = "fail", name: str = "") -> Stream[Pane[K, list[T]]]:
-        """The records of each window as a list, in the order they came."""
-        return self.reduce(list, appended, merge=extended, on_error=on_error, name=name)
-
-
-def appended(items: list[T], item: T) -> list[T]:
-    """The step of `Windowed.collect`."""
-    items.append(item)
-    return items
-
-
-def extended(items: list[T], more: list[T]) -> list[T]:
-    """The merge of `Windowed.collect`."""
-    items.extend(more)
-    return items

@@ -6,13 +6,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+from sage.kernel.services import ServiceCall
+
 __all__ = ["Mode", "instances_do", "mode_for", "mode_of"]
 
 Mode: TypeAlias = Literal["sync", "async", "parts"]
 
 
 def mode_of(fn: Callable[..., Any]) -> Mode:
-    """Whether calling `fn` gives a value, an awaitable or an async iterator."""
+    """Whether calling `fn` gives a value, an awaitable or an async iterator; a call of a service that may
+    give either is awaited.
+    """
+    if isinstance(fn, ServiceCall):
+        return mode_of(fn.fn) if fn.fn is not None else "async"
     for target in (fn, getattr(fn, "func", None), _dunder_call(fn)):
         if inspect.iscoroutinefunction(target):
             return "async"

@@ -12,10 +12,13 @@ from sage.kernel.ports import SnapshotStore
 
 __all__ = [
     "Batch",
+    "Cache",
     "Call",
     "Checkpoints",
     "Failure",
     "OnError",
+    "OnRounds",
+    "OnTimeout",
     "Order",
     "Pane",
     "Part",
@@ -32,6 +35,8 @@ S = TypeVar("S")
 
 Order = Literal["input", "any"]
 OnError = Literal["fail", "skip", "divert"]
+OnRounds = Literal["fail", "emit", "divert"]
+OnTimeout = Literal["reject", "approve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,32 @@ class Retry:
         """The longest pause after `failed` failed calls, in seconds."""
         # The exponent is capped as well: 2.0**1024 does not fit in a float.
         return min(30.0, self.backoff * 2.0 ** min(failed - 1, 30))
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Keep results by what they were made from, so that equal records cost one call.
+
+    A result is kept for `ttl` seconds, 0 = as long as there is room: for `size` results of `bytes` in all;
+    those that nobody asked for longest make place. With a `path`, a SQLite file, results of plain data also
+    outlive the run, each for its `ttl`. `key(record)`: what makes records equal, where it is not all of them.
+    """
+
+    ttl: float = 0.0
+    size: int = 10_000
+    bytes: int = 64 << 20
+    path: str = ""
+    key: Any = None
+
+    def __post_init__(self) -> None:
+        if self.ttl < 0 or self.size < 1 or self.bytes < 1:
+            given = f"Cache(ttl={self.ttl:g}, size={self.size}, bytes={self.bytes})"
+            raise UsageError(f"{given} needs ttl >= 0, size >= 1 and bytes >= 1.")
+        if self.path and not self.ttl:
+            raise UsageError(
+                f"Cache(path={self.path!r}) has no ttl, so nothing would ever leave that file.",
+                hint="Say for how many seconds a result is good, such as ttl=30 * 86400.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +198,4 @@ class Call:
     timeout: float | None = None
     retry: Retry | None = None
     on_error: OnError = "fail"
+    cache: Cache | None = None

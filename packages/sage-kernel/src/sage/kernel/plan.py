@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sage.common.errors import BadRequestError
-from sage.kernel.options import Batch, Call, OnError, Use, Window
+from sage.kernel.options import Batch, Call, OnError, OnRounds, OnTimeout, Use, Window
 from sage.kernel.provision import Provision
 
 __all__ = [
     "Builder",
     "EventTime",
     "Fold",
+    "Gate",
+    "Iterate",
     "Join",
     "Node",
     "Plan",
@@ -37,6 +39,8 @@ Verb = Literal[
     "event_time",
     "window",
     "join",
+    "iterate",
+    "gate",
     "merge",
     "sink",
     "reply",
@@ -70,11 +74,15 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A keyed fold: `step(state, item)` gives the key's next state and one output."""
+    """A keyed fold: `step(state, item)` gives the key's next state and one output.
+
+    A key that no record came for in `ttl` seconds begins anew; 0 = it is kept for good.
+    """
 
     key: Any
     init: Any
     step: Any
+    ttl: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,28 @@ class EventTime:
     idle: float = 0.0
 
 
-Spec = (Fold, WindowFold, Join, EventTime)
+@dataclass(frozen=True, slots=True)
+class Iterate:
+    """`body` again and again, until `until(record)`; `on_rounds`: what if that is not within `max_rounds`."""
+
+    body: Plan
+    until: Any
+    max_rounds: int
+    on_rounds: OnRounds = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Records for which `when` is true, or all, wait in `inbox` for a decision; at most `limit` of them."""
+
+    inbox: str
+    timeout: float
+    when: Any = None
+    on_timeout: OnTimeout = "reject"
+    limit: int = 1000
+
+
+Spec = (Fold, WindowFold, Join, EventTime, Iterate, Gate)
 """What stands in a node for an operator that is more than one function."""
 
 
@@ -216,6 +245,8 @@ def label(fn: Any) -> str:
         return fn.name
     if isinstance(fn, Fold | WindowFold):
         return label(fn.step)
+    if isinstance(fn, Gate | Iterate):
+        return fn.inbox if isinstance(fn, Gate) else ""
     name: str = getattr(fn, "__name__", "") or type(fn).__name__
     return "" if name == "<lambda>" else name
 
@@ -244,11 +275,23 @@ def _edges(plan: Plan) -> Iterator[str]:
             yield f"what {node.name!r} makes reaches no sink and no reply"
         if node.call.on_error == "divert" and not plan.readers(i, "diverted"):
             yield f"{node.name!r} diverts and nothing reads its .diverted: give it a sink, or skip"
-        if "divert" not in (node.call.on_error, _on_late(node)) and plan.readers(i, "diverted"):
+        also = _on_late(node) or getattr(node.fn, "on_rounds", "")
+        if "divert" not in (node.call.on_error, also) and plan.readers(i, "diverted"):
             yield f"the .diverted of {node.name!r} is read, and it does not divert: set on_error='divert'"
 
 
-_UNCALLED = ("merge", "requests", "reply", "scan", "source", "event_time", "window", "join")
+_UNCALLED = (
+    "merge",
+    "requests",
+    "reply",
+    "source",
+    "scan",
+    "event_time",
+    "window",
+    "join",
+    "iterate",
+    "gate",
+)
 
 
 def _options(plan: Plan) -> Iterator[str]:

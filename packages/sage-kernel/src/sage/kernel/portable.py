@@ -10,8 +10,9 @@ from typing import Any
 from sage.common.errors import SageError
 from sage.kernel.modes import Mode, mode_for
 from sage.kernel.options import Use
-from sage.kernel.plan import Node, Plan
+from sage.kernel.plan import Iterate, Node, Plan
 from sage.kernel.registry import Registry
+from sage.kernel.services import service_calls
 
 __all__ = ["misfits", "problems"]
 
@@ -25,10 +26,14 @@ def problems(plan: Plan, registry: Registry) -> Iterator[str]:
         parallel, scale = provision.parallelism, provision.scale
         if parallel and scale and not scale.min <= parallel.n <= scale.max:
             yield f"{node.name!r} begins with {parallel.n} workers, which its {scale} does not allow"
+        if parallel and node.call.cache is not None:
+            yield f"{node.name!r} runs on workers, whose results no cache keeps: take cache= or parallelism="
         if not isinstance(node.fn, Use):  # what a factory makes is seen when it is made
             yield from misfits(node, mode_for(node.verb, node.fn))
         if parallel and parallel.kind == "process" and node.verb in _STATELESS:
             yield from _stays(node, registry)
+        if isinstance(node.fn, Iterate):
+            yield from problems(node.fn.body, registry)
 
 
 def misfits(node: Node, mode: Mode) -> Iterator[str]:
@@ -54,6 +59,11 @@ def _stays(node: Node, registry: Registry) -> Iterator[str]:
         spelled = f"the factory of {node.fn.name!r}"
     else:
         what, spelled = node.fn, f"{node.fn!r}"
+        for name in sorted({call.name for call in service_calls(node.fn)}):
+            yield (
+                f"{node.name!r} runs in processes, where there are no services, and calls {name!r}: run it "
+                "in threads: Parallel(n, 'thread')"
+            )
     try:
         data = pickle.dumps(what, 5)
     except Exception as error:

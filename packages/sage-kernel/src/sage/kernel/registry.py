@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.kernel.options import Use
-from sage.kernel.plan import Fold, Plan
+from sage.kernel.plan import Iterate, Node, Plan, Spec
 
 __all__ = ["Factory", "Operator", "Registry", "Role", "default_registry", "nearest", "operator"]
 
@@ -27,12 +27,25 @@ F = TypeVar("F", bound=Factory)
 
 GROUP = "sage.operators"
 BUILT_IN: dict[tuple[str, str], str] = {
-    ("source", "files"): "sage.kernel.connectors:files",
-    ("source", "lines"): "sage.kernel.connectors:lines",
-    ("source", "jsonl"): "sage.kernel.connectors:read_jsonl",
+    ("source", "csv"): "sage.kernel.connectors:Csv",
+    ("source", "files"): "sage.kernel.connectors:Files",
+    ("source", "http"): "sage.kernel.connectors:HttpLines",
+    ("source", "http_pages"): "sage.kernel.connectors:HttpPages",
     ("source", "items"): "sage.kernel.connectors:items",
-    ("sink", "stdout"): "sage.kernel.connectors:Stdout",
+    ("function", "service"): "sage.kernel.services:call_service",
+    ("source", "jsonl"): "sage.kernel.connectors:Jsonl",
+    ("source", "lines"): "sage.kernel.connectors:Lines",
+    ("source", "parquet"): "sage.kernel.connectors:Parquet",
+    ("source", "queue"): "sage.kernel.connectors:QueueSource",
+    ("source", "sql"): "sage.kernel.connectors:Sql",
+    ("sink", "csv"): "sage.kernel.connectors:CsvFile",
+    ("sink", "http"): "sage.kernel.connectors:HttpPost",
     ("sink", "jsonl"): "sage.kernel.connectors:JsonlFile",
+    ("sink", "lines"): "sage.kernel.connectors:LinesFile",
+    ("sink", "parquet"): "sage.kernel.connectors:ParquetFolder",
+    ("sink", "queue"): "sage.kernel.connectors:QueueSink",
+    ("sink", "sql"): "sage.kernel.connectors:SqlTable",
+    ("sink", "stdout"): "sage.kernel.connectors:Stdout",
 }
 
 
@@ -74,7 +87,9 @@ class Operator:
         return self.factory(**self.bind(params))
 
     def _hints(self) -> dict[str, Any]:
-        target = vars(self.factory).get("__init__") if isinstance(self.factory, type) else self.factory
+        target: Any = self.factory
+        if isinstance(target, type):
+            target = target.__init__  # type: ignore[misc] # of whichever class it is
         try:
             return get_type_hints(target)
         except (NameError, TypeError):
@@ -120,7 +135,7 @@ class Registry:
     def problems(self, plan: Plan) -> Iterator[str]:
         """What is wrong with the named operators of a plan; factories are loaded and not called."""
         for node in plan.nodes:
-            for use in uses(node.fn):
+            for use in uses(node):
                 try:
                     self.get(use.name, role_of(node.verb)).bind(use.params)
                 except (BadRequestError, NotFoundError) as error:
@@ -141,10 +156,14 @@ class Registry:
         return _entry_points() if self._entry_points else {}
 
 
-def uses(fn: Any) -> list[Use]:
-    """The named operators that a node refers to."""
-    parts = (fn.key, fn.init, fn.step) if isinstance(fn, Fold) else (fn,)
-    return [part for part in parts if isinstance(part, Use)]
+def uses(node: Node) -> list[Use]:
+    """The named operators that a node refers to, those in the body of a loop too."""
+    fn: Any = node.fn
+    parts = [getattr(fn, part.name) for part in fields(fn)] if isinstance(fn, Spec) else [fn]
+    if node.call.cache is not None:
+        parts.append(node.call.cache.key)
+    inner = fn.body.nodes if isinstance(fn, Iterate) else ()
+    return [part for part in parts if isinstance(part, Use)] + [use for node in inner for use in uses(node)]
 
 
 def role_of(verb: str) -> Role:

@@ -5,22 +5,39 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, get_args
 
-from sage.kernel.options import Window
+from sage.kernel.options import Cache, Window
 from sage.kernel.plan import Verb
 
-__all__ = ["CALL", "NAMED", "OPTIONS", "PROVISION", "REQUIRED", "VERBS", "WINDOW", "flow_schema"]
+__all__ = [
+    "CACHE",
+    "CALL",
+    "COUNTS",
+    "NAMED",
+    "OPTIONS",
+    "PROVISION",
+    "REQUIRED",
+    "VERBS",
+    "WINDOW",
+    "WORDS",
+    "flow_schema",
+]
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
-CALL = ("concurrency", "order", "timeout", "retry", "on_error")
+CALL = ("concurrency", "order", "timeout", "retry", "on_error", "cache")
+CACHE = tuple(field.name for field in fields(Cache))
 PROVISION = ("parallelism", "resources", "scale")
 WINDOW = tuple(field.name for field in fields(Window))
-NAMED = ("key", "init", "step", "merge", "at", "left", "right")  # the options that name code
+NAMED = ("key", "init", "step", "merge", "at", "left", "right", "until", "when")  # the options that name code
 REQUIRED = {
     "scan": ("key", "init", "step"),
     "event_time": ("at",),
     "window": ("key", "init", "step"),
     "join": ("left", "right", "within"),
+    "iterate": ("body", "until", "max_rounds"),
+    "gate": ("inbox", "timeout"),
 }
+WORDS = ("on_late", "on_rounds", "on_timeout", "inbox")  # the options of a spec that are text
+COUNTS = ("max_rounds", "limit")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "source": ("use", "with"),
     "requests": ("type",),
@@ -28,10 +45,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "flatmap": ("use", "with", "on_error", *PROVISION),
     "filter": ("use", "with", "on_error", *PROVISION),
     "map_batch": ("use", "with", "batch", *CALL, *PROVISION),
-    "scan": ("key", "init", "step"),
+    "scan": ("key", "init", "step", "ttl"),
     "event_time": ("at", "lateness", "idle", "on_error"),
     "window": ("key", "init", "step", "merge", *WINDOW, "on_error"),
     "join": ("left", "right", "within", "on_late", "on_error"),
+    "iterate": ("body", "until", "max_rounds", "on_rounds", "concurrency", "order", "timeout", "on_error"),
+    "gate": ("inbox", "timeout", "when", "on_timeout", "limit", "on_error"),
     "sink": ("use", "with"),
     "reply": (),
 }
@@ -63,6 +82,17 @@ def flow_schema() -> dict[str, Any]:
             "additionalProperties": False,
         },
         **dict.fromkeys(("lateness", "idle", "size", "slide", "gap", "late", "within"), seconds),
+        "ttl": seconds,
+        **dict.fromkeys(COUNTS, count),
+        "inbox": {"type": "string", "minLength": 1},
+        "body": {"type": "array", "items": {"$ref": "#/$defs/step"}, "minItems": 1},
+        "on_rounds": {"enum": ["fail", "emit", "divert"]},
+        "on_timeout": {"enum": ["reject", "approve"]},
+        "cache": {
+            "type": "object",
+            "properties": _cache(count, seconds, named),
+            "additionalProperties": False,
+        },
         "on_late": {"enum": ["fail", "skip", "divert"]},
         **dict.fromkeys(NAMED, named),
         **_provision_schema(count, seconds),
@@ -76,9 +106,13 @@ def flow_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "SAGE pipeline",
         "type": "object",
-        "properties": {"name": {"type": "string"}, "steps": {"type": "array", "items": {"oneOf": steps}}},
+        "properties": {
+            "name": {"type": "string"},
+            "steps": {"type": "array", "items": {"$ref": "#/$defs/step"}},
+        },
         "required": ["name", "steps"],
         "additionalProperties": False,
+        "$defs": {"step": {"oneOf": steps}},
     }
 
 
@@ -94,6 +128,10 @@ def _provision_schema(count: dict[str, Any], amount: dict[str, Any]) -> dict[str
 
     workers = {"anyOf": [count, closed(parallel)]}
     return {"parallelism": workers, "resources": closed(resources), "scale": closed(scale)}
+
+
+def _cache(count: dict[str, Any], seconds: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    return {"ttl": seconds, "size": count, "bytes": count, "path": {"type": "string"}, "key": named}
 
 
 def _step_schema(verb: str, options: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:

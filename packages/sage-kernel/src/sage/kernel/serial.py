@@ -11,6 +11,8 @@
         from: pieces.diverted
 
 A step reads the one before it unless `from` names another, or two for a `join`; `merge` lists those it joins.
+The body of an `iterate` is a list of steps: the first one reads the record that goes round, which others can
+name as `from: round`, and the last one gives it back.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ from importlib import import_module
 from typing import Any
 
 from sage.common.errors import BadRequestError
-from sage.kernel.options import Batch, Call, Retry, Use, Window
+from sage.kernel.options import Batch, Cache, Call, Retry, Use, Window
 from sage.kernel.plan import (
     Builder,
     EventTime,
     Fold,
+    Gate,
+    Iterate,
     Join,
     Node,
     Plan,
@@ -36,11 +40,12 @@ from sage.kernel.plan import (
     Verb,
     WindowFold,
 )
-from sage.kernel.provision import Parallel, Provision, Scale
+from sage.kernel.provision_data import known, provision_data, read_provision
 from sage.kernel.registry import nearest
-from sage.kernel.schema import CALL, NAMED, OPTIONS, PROVISION, REQUIRED, VERBS, WINDOW
+from sage.kernel.schema import CACHE, CALL, COUNTS, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW, WORDS
+from sage.kernel.services import ServiceCall
 
-__all__ = ["from_dict", "to_dict"]
+__all__ = ["from_dict", "import_named", "to_dict"]
 
 PLAIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, object)}
 ERRORS = "sage.common.errors"
@@ -86,10 +91,10 @@ def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
         body |= _spec_data(node, node.fn, problems)
     elif node.verb != "reply":
         body |= _reference(node, node.fn, problems)
-    body |= {name: value for name, value in _call_data(node.call).items() if value is not None}
+    body |= {name: value for name, value in _call_data(node, problems).items() if value is not None}
     if node.batch:
         body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
-    body |= _provision_data(node.provision)
+    body |= provision_data(node.provision)
     origin = origins if node.verb == "join" else origins[0] if origins else None
     return {node.verb: body, "id": node.name, **({"from": origin} if origin else {})}
 
@@ -103,13 +108,15 @@ def _spec_data(node: Node, spec: Any, problems: list[str]) -> dict[str, Any]:
             found[part.name] = _reference(node, value, problems)
         elif isinstance(value, Window):
             found |= _spec_data(node, value, problems)
+        elif isinstance(value, Plan):
+            found[part.name] = [_step(value, inner, problems) for inner in value.nodes[1:-1]]
         elif value != part.default:
             found[part.name] = value
     return found
 
 
-def _call_data(call: Call) -> dict[str, Any]:
-    retry = None
+def _call_data(node: Node, problems: list[str]) -> dict[str, Any]:
+    call, retry = node.call, None
     if call.retry:
         on = [
             e.__name__ if e.__module__ == "builtins" else f"{e.__module__}:{e.__name__}"
@@ -123,32 +130,15 @@ def _call_data(call: Call) -> dict[str, Any]:
         "timeout": call.timeout,
         "retry": retry,
         "on_error": on_error,
+        "cache": _spec_data(node, call.cache, problems) if call.cache is not None else None,
     }
-
-
-def _provision_data(provision: Provision) -> dict[str, Any]:
-    """What was said about workers, without what is as it is anyway."""
-    found: dict[str, Any] = {}
-    if parallel := provision.parallelism:
-        plain = Parallel(parallel.n) == parallel
-        found["parallelism"] = parallel.n if plain else _set_parts(parallel, Parallel(parallel.n), "n")
-    if resources := provision.resources:
-        found["resources"] = _set_parts(resources, type(resources)())
-        if resources.labels:
-            found["resources"]["labels"] = dict(resources.labels)
-    if scale := provision.scale:
-        found["scale"] = _set_parts(scale, Scale(), "min", "max")
-    return found
-
-
-def _set_parts(value: Any, usual: Any, *always: str) -> dict[str, Any]:
-    names = [part.name for part in fields(value)]
-    return {n: getattr(value, n) for n in names if n in always or getattr(value, n) != getattr(usual, n)}
 
 
 def _reference(node: Node, fn: Any, problems: list[str]) -> dict[str, Any]:
     if isinstance(fn, Use):
         return {"use": fn.name, **({"with": dict(fn.params)} if fn.params else {})}
+    if isinstance(fn, ServiceCall):
+        return {"use": "service", "with": {"name": fn.name, **({"method": fn.method} if fn.method else {})}}
     if node.verb == "source" and isinstance(fn, list | tuple | range):
         return {"use": "items", "with": {"values": list(fn)}}
     return {"use": _code(node, fn, problems)}
@@ -168,35 +158,22 @@ def _code(node: Node, fn: Any, problems: list[str]) -> str:
     return f"{module}:{name}"
 
 
+def import_named(name: str, allow: tuple[str, ...]) -> Any:
+    """What `module:qualname` names, if `allow` has it, or `module:*`. Raises BadRequestError."""
+    module, _, qualname = name.partition(":")
+    if name not in allow and f"{module}:*" not in allow:
+        allowed = ", ".join(allow) or "nothing"
+        raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
+    try:
+        return _attribute(import_module(module), qualname)
+    except (ImportError, AttributeError) as error:
+        raise BadRequestError(f"{name!r} cannot be imported: {error}") from error
+
+
 def _attribute(target: Any, name: str) -> Any:
     for part in name.split("."):
         target = getattr(target, part)
     return target
-
-
-def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(body, Mapping):
-        raise BadRequestError(f"{name} is {body!r}, not a mapping of {', '.join(keys)}")
-    for key in body:
-        if key not in keys:
-            raise BadRequestError(f"{name}: unknown key {key!r}{nearest(str(key), keys)}")
-    return dict(body)
-
-
-def _provision(body: Mapping[str, Any]) -> Provision:
-    given = {name: body[name] for name in PROVISION if name in body}
-    if isinstance(given.get("parallelism"), int):
-        given["parallelism"] = {"n": given["parallelism"]}
-    kinds: dict[str, Any] = {"parallelism": Parallel, "scale": Scale}
-    if "resources" in given:
-        from sage.kernel.scheduler import Resources  # a hundred plans ask for none
-
-        kinds["resources"] = Resources
-    made = {}
-    for name, value in given.items():
-        known = tuple(part.name for part in fields(kinds[name]))
-        made[name] = kinds[name](**_known(name, value, known))
-    return Provision(**made)
 
 
 def _seconds(name: str, value: Any) -> float:
@@ -208,12 +185,14 @@ def _seconds(name: str, value: Any) -> float:
 class _Reader:
     """Adds the steps of a document to a plan, noting whatever it cannot read."""
 
-    def __init__(self, builder: Builder, allow: tuple[str, ...], problems: list[str]) -> None:
+    def __init__(
+        self, builder: Builder, allow: tuple[str, ...], problems: list[str], first: int | None = None
+    ) -> None:
         self._builder = builder
         self._allow = allow
         self._problems = problems
-        self._names: dict[str, int] = {}
-        self._last: int | None = None
+        self._names = {} if first is None else {builder.nodes[first].name: first}
+        self._last = first
 
     def read(self, at: str, step: Any) -> None:
         """Add one step."""
@@ -297,31 +276,37 @@ class _Reader:
         try:
             fn = self._fn(at, verb, body)
             batch = (
-                Batch(**_known("batch", body.get("batch", {}), ("size", "wait")))
+                Batch(**known("batch", body.get("batch", {}), ("size", "wait")))
                 if verb == "map_batch"
                 else None
             )
-            return Node(name, verb, inputs, fn, self._call(body), batch, _provision(body))
+            return Node(name, verb, inputs, fn, self._call(verb, body), batch, read_provision(body))
         except (BadRequestError, TypeError) as error:
             self._problems.append(f"{at}: {error}")
             return Node(name, verb, inputs)
 
-    def _call(self, body: Mapping[str, Any]) -> Call:
-        given = {name: body[name] for name in CALL if name in body}
+    def _call(self, verb: Verb, body: Mapping[str, Any]) -> Call:
+        # A gate has a timeout too, which is its own and not that of a call.
+        given = {name: body[name] for name in CALL if name in body and name not in REQUIRED.get(verb, ())}
         for name, kinds in (("concurrency", (int,)), ("timeout", (int, float))):
             if name in given and (not isinstance(given[name], kinds) or isinstance(given[name], bool)):
                 raise BadRequestError(f"{name} is {given[name]!r}, not a number")
         if "retry" in given:
-            retry = _known("retry", given["retry"], ("attempts", "backoff", "on"))
+            retry = known("retry", given["retry"], ("attempts", "backoff", "on"))
             if "on" in retry:
                 retry["on"] = tuple(self._error(str(text)) for text in retry["on"])
             given["retry"] = Retry(**retry)
+        if "cache" in given:
+            cache = known("cache", given["cache"], CACHE)
+            if "key" in cache:
+                cache["key"] = self._referred("cache.key", cache["key"])
+            given["cache"] = Cache(**cache)
         return Call(**given)
 
     def _fn(self, at: str, verb: Verb, body: Mapping[str, Any]) -> Any:
         if verb == "requests":
             kind = str(body.get("type", "object"))
-            return PLAIN_TYPES.get(kind) or self._import(kind)
+            return PLAIN_TYPES.get(kind) or import_named(kind, self._allow)
         if verb == "reply":
             return None
         if verb in REQUIRED:
@@ -334,13 +319,35 @@ class _Reader:
         for name in OPTIONS[verb]:
             if name in NAMED and (name in body or name in REQUIRED[verb]):
                 given[name] = self._referred(f"{at}.{name}", body.get(name))
-            elif name not in CALL and name in (*body, *REQUIRED[verb]):
-                given[name] = _seconds(name, body.get(name)) if name != "on_late" else body[name]
+            elif name in REQUIRED[verb] or (name not in CALL and name in body):
+                given[name] = self._part(at, name, body.get(name))
         if verb == "window":
             window = Window(**{name: given.pop(name) for name in WINDOW if name in given})
             return WindowFold(window, **given)
-        kind: Any = {"scan": Fold, "event_time": EventTime, "join": Join}[verb]
-        return kind(**given)
+        kinds: dict[str, Any] = {"scan": Fold, "event_time": EventTime, "join": Join}
+        return (kinds | {"iterate": Iterate, "gate": Gate})[verb](**given)
+
+    def _part(self, at: str, name: str, value: Any) -> Any:
+        if name == "body":
+            return self._body(f"{at}.body", value)
+        if name in COUNTS and (not isinstance(value, int) or isinstance(value, bool)):
+            raise BadRequestError(f"{name} is {value!r}, not a whole number")
+        if name in WORDS and not isinstance(value, str):
+            raise BadRequestError(f"{name} is {value!r}, not a text")
+        return value if name in (*COUNTS, *WORDS) else _seconds(name, value)
+
+    def _body(self, at: str, steps: Any) -> Plan:
+        """What a loop goes round."""
+        if not isinstance(steps, list) or not steps:
+            raise BadRequestError(f"body is {steps!r}: it is a list of steps, at least one")
+        builder = Builder("iterate")
+        reader = _Reader(builder, self._allow, self._problems, builder.add("requests", (), object, "round"))
+        for i, step in enumerate(steps):
+            reader.read(f"{at}[{i}]", step)
+        if reader._last is None:
+            raise BadRequestError("the last step of its body gives nothing back, and it goes round")
+        builder.add("reply", (Port(reader._last),))
+        return builder.plan()
 
     def _referred(self, at: str, body: Any) -> Any:
         body = {"use": body} if isinstance(body, str) else body
@@ -353,23 +360,13 @@ class _Reader:
             return Use(name, dict(params))
         if params:
             raise BadRequestError(f"{name!r} is code, which takes no 'with'; a registered factory does")
-        return self._import(name)
-
-    def _import(self, name: str) -> Any:
-        module, _, qualname = name.partition(":")
-        if name not in self._allow and f"{module}:*" not in self._allow:
-            allowed = ", ".join(self._allow) or "nothing"
-            raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
-        try:
-            return _attribute(import_module(module), qualname)
-        except (ImportError, AttributeError) as error:
-            raise BadRequestError(f"{name!r} cannot be imported: {error}") from error
+        return import_named(name, self._allow)
 
     def _error(self, name: str) -> type[Exception]:
         module, _, qualname = name.rpartition(":")
         found = getattr(builtins if not module else import_module(ERRORS), qualname, None)
         if module not in ("", ERRORS):
-            found = self._import(name)
+            found = import_named(name, self._allow)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             raise BadRequestError(f"retry.on has {name!r}, which is no exception")
         return found

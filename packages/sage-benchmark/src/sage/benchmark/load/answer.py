@@ -103,6 +103,7 @@ class Answer:
             error=error,
             texts=self.request.texts,
             closed=intended is None,
+            ended=now - origin,
         )
 
     def _read(self) -> tuple[list[float], _Usage]:

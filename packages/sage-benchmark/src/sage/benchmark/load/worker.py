@@ -7,6 +7,7 @@ record to RECORDS (NDJSON) as its request ends, and prints one line when it star
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import sys
@@ -21,21 +22,30 @@ from sage.benchmark.load.plan import Plan
 from sage.benchmark.load.process import STARTED, Report
 from sage.benchmark.metrics import Record
 
-__all__ = ["main", "raise_priority"]
+__all__ = ["lower_priority", "main", "raise_priority"]
 
 _NICE: Final = -10
 
 
-def raise_priority() -> str:
-    """Go before ordinary processes: a busy machine must not delay the clock. Says what was allowed."""
+def raise_priority(pid: int = 0, level: int = 1) -> str:
+    """Let a process (0 = this one) go before ordinary ones: a busy machine must not delay what is timed.
+
+    A higher `level` goes before a lower one. Says what was allowed. What it starts is ordinary again.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        os.sched_setscheduler(pid, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(level))
     except (AttributeError, OSError):  # not Linux, or not allowed
-        try:
-            return f"nice {os.nice(_NICE)}"
-        except OSError:
-            return f"nice {os.nice(0)}"
-    return "SCHED_RR 1"
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+        return f"nice {os.getpriority(os.PRIO_PROCESS, pid)}"
+    return f"SCHED_RR {level}"
+
+
+def lower_priority() -> None:
+    """This process is an ordinary one again."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def main() -> None:

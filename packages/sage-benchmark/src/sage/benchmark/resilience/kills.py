@@ -22,6 +22,7 @@ WORDS: Final = 12
 ERROR_S: Final = 0.25  # from the end of an engine to the error event
 NEXT_S: Final = 1.0  # for the next request, elsewhere
 MOST_KILLED: Final = 2  # engines that one request may end
+POISONED: Final = "502 engine_error, to be tried again: false"
 USUAL: Final = 25  # requests between two breaks: retries are a tenth of the traffic, and a break takes two
 BACK_S: Final = 40.0  # for an engine that was killed: it may have been ejected for a time as well
 
@@ -148,7 +149,8 @@ async def _poison(options: Options) -> list[Check]:
         for number in range(options.count):
             before = await _restarts(stage)
             answer = await stage.ask(CHAT, chat(Act(kill=0), stream=number % 2 == 0))
-            codes.add(f"{answer.status} {answer.error}")
+            again = answer.headers.get("x-should-retry", "not said")
+            codes.add(f"{answer.status} {answer.error}, to be tried again: {again}")
 
             async def noticed(before: int = before) -> bool:
                 return await _restarts(stage) > before
@@ -163,8 +165,8 @@ async def _poison(options: Options) -> list[Check]:
         Check(
             "what it was answered",
             ", ".join(sorted(codes)),
-            "502 engine_error",
-            codes == {"502 engine_error"},
+            POISONED,
+            codes == {POISONED},
         ),
         *nothing_left(left),
     ]

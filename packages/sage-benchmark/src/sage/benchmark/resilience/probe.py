@@ -67,7 +67,7 @@ def main() -> None:
     """The process; it ends when it is killed."""
     port, per_s = int(sys.argv[1]), float(sys.argv[2])
     message = sys.stdin.buffer.read()
-    raise_priority()
+    raise_priority(level=2)
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     print("connected", flush=True)

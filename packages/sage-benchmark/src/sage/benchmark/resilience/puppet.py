@@ -201,6 +201,8 @@ class _Connection(asyncio.Protocol):
             await asyncio.sleep(act.gap_ms / 1000)
             while self._transport.get_write_buffer_size() > 1 << 20:  # noqa: ASYNC110 - a slow reader
                 await asyncio.sleep(0.01)
+            if self._transport.is_closing():
+                return
             self._engine.seen.sent += len(piece)
         if stream:
             self._transport.write(b"0\r\n\r\n")

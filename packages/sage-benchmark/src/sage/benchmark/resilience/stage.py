@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 import psutil
 
+from sage.benchmark.load.worker import lower_priority, raise_priority
 from sage.benchmark.resilience import kind
+from sage.benchmark.resilience.report import Check
 from sage.benchmark.resilience.reports import Seen
 from sage.benchmark.resilience.wire import Answer, ask
 from sage.common.api import EngineList, EngineStatus, RunInfo
@@ -180,11 +182,11 @@ class Stage:
 
     async def clean(self, timeout: float = 15.0) -> dict[str, float]:
         """What is left once everything that can end has ended."""
-        await self._quiet()
         found: dict[str, float] = {}
 
         async def nothing() -> bool:
             nonlocal found
+            await self._quiet()  # again: engines are looked at every two seconds
             found = await self.left()
             return not any(value > 0 for value in found.values())
 
@@ -201,6 +203,20 @@ class Stage:
         """Lines of the gateway's log that tell of a fault of its own."""
         lines = (self.folder / "gateway.log").read_text(errors="replace").splitlines()
         return [line[:300] for line in lines if '"level": "error"' in line or line.startswith("Traceback")]
+
+    @contextlib.contextmanager
+    def preferred(self) -> Iterator[Check]:
+        """What is timed goes before what else runs on this machine meanwhile, as far as that is allowed.
+
+        So does this process, but not before that.
+        """
+        engines = [one.process.pid for one in self.puppets.values() if one.process is not None]
+        allowed = [raise_priority(), *(raise_priority(pid, 2) for pid in (self.process.pid, *engines))]
+        try:
+            shown = ", ".join(sorted(set(allowed)))
+            yield Check("priority of load, and of gateway and engines", shown, "", True)
+        finally:
+            lower_priority()
 
     def rss(self) -> int:
         """Resident bytes of the gateway."""

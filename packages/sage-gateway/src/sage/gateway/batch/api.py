@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, BinaryIO, Literal, TypeVar
 
 from fastapi import Query, Request
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from sage.common.batch import BatchInfo, BatchList, BatchSpec, FileDeleted, FileInfo, FileList
 from sage.common.errors import BadRequestError
@@ -50,8 +52,8 @@ def file_handlers(files: Files) -> Handlers:
         return _file(await files.get(principal_of(request).id, file_id))
 
     async def file_content(file_id: str, request: Request) -> FileResponse:
-        found = await files.get(principal_of(request).id, file_id)
-        return FileResponse(files.path(found), media_type="application/octet-stream", filename=found.filename)
+        found, content = await files.open(principal_of(request).id, file_id)
+        return _Content(content, found.filename)
 
     async def delete_file(file_id: str, request: Request) -> FileDeleted:
         await files.delete(principal_of(request).id, file_id)
@@ -94,6 +96,25 @@ def batch_handlers(batches: Batches) -> Handlers:
         "get_batch": get_batch,
         "cancel_batch": cancel_batch,
     }
+
+
+class _Content(FileResponse):
+    """The bytes of a file that is open: its name may be gone before they are out."""
+
+    def __init__(self, content: BinaryIO, filename: str) -> None:
+        fd = content.fileno()
+        super().__init__(
+            f"/dev/fd/{fd}",
+            media_type="application/octet-stream",
+            filename=filename,
+            stat_result=os.fstat(fd),
+        )
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self._content:
+            await super().__call__(scope, receive, send)
 
 
 async def _body(request: Request) -> AsyncIterator[bytes]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -26,10 +26,11 @@ from sage.gateway.batch.lines import Line
 from sage.gateway.edge import Admission, too_large
 from sage.gateway.keys import KeyRing
 from sage.gateway.limits import LimitError
-from sage.gateway.reply import Answer, ExtraHeaders
-from sage.gateway.requests import HotRequest
+from sage.gateway.reply import ExtraHeaders, reason_of
+from sage.gateway.requests import Handler, HotRequest
 from sage.gateway.routes import SCOPES
 from sage.middleware.control_plane.records import Record
+from sage.middleware.engines.dialects.envelopes import envelope_of
 from sage.middleware.engines.port import Route
 
 __all__ = ["ENDPOINTS", "LineCaller", "undone"]
@@ -40,6 +41,8 @@ log = logging.getLogger("sage.gateway")
 _CLASSES: Final = {
     Route.CHAT: RequestClass.BATCH,
     Route.COMPLETIONS: RequestClass.BATCH,
+    Route.MESSAGES: RequestClass.BATCH,
+    Route.RESPONSES: RequestClass.BATCH,
     Route.EMBEDDINGS: RequestClass.EMBED_BULK,
 }
 ENDPOINTS: Final = {f"/v1/{route.value}": route for route in _CLASSES}
@@ -47,8 +50,6 @@ FAULTS: Final = 3  # attempts that may end with a fault of an engine
 CRASHES: Final = 2  # of engines under one line, after which nobody tries it again
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
-
-Serve = Callable[[HotRequest, Answer], Coroutine[Any, Any, None]]
 
 
 class _Response(msgspec.Struct):
@@ -76,6 +77,9 @@ class LineAnswer:
         self.chunks = 0
         self.paused = False
         self.trace = b""
+        self.record: Record | None = None
+        self.reason = ""
+        self.status = 0
         self.error: SageError | None = None
         self._parts: list[bytes] = []
 
@@ -94,10 +98,12 @@ class LineAnswer:
         """Nothing to do: there are no headers."""
 
     def remember(self, record: Record) -> None:
-        """Nothing to do: it is asked for by the request's id."""
+        """Keep it for the log."""
+        self.record = record
 
-    def head(self, status: int, content_type: str) -> None:
-        """Nothing to keep: what is passed on has status 200."""
+    def head(self, status: int, content_type: str) -> None:  # noqa: ARG002
+        """Keep the status; it is 200."""
+        self.status = status
 
     def data(self, chunk: bytes) -> None:
         """Keep the bytes."""
@@ -117,6 +123,7 @@ class LineAnswer:
     def fail(self, error: SageError) -> None:
         """Keep the error."""
         self.error = error
+        self.status, self.reason = error.status, reason_of(error)
 
 
 class LineCaller:
@@ -127,7 +134,7 @@ class LineCaller:
 
     def __init__(
         self,
-        serve: Serve,
+        serve: Handler,
         ring: KeyRing,
         bodies: Mapping[Route, int],
         decision: Callable[[str], Decision | None],
@@ -145,16 +152,16 @@ class LineCaller:
         """
         if line.stream:
             error: SageError = BadRequestError("The lines of a batch cannot stream.", param="stream")
-            return _refused(line, new_id("req"), error)
+            return _refused(line, route, new_id("req"), error)
         if len(line.body) > self._bodies[route]:
-            return _refused(line, new_id("req"), too_large(self._bodies[route]))
+            return _refused(line, route, new_id("req"), too_large(self._bodies[route]))
         faults = crashes = 0
         pause = FIRST_PAUSE_S
         while True:
             request_id = new_id("req")
             answer = await self._once(owner, route, line, request_id)
             if answer.error is None:
-                return _answered(line, request_id, answer.body)
+                return _answered(line, route, request_id, answer.body)
             error = answer.error
             if isinstance(error, UnauthorizedError):
                 raise error
@@ -162,10 +169,10 @@ class LineCaller:
                 faults += 1
                 decision = self._decision(request_id)
                 crashes += decision.crashes if decision else 0
-                if faults >= FAULTS or crashes >= CRASHES:
-                    return _refused(line, request_id, error)
+                if error.final or faults >= FAULTS or crashes >= CRASHES:
+                    return _refused(line, route, request_id, error)
             elif not _passes(error):
-                return _refused(line, request_id, error)
+                return _refused(line, route, request_id, error)
             if await _set_within(closing, max(error.retry_after or 0.0, pause)):
                 return None
             pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -196,16 +203,16 @@ def undone(line: Line, code: str, message: str) -> bytes:
     return _line(_Output(new_id("batch_req"), line.custom_id, None, _Error(code, message)))
 
 
-def _answered(line: Line, request_id: str, body: bytes) -> Result:
+def _answered(line: Line, route: Route, request_id: str, body: bytes) -> Result:
     try:
         msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _refused(line, request_id, EngineError("The engine's answer is not JSON."))
+        return _refused(line, route, request_id, EngineError("The engine's answer is not JSON."))
     return _result(line, request_id, 200, body)
 
 
-def _refused(line: Line, request_id: str, error: SageError) -> Result:
-    return _result(line, request_id, error.status, msgspec.json.encode(error.to_openai()))
+def _refused(line: Line, route: Route, request_id: str, error: SageError) -> Result:
+    return _result(line, request_id, error.status, envelope_of(route, request_id).body(error))
 
 
 def _result(line: Line, request_id: str, status: int, body: bytes) -> Result:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from sage.common.batch import PURPOSES
 from sage.common.clock import Clock
-from sage.common.errors import BadRequestError, OverloadedError, RequestTooLargeError
+from sage.common.errors import BadRequestError, NotFoundError, OverloadedError, RequestTooLargeError
 from sage.common.telemetry import Bound
 from sage.gateway.batch.filestore import FileRecord, FileStore
 from sage.gateway.batch.folder import Draft, Folder, publish
@@ -97,6 +98,14 @@ class Files:
     async def get(self, owner: str, ident: str) -> FileRecord:
         """See `FileStore.get`."""
         return await self._store.get(owner, ident)
+
+    async def open(self, owner: str, ident: str) -> tuple[FileRecord, BinaryIO]:
+        """A file and its bytes, which whoever deletes it now takes from nobody. Raises NotFoundError."""
+        record = await self._store.get(owner, ident)
+        try:
+            return record, await asyncio.to_thread(self.path(record).open, "rb")
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no file {ident!r} any more.") from None
 
     def path(self, record: FileRecord) -> Path:
         """Where its bytes are."""

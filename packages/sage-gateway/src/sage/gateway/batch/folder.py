@@ -22,6 +22,7 @@ log = logging.getLogger("sage.gateway")
 
 WRITE_BYTES: Final = 256 * 1024
 _ID: Final = re.compile(r"file-[0-9a-f]{16}")
+_OURS: Final = re.compile(rf"{_ID.pattern}|\.{_ID.pattern}\..+")  # a file, or a draft of one
 
 
 class Folder:
@@ -47,10 +48,14 @@ class Folder:
             self.file(ident).unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str]) -> None:
-        """Delete what a crash left: drafts, and files of which nothing is known."""
+        """Delete what a crash left: drafts, and files of which nothing is known. What is not ours stays."""
         for path in self.path.iterdir():
-            if path.name not in known:
+            if path.name in known:
+                continue
+            if _OURS.fullmatch(path.name) and not path.is_dir():
                 path.unlink()
+            else:
+                log.warning("%s is none of the gateway's files, and is left alone", path)
 
 
 class Draft:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
+from sage.common.clock import Clock
 from sage.kernel.compile import Op
 from sage.kernel.runtime.columns import Control, joined
+from sage.kernel.runtime.expiry import ExpiringFold
 from sage.kernel.runtime.joins import IntervalJoin
 from sage.kernel.runtime.kernels import Faults, kernel_of
 from sage.kernel.runtime.report import Counters
@@ -30,10 +32,14 @@ class Step:
     stateful: Stateful | None = None
 
 
-def step_of(op: Op, faults: Faults) -> Step:
+def step_of(op: Op, faults: Faults, clock: Clock) -> Step:
     """The step of a sync operator."""
     counters = faults.counters
     if op.node.verb == "scan":
+        if op.fn.ttl:
+            fold = ExpiringFold(op.fn, faults, clock)
+            heeds = fold.control if op.timed else None
+            return Step(fold.run_timed if op.timed else fold.run, counters, heeds, fold)
         scan = Scan(op.fn, faults)
         return Step(one_to_one(scan.run, faults) if op.timed else scan.run, counters, stateful=scan)
     if op.node.verb == "window":

@@ -20,6 +20,7 @@ from sage.kernel.runtime.report import CheckpointError, Counters, operator_error
 __all__ = [
     "PARTS",
     "AsyncCall",
+    "ChosenError",
     "FatalError",
     "Faults",
     "GaveUpError",
@@ -48,6 +49,16 @@ class FatalError(Exception):
     """Stops the run, whatever the operator's `on_error` says."""
 
 
+class ChosenError(Exception):
+    """A failure of `item` whose outcome is chosen where it happens, whatever the operator's `on_error` is."""
+
+    def __init__(self, item: Any, error: Exception, on_error: OnError) -> None:
+        super().__init__(str(error))
+        self.item = item
+        self.error = error
+        self.on_error: OnError = on_error
+
+
 class Faults:
     """Settles the failed items of one operator as its `on_error` says."""
 
@@ -67,6 +78,8 @@ class Faults:
         attempts = 1
         if isinstance(error, GaveUpError):
             attempts, error = error.attempts, error.error
+        if isinstance(error, ChosenError):
+            item, on_error, error = error.item, error.on_error, error.error
         wanted = self.wanted(error, on_error)
         if wanted == "skip":
             self.counters.skipped += 1

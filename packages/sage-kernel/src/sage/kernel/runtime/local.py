@@ -6,11 +6,13 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sage.common.clock import Clock, SystemClock
 from sage.common.errors import UsageError
 from sage.kernel.compile import Compiled, Edge, Op, Stage, compile_plan
 from sage.kernel.flow import Flow
@@ -21,22 +23,25 @@ from sage.kernel.runtime.calls import AsyncStage
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.checkpoint import Coordinator
+from sage.kernel.runtime.engine import Engine, Surroundings, running
+from sage.kernel.runtime.gates import GateStage
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
-from sage.kernel.runtime.mutation import Shares, SharingOutputs, guarded
+from sage.kernel.runtime.mutation import SharingOutputs, guarded
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
-from sage.kernel.runtime.replicas.opening import opened_pools
-from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
-from sage.kernel.runtime.resources import begin_anew, commit, opened
+from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.run import Run
+from sage.kernel.runtime.shared import LIMIT, ServiceFactory, serving
 from sage.kernel.runtime.sinks import SinkEnd, write
 from sage.kernel.runtime.sources import Reader, Stop
 from sage.kernel.runtime.stages import pump, tell_time
-from sage.kernel.runtime.timed import Clock
+from sage.kernel.runtime.timed import Clock as EventClock
+from sage.kernel.runtime.walk import as_stage, by_item, item_call
 from sage.kernel.runtime.weight import CHANNEL_BYTES
+from sage.kernel.services import bound
 
 if TYPE_CHECKING:
     from sage.kernel.scheduler import Node
@@ -57,6 +62,7 @@ class LocalEnvironment:
     `capacity_bytes` about how much memory these may hold.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
     With `checkpoints` a run goes on from the newest one in their folder, where there is one.
+    `clock` is what time is told by where records have none of their own: caches, kept state, gates.
     `machine` is what operators with `resources` find here; without it, what this process may use.
     `debug` finds operators that change records which others have as well; it is slow.
     """
@@ -70,15 +76,32 @@ class LocalEnvironment:
         on_progress: Progress | None = None,
         registry: Registry | None = None,
         checkpoints: Checkpoints | None = None,
+        clock: Clock | None = None,
         machine: Node | None = None,
         debug: bool = False,
     ) -> None:
         if min(batch, capacity, capacity_bytes) < 1:
             given = f"batch={batch}, capacity={capacity}, capacity_bytes={capacity_bytes}"
             raise UsageError(f"LocalEnvironment({given}): all are at least 1.")
-        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress, machine, debug)
+        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress)
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
+        self._around = Surroundings(clock or SystemClock(), machine, debug)
+        self._services: dict[str, ServiceFactory] = {}
+
+    def register_service(self, name: str, factory: ServiceFactory) -> None:
+        """Let operators call `call_service(name)`: what `factory` makes, once per run, is shared by them.
+
+        A class or function is called, and `setup` and `close` of what it gives, where they exist; a flow of
+        requests is started and answers.
+        """
+        if not name or not (callable(factory) or isinstance(factory, Flow)):
+            raise UsageError(f"register_service({name!r}, {factory!r}) needs a name and a function or Flow.")
+        self._services[name] = factory
+
+    def check(self, flow: Flow) -> None:
+        """`Flow.check`, and whether the operators fit their verbs and the services they call are there."""
+        compile_plan(flow.plan, self._registry, self._services)
 
     async def run(self, flow: Flow, *, stop: asyncio.Event | None = None) -> RunReport:
         """Run a finite flow to its end, or to its first error, which names operator, item and position.
@@ -97,12 +120,14 @@ class LocalEnvironment:
                 watching.cancel()
 
     async def start(self, flow: Flow) -> Run:
-        """Start a finite flow and return a handle: to wait, stop, pause and look at its counts meanwhile."""
-        plan = compile_plan(flow.plan, self._registry)
+        """Start a finite flow and return a handle: to wait, stop, pause and look at it meanwhile."""
+        plan = compile_plan(flow.plan, self._registry, self._services)
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
         coordinator = Coordinator(plan, self._checkpoints) if self._checkpoints else None
-        return Run(flow.name, _Execution(plan, self._settings, coordinator))
+        engine = Engine(flow.name, self._around, waits=True)
+        before = serving(self._services, self._registry, engine)
+        return Run(flow.name, _Execution(plan, engine, self._settings, coordinator, before), engine.inboxes)
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -121,30 +146,29 @@ class LocalEnvironment:
 
         return asyncio.run(main())
 
-    async def submit(self, flow: Flow, *, limit: int = 1024) -> Job:
+    async def submit(self, flow: Flow, *, limit: int = LIMIT) -> Job:
         """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`."""
         if self._checkpoints:
             raise UsageError(
                 f"flow {flow.name!r} answers requests, of which there are no checkpoints.",
                 hint="A request that was not answered is asked again: submit it without checkpoints.",
             )
-        plan = compile_plan(flow.plan, self._registry)
+        plan = compile_plan(flow.plan, self._registry, self._services)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        shares = Shares() if self._settings.debug else None
-        return await Job.start(plan, limit, self._settings.machine, shares)
+        engine = Engine(flow.name, self._around)
+        before = serving(self._services, self._registry, engine)
+        return await Job.start(plan, limit, engine, before)
 
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What an environment was made with, but for the registry."""
+    """How a finite run moves its records."""
 
     batch: Batch
     capacity: int
     capacity_bytes: int
     on_progress: Progress | None
-    machine: Node | None
-    debug: bool
 
 
 class _DrainedError(Exception):
@@ -154,16 +178,23 @@ class _DrainedError(Exception):
 class _Execution:
     """One run of a compiled finite flow."""
 
-    def __init__(self, plan: Compiled, settings: _Settings, coordinator: Coordinator | None) -> None:
-        self._shares = Shares() if settings.debug else None
-        self._plan = plan = guarded(plan, self._shares) if self._shares else plan
+    def __init__(
+        self,
+        plan: Compiled,
+        engine: Engine,
+        settings: _Settings,
+        coordinator: Coordinator | None,
+        before: AbstractAsyncContextManager[None],
+    ) -> None:
+        self._plan = plan = guarded(plan, engine.shares) if engine.shares else plan
+        self._engine = engine
         self._batch = settings.batch
         self._on_progress = settings.on_progress
-        self._machine = settings.machine
         self._coordinator = coordinator
-        self._pools: dict[int, Pool] = {}
+        self._before = before
         self._stop = Stop()
         self._interrupted = asyncio.Event()
+        self.begun = asyncio.Event()
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
@@ -173,6 +204,16 @@ class _Execution:
         self._members = [self._participant(*one) for one in wired]
         self._readers: dict[int, Reader] = {}
         self._ends = {s.name: SinkEnd(s.head) for s in plan.stages if s.head and s.head.node.verb == "sink"}
+        heads = [(s.head, member) for s, member in zip(plan.stages, self._members, strict=True) if s.head]
+        # Before anything is opened or restored: that is when it has to be known what there is.
+        self._calls = {
+            op.index: item_call(op, self._counters[op.index], engine) for op, _ in heads if by_item(op)
+        }
+        self._gates = {
+            op.index: GateStage(op, self._faults[op.index], member, engine)
+            for op, member in heads
+            if op.node.verb == "gate"
+        }
 
     def ask_stop(self) -> None:
         """See `Execution`."""
@@ -203,19 +244,24 @@ class _Execution:
         """See `Execution`."""
         return reports(self._counters.values())
 
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """See `Execution`."""
+        return (self._coordinator.resumed, self._coordinator.epoch) if self._coordinator else (0, 0)
+
     async def go(self) -> RunReport:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
-            if self._coordinator is None:
-                async with self._set_up():
-                    await begin_anew(self._plan.ops)
-                    await self._run_stages()
-                    read = {at: one.position for at, one in self._readers.items() if one.position is not None}
-                    await commit(self._plan.ops, read)
-            else:
-                async with self._coordinator.opened():
-                    await self._go_on(self._coordinator)
+            with bound(self._engine.services):
+                if self._coordinator is None:
+                    async with self._running():
+                        await begin_anew(self._plan.ops)
+                        await self._run_stages()
+                        await commit(self._plan.ops, self._positions())
+                else:
+                    async with self._coordinator.opened():
+                        await self._go_on(self._coordinator)
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -225,16 +271,17 @@ class _Execution:
             self._on_progress(self.reports())
         return self._report(time.perf_counter() - start)
 
-    @asynccontextmanager
-    async def _set_up(self) -> AsyncIterator[None]:
-        async with opened(self._plan.ops), opened_pools(self._plan, self._machine) as self._pools:
-            yield
+    def _positions(self) -> dict[int, Any]:
+        return {at: one.position for at, one in self._readers.items() if one.position is not None}
+
+    def _running(self) -> AbstractAsyncContextManager[None]:
+        return running(self._plan, self._engine, self._before)
 
     async def _go_on(self, coordinator: Coordinator) -> None:
         coordinator.join(self._members, self._ends.values())
         if coordinator.already_done:
             return
-        async with self._set_up():
+        async with self._running():
             await coordinator.recover()
             try:
                 await self._run_stages()
@@ -246,6 +293,7 @@ class _Execution:
         runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
         if self._coordinator:
             await self._coordinator.acknowledge()
+        self.begun.set()
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:
@@ -291,8 +339,9 @@ class _Execution:
 
     def _participant(self, stage: Stage, inbox: Channel, outputs: Outputs) -> Participant:
         head, counters = stage.head, [self._counters[op.index] for op in stage.ops]
-        alone = head is not None and (head.mode != "sync" or head.node.verb in ("source", "event_time"))
-        chain = self._chain(stage.ops[len(stage.on_workers) or int(alone) :])
+        alone = ("source", "event_time", "gate")
+        apart = head is not None and (head.mode != "sync" or head.node.verb in alone or by_item(head))
+        chain = self._chain(stage.ops[len(stage.on_workers) or int(apart) :])
         return Participant(stage.name, inbox, chain, outputs, counters)
 
     def _outputs_of(self, stage: Stage) -> Outputs:
@@ -300,8 +349,8 @@ class _Execution:
             return [self._inboxes[edge.stage].writer(edge.side) for edge in readers]
 
         diverted = [(self._faults[op], writers(readers)) for op, readers in stage.diverted.items()]
-        if self._shares:
-            return SharingOutputs(writers(stage.outs), diverted, self._lead(stage), self._shares)
+        if shares := self._engine.shares:
+            return SharingOutputs(writers(stage.outs), diverted, self._lead(stage), shares)
         return Outputs(writers(stage.outs), diverted, self._lead(stage))
 
     def _lead(self, stage: Stage) -> Counters:
@@ -315,26 +364,30 @@ class _Execution:
             reader = self._readers[head.index] = Reader(head, lead, self._stop, self._batch.size, member)
             return lambda _: reader.run()
         if head.node.verb == "event_time":
-            clock = Clock(head.fn, self._faults[head.index])
+            clock = EventClock(head.fn, self._faults[head.index])
             return lambda _: tell_time(clock, member, self._batch, lead)
         if head.node.verb == "sink":
             return lambda _: write(self._ends[stage.name], member, self._batch, lead)
         if stage.on_workers:
             return self._parallel(stage, member).run
-        if head.mode == "sync":
+        if head.node.verb == "gate":
+            return partial(self._gates[head.index].run, batch=self._batch)
+        call = self._calls.get(head.index)
+        if head.mode == "sync" and call is None:
             batch = head.node.batch or self._batch
             return lambda _: pump(member, batch, lead)
         paid = self._coordinator.log.operator(head.node.name) if self._coordinator else None
-        return AsyncStage(head, call_of(head, lead), self._faults[head.index], member, paid).run
+        seen = as_stage(head) if call else head
+        return AsyncStage(seen, call or call_of(head, lead), self._faults[head.index], member, paid).run
 
     def _parallel(self, stage: Stage, member: Participant) -> ParallelStage:
         ops = stage.on_workers
         faults = [self._faults[op.index] for op in ops]
-        pool, limit = self._pools[ops[0].index], PER_WORKER * self._batch.size
+        pool, limit = self._engine.pools[ops[0].node.name], PER_WORKER * self._batch.size
         return ParallelStage(ops[0], pool, faults, limit, member)
 
     def _chain(self, ops: list[Op]) -> Chain:
-        return Chain([step_of(op, self._faults[op.index]) for op in ops])
+        return Chain([step_of(op, self._faults[op.index], self._engine.clock) for op in ops])
 
     async def _show(self, on_progress: Progress) -> None:
         while True:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from sage.kernel.compile import Compiled, Op
+from sage.kernel.compile import Compiled, Loop, Op
 from sage.kernel.plan import EventTime, Fold, WindowFold
 from sage.kernel.runtime.channel import Writer
 from sage.kernel.runtime.columns import Batch
@@ -111,6 +111,8 @@ def guarded(plan: Compiled, shares: Shares) -> Compiled:
 
 def _guarded(op: Op, shares: Shares) -> Any:
     fn, parallel = op.fn, op.parallel
+    if isinstance(fn, Loop):
+        return Loop(guarded(fn.body, shares), _call(fn.until, shares, _all))
     if isinstance(fn, Fold | WindowFold):
         return replace(fn, step=_call(fn.step, shares, _behind_the_state))
     if isinstance(fn, EventTime):

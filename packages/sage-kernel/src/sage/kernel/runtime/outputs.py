@@ -45,6 +45,7 @@ class Outputs:
 
     def control(self, message: Control) -> None:
         """Send a message behind all that was put; what is diverted has no event time, and needs none."""
+        assert not isinstance(message, Barrier), "a stage lets barriers pass with `Participant.take`"
         for writer in self._outs:
             writer.control(message)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sage.common.errors import NotFoundError, SageError
@@ -47,14 +47,20 @@ class Counters:
     busy: int = 0
     wait: int = 0
     cpu: int = 0
+    hits: int = 0
+    misses: int = 0
+    inner: list[Counters] = field(default_factory=list)
+    """Those of the operators in the body of a loop."""
 
     def counts(self) -> tuple[int, ...]:
-        """What a checkpoint keeps: in, out, diverted, skipped, retries."""
-        return (self.items_in, self.items_out, self.diverted, self.skipped, self.retries)
+        """What a checkpoint keeps: in, out, diverted, skipped, retries, and hits and misses of a cache."""
+        kept = (self.items_in, self.items_out, self.diverted, self.skipped, self.retries)
+        return (*kept, self.hits, self.misses)
 
     def begin(self, counts: tuple[int, ...]) -> None:
         """Go on from the `counts` of a checkpoint."""
-        self.items_in, self.items_out, self.diverted, self.skipped, self.retries = counts
+        self.items_in, self.items_out, self.diverted, self.skipped, self.retries, *cached = counts
+        self.hits, self.misses = cached
 
     def report(self) -> OperatorReport:
         """The counts so far."""
@@ -69,6 +75,8 @@ class Counters:
             self.in_flight,
             self.busy / 1e9,
             self.wait / 1e9,
+            self.hits,
+            self.misses,
             self.cpu / 1e9,
         )
 
@@ -78,8 +86,9 @@ class OperatorReport:
     """Counts of one operator.
 
     `busy` is seconds inside its code, summed over calls in flight; `wait` is seconds its stage waited for
-    input or for room downstream (0 for an operator that is fused behind another). `cpu` is CPU seconds of the
-    workers of its stage (0 for one on the event loop, or fused behind another).
+    input or for room downstream (0 for an operator that is fused behind another). `hits` and `misses` are of
+    its cache. `cpu` is CPU seconds of the workers of its stage (0 for one on the event loop, or fused behind
+    another).
     """
 
     name: str
@@ -92,6 +101,8 @@ class OperatorReport:
     in_flight: int
     busy: float
     wait: float
+    hits: int = 0
+    misses: int = 0
     cpu: float = 0.0
 
 
@@ -126,8 +137,8 @@ class RunReport:
 
 
 def reports(counters: Iterable[Counters]) -> tuple[OperatorReport, ...]:
-    """A snapshot of all counters."""
-    return tuple(c.report() for c in counters)
+    """A snapshot of all counters, those of a loop's body behind those of the loop."""
+    return tuple(report for c in counters for report in (c.report(), *reports(c.inner)))
 
 
 def spell(value: Any, limit: int = 200) -> str:

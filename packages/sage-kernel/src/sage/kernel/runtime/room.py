@@ -35,7 +35,7 @@ class Room:
 
     def __init__(self, plan: Compiled, machine: Node) -> None:
         """Raises InfeasibleError naming what the operators of the plan want more of than there is."""
-        units = [unit for stage in plan.stages for unit in _units(stage.on_workers, stage.ops, plan.name)]
+        units = [unit for stage in plan.all_stages for unit in _units(stage.on_workers, stage.ops, plan.name)]
         self._policy = load_policy("pack")
         self._first: dict[str, Placement] = {}
         self._snapshot = Snapshot([machine])

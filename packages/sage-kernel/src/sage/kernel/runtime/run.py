@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sage.common.errors import UnavailableError
+from sage.kernel.runtime.inbox import APPROVED, Inboxes, Parked
 from sage.kernel.runtime.report import OperatorReport, RunReport
 
 __all__ = ["Execution", "Run", "State"]
@@ -41,12 +42,23 @@ class Execution(Protocol):
         """The counts of every operator so far."""
         ...
 
+    @property
+    def begun(self) -> asyncio.Event:
+        """Set once all operators are set up and the sources are read."""
+        ...
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one; 0 = none."""
+        ...
+
 
 class Run:
     """A finite flow under way; made by `LocalEnvironment.start`."""
 
-    def __init__(self, flow: str, execution: Execution) -> None:
+    def __init__(self, flow: str, execution: Execution, inboxes: Inboxes) -> None:
         self.flow = flow
+        self.inboxes = inboxes
         self._execution = execution
         self._asked: Literal["running", "paused", "stopping"] = "running"
         self._task = asyncio.create_task(execution.go(), name=f"sage run of {flow}")
@@ -63,6 +75,29 @@ class Run:
     def reports(self) -> tuple[OperatorReport, ...]:
         """The counts of every operator so far."""
         return self._execution.reports()
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one so far; 0 = none."""
+        return self._execution.epochs
+
+    async def started(self) -> bool:
+        """Wait until all operators are set up and the sources are read; false if it has ended before."""
+        begun = self._execution.begun
+        waiting = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            return begun.is_set()
+        finally:
+            waiting.cancel()
+
+    def parked(self, inbox: str) -> list[Parked]:
+        """What waits in an inbox for a decision, the longest first."""
+        return self.inboxes.parked(inbox)
+
+    async def resolve(self, inbox: str, item_id: str, value: Any = APPROVED) -> None:
+        """See `Job.resolve`."""
+        self.inboxes.resolve(inbox, item_id, value)
 
     async def wait(self) -> RunReport:
         """Its report once it has ended; raises what it failed with. Cancelling the wait leaves it running."""

@@ -62,7 +62,7 @@ def check(recipe: Recipe, folder: Path) -> None:
 class DataflowSuite:
     """What every backend keeps to. The fixture `backend` is a `Backend`."""
 
-    @settings(suppress_health_check=list(HealthCheck), max_examples=60)
+    @settings(suppress_health_check=list(HealthCheck), max_examples=40)
     @given(_RECIPES, _SIZES, _SIZES)
     def test_a_plan_comes_to_what_lists_say(
         self, backend: Backend, recipe: Recipe, batch: int, capacity: int
@@ -72,7 +72,7 @@ class DataflowSuite:
             asyncio.run(backend(None, batch, capacity).run(build(recipe, Path(folder))))
             check(recipe, Path(folder))
 
-    @settings(suppress_health_check=list(HealthCheck), max_examples=60)
+    @settings(suppress_health_check=list(HealthCheck), max_examples=40)
     @given(_RECIPES, _SIZES, _SIZES, _CUTS, st.integers(0, 40))
     def test_a_run_that_is_cut_off_goes_on(
         self,

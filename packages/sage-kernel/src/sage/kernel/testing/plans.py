@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from sage.kernel import Batch, Failure, Flow, Pane, Parallel, Stream, Window
+from sage.kernel import Batch, Cache, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
 __all__ = ["STEPS", "Recipe", "build", "collected", "expected", "hop", "negated", "triple"]
@@ -146,6 +146,20 @@ def _joined(stream: Stream[int]) -> Stream[int]:
     return keyed.join(keyed, within=1).map(difference)
 
 
+def settled(x: int) -> bool:
+    """Whether it can be divided by three."""
+    return x % 3 == 0
+
+
+def _looped(stream: Stream[int]) -> Stream[int]:
+    return stream.iterate(lambda s: s.map(hop, concurrency=4), until=settled, max_rounds=3, concurrency=5)
+
+
+def _gated(stream: Stream[int]) -> Stream[int]:
+    inbox = f"inbox {len(stream.flow.plan.nodes)}"
+    return stream.gate(inbox, when=odd, timeout=0.001, on_timeout="approve", limit=7)
+
+
 def _panes(found: dict[tuple[int, float], int], size: float) -> _Records:
     return [(value_of(Pane(k, at, at + size, n)), at + size) for (k, at), n in found.items()]
 
@@ -215,6 +229,10 @@ STEPS: dict[str, tuple[_Build, _Compute]] = {
     ),
     "merge": (lambda s: s.merge(s.map(negated)), _each(lambda x: [x, -x])),
     "count": (lambda s: s.keyby(skewed).scan(int, counted), _counts),
+    "kept-count": (lambda s: s.keyby(skewed).scan(int, counted, ttl=LATE), _counts),
+    "loop": (_looped, _each(lambda x: [x // 3 * 3 + 3])),
+    "gate": (_gated, _each(lambda x: [x])),
+    "cached": (lambda s: s.map(hop, cache=Cache(size=5), concurrency=4), _each(lambda x: [x + 1])),
     "window": (_windows(Window(10)), _tumbled),
     "session": (_windows(Window(gap=3)), _sessions),
     "join": (_joined, _pairs),

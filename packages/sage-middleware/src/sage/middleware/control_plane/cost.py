@@ -30,6 +30,7 @@ _SECONDS: Final = (1e-6, 1e5)
 _MOST_TOKENS: Final = 1e9
 _MOST_RUNNING: Final = 1e5
 _UNUSED: Final = 1.0  # weight of a feature that is always 0
+_NOISE_S: Final = 0.025  # of a time to the first token: it makes nobody late, however quick the engine is
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class LlmCost:
         self.chunk = chunk
         self._ttft = LeastSquares((*prior.ttft, _UNUSED))
         self._tpot = LeastSquares(prior.tpot)
-        self._residuals = Residuals()
+        self._residuals = Residuals(_NOISE_S)
         self.iteration_base, self.iteration_slope, self.per_token = prior.ttft
         self.tpot_base, self.tpot_slope, _, _ = prior.tpot
         self.margin = self._residuals.margin
@@ -93,7 +94,7 @@ class LlmCost:
         """
         self._ttft = LeastSquares(self._ttft.weights)
         self._tpot = LeastSquares(self._tpot.weights)
-        self._residuals = Residuals()
+        self._residuals = Residuals(_NOISE_S)
         self.margin, self.trusted = self._residuals.margin, self._residuals.trusted
         self.samples = 0
 

@@ -183,7 +183,7 @@ class ControlPlane:
                 alarm.cancel()
             if self._core.is_live(job.id):  # the client went away, or something unforeseen was raised
                 self._handle(Cancelled(self._clock.now(), job.id))
-            ticket.closed = True
+            ticket.close()
             if used is not None and record is not None and record.usage is not None:
                 used(record.usage)
             if ended is not None and record is not None:
@@ -270,7 +270,7 @@ class ControlPlane:
                 self._upstreams.cancel(action.attempt)
             elif isinstance(action, Reject):
                 ticket = self._tickets[action.id]
-                ticket.error = refusal(action, ticket.fault)
+                ticket.error = refusal(action, ticket)
                 ticket.wake()
             else:
                 self._change_engines(action)

@@ -64,8 +64,8 @@ class Residuals:
     """How far off predictions are, of which each must have been made before its outcome was known.
 
     `margin`: p90 of actual / predicted, within 1 and 4, 2 at first. `trusted`: false while most of the last
-    `WINDOW` predictions were off by more than half of the actual value; a model is innocent until so many
-    are known to be, so it is trusted at first.
+    `WINDOW` predictions were off by more than half of the actual value and by more than `noise` seconds; a
+    model is innocent until so many are known to be, so it is trusted at first.
     """
 
     WINDOW: Final = 50
@@ -73,9 +73,10 @@ class Residuals:
     _WIDEST: Final = 4.0
     _ALL: Final = (1 << WINDOW) - 1
 
-    __slots__ = ("_off", "_ratio", "margin", "trusted")
+    __slots__ = ("_noise", "_off", "_ratio", "margin", "trusted")
 
-    def __init__(self) -> None:
+    def __init__(self, noise: float = 0.0) -> None:
+        self._noise = noise
         self._ratio = Quantile(0.9, 2.0)
         self._off = 0  # one bit per prediction, the newest is the lowest
         self.margin = 2.0
@@ -85,7 +86,7 @@ class Residuals:
         """Learn one outcome; both are positive."""
         self._ratio.observe(actual / predicted)
         self.margin = bounded(self._ratio.value, 1.0, self._WIDEST)
-        off = abs(actual - predicted) > self._OFF * actual
+        off = abs(actual - predicted) > max(self._OFF * actual, self._noise)
         self._off = (self._off << 1 | off) & self._ALL
         self.trusted = self._off.bit_count() <= self.WINDOW // 2
 

@@ -23,7 +23,8 @@ class Ticket(msgspec.Struct, eq=False):
 
     `own`: the upstream call that this task makes itself, now or when it runs next. `relay`: the one whose
     bytes have reached the client. `error`: what it ends with. `fault`: that of its last attempt, which
-    explains a refusal. `answer`: a whole answer that is still to be written. `closed`: `submit` has returned.
+    explains a refusal. `lost`: attempts whose connection was lost, of which engines may have died. `answer`:
+    a whole answer that is still to be written. `closed`: `submit` has returned.
     """
 
     job: Job
@@ -36,6 +37,7 @@ class Ticket(msgspec.Struct, eq=False):
     relay: Relay | None = None
     error: SageError | None = None
     fault: SageError | None = None
+    lost: int = 0
     answer: bytes | None = None
     outcome: Literal["done", "failed"] | None = None
     hedged: bool = False
@@ -63,6 +65,11 @@ class Ticket(msgspec.Struct, eq=False):
             embeds = route is EMBEDDINGS
             self._request = EmbeddingRequest.decode(body) if embeds else PairRequest.decode(route, body)
         return self._request
+
+    def close(self) -> None:
+        """`submit` returns. An error that was raised there leads back here: a circle, for a collector."""
+        self.closed = True
+        self.error = self.fault = None
 
     def wake(self) -> None:
         """Let its task look at it."""

@@ -11,14 +11,23 @@ from typing import Final
 from msgspec import structs
 
 from sage.common.clock import Clock
-from sage.common.errors import EngineError, OverloadedError, SageError, UnavailableError, UnreachableError
+from sage.common.errors import (
+    EngineError,
+    OverloadedError,
+    QuarantinedError,
+    SageError,
+    UnavailableError,
+    UnreachableError,
+)
 from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, assemble, read_answer
 from sage.middleware.control_plane.pairs import PairRequest, read_scores
 from sage.middleware.control_plane.pairs import assemble as assemble_pairs
+from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
+from sage.middleware.engines.faults import LostConnectionError, LostEngineError
 from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, MEDIA, Call, Engine, Route, Usage
 
 __all__ = ["Upstreams", "refusal"]
@@ -217,6 +226,7 @@ class Upstreams:
         committed = isinstance(up.sink, Relay) and up.sink.committed
         for part in up.parts:
             part.ticket.fault = error
+            part.ticket.lost += isinstance(error, LostConnectionError | LostEngineError)
         refused = isinstance(error, UnreachableError)
         self._handle(
             Failed(self._clock.now(), up.number, str(error), fault and not committed, fault, refused=refused)
@@ -263,13 +273,16 @@ class _Landed:
                 ticket.accept(part.start, [self.vectors[text] for text in part.texts])
 
 
-def refusal(action: Reject, fault: SageError | None) -> SageError:
-    """What a refused request is answered with; `fault` is that of its last attempt."""
+def refusal(action: Reject, ticket: Ticket) -> SageError:
+    """What a refused request is answered with: as a rule the fault of its last attempt."""
     if action.status == 429:
         return OverloadedError(f"Refused: {action.reason}.", retry_after=action.retry_after)
     if action.status == 503:
         return UnavailableError(f"Refused: {action.reason}.", retry_after=action.retry_after)
-    return fault or EngineError(f"Failed: {action.reason}.")
+    if ticket.lost >= CRASHES_TO_QUARANTINE:
+        words = f"{ticket.lost} engines broke off while it ran there: it may be what ends them."
+        return QuarantinedError(words, hint="Do not send it again as it is.")
+    return ticket.fault or EngineError(f"Failed: {action.reason}.")
 
 
 def _body(parts: Sequence[Part], texts: list[bytes]) -> tuple[Route, bytes]:

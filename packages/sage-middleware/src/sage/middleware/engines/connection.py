@@ -15,7 +15,7 @@ import httptools
 
 from sage.common.errors import EngineError
 from sage.common.telemetry import Bound
-from sage.middleware.engines.faults import UpstreamError
+from sage.middleware.engines.faults import LostConnectionError, UpstreamError
 from sage.middleware.engines.heads import Head
 
 __all__ = ["Connection", "Home", "HttpLimits", "Receiver", "StaleConnectionError"]
@@ -59,10 +59,6 @@ class Home(Protocol):
 
     limits: HttpLimits
     seen: tuple[Head, str] | None
-
-    def know(self, connection: Connection) -> None:
-        """It is open from now on."""
-        ...
 
     def watch(self) -> None:
         """A request begins: have its deadlines checked."""
@@ -193,7 +189,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
-        self._pool.know(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below pass the body on."""
@@ -252,6 +247,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed the socket, or we did."""
         self._transport = None
+        del self._parser  # it leads back to us: what goes round waits for the garbage collector
         self._pool.forget(self)
         if self._receiver is None or self._complete or self._error is not None:
             return
@@ -259,11 +255,11 @@ class Connection(asyncio.Protocol):
             self._complete = True  # a body without a length ends with the connection
             self._wake_up(full=False)
         elif self._started or self._head_bytes:
-            self._fail(EngineError("The engine closed the connection in the middle of its answer."))
+            self._fail(LostConnectionError("The engine closed the connection in the middle of its answer."))
         elif self._used:
             self._fail(StaleConnectionError("The engine closed an idle connection."))
         else:
-            self._fail(EngineError("The engine closed the connection without an answer."))
+            self._fail(LostConnectionError("The engine closed the connection without an answer."))
 
     # ---- httptools ----
 

@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
-from sage.common.errors import BadRequestError, EngineError, OverloadedError
+from sage.common.errors import BadRequestError, EngineError, OverloadedError, UnreachableError
 
 __all__ = [
     "Complaint",
+    "LostConnectionError",
+    "LostEngineError",
     "UpstreamError",
     "brief",
     "complaint_of",
@@ -53,6 +55,14 @@ class UpstreamError(EngineError):
     def __init__(self, message: str, told: str) -> None:
         super().__init__(message)
         self.told = told
+
+
+class LostConnectionError(EngineError):
+    """It was closed in the middle of a request: the engine may have died of that."""
+
+
+class LostEngineError(UnreachableError):
+    """As `LostConnectionError`, of an engine to which there is no connection any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from sage.common.errors import ConfigError, UnreachableError
 from sage.middleware.engines.connection import Connection, HttpLimits, Receiver, StaleConnectionError
+from sage.middleware.engines.faults import LostEngineError
 from sage.middleware.engines.heads import Head
 
 __all__ = ["JSON", "HttpLimits", "HttpPool", "Receiver"]
@@ -74,7 +75,10 @@ class HttpPool:
         try:
             await connection.exchange(message, receiver)
         except StaleConnectionError:
-            connection = await self._connect()
+            try:
+                connection = await self._connect()
+            except UnreachableError as error:  # it had taken the request
+                raise LostEngineError(error.message) from error
             await connection.exchange(message, receiver)
         self._give(connection)
         return connection.retry_after
@@ -99,10 +103,6 @@ class HttpPool:
             now = monotonic()
             for connection in busy:
                 connection.check(now)
-
-    def know(self, connection: Connection) -> None:
-        """It is open from now on."""
-        self._open.add(connection)
 
     def forget(self, connection: Connection) -> None:
         """Drop a connection that was lost."""
@@ -140,6 +140,9 @@ class HttpPool:
         except OSError as error:
             reason = error.strerror or str(error)
             raise UnreachableError(f"Nothing answers at {self._host}:{self._port} ({reason}).") from error
+        # Not when it is made: uvloop closes one that nobody awaits any more without telling it.
+        if connection.usable:
+            self._open.add(connection)
         return connection
 
     def _message(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from sage.common.clock import SystemClock
 from sage.kernel.compile import Op
 from sage.kernel.options import Failure, OnError
 from sage.kernel.runtime.chain import Chain, step_of
@@ -77,7 +78,9 @@ class Bench:
         self._owned = [op.owner is None for op in ops]
         self._ops = [replace(op, fn=op.fn()) for op in ops]
         self._faults = [_Recorder(number, op) for number, op in enumerate(self._ops)]
-        steps = [step_of(op, faults) for op, faults in zip(self._ops, self._faults, strict=True)]
+        steps = [
+            step_of(op, faults, SystemClock()) for op, faults in zip(self._ops, self._faults, strict=True)
+        ]
         self._all, self._head, self._rest = Chain(steps), Chain(steps[:1]), Chain(steps[1:])
 
     def setup(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sage.kernel.compile import Op
@@ -19,14 +20,19 @@ TOGETHER: Final = Batch(64)
 
 
 class Entrance:
-    """`await entrance(item)` gives what the operators on the workers make of one item."""
+    """`await entrance(item)` gives what the operators on the workers make of one item.
 
-    def __init__(self, head: Op, pool: Pool, faults: list[Faults]) -> None:
-        self._pool = pool
+    `pools` has that of `head` by its name, once it is open.
+    """
+
+    def __init__(self, head: Op, pools: Mapping[str, Pool], faults: list[Faults]) -> None:
+        assert head.parallel is not None, "the operators behind an entrance are on workers"
+        self._name = head.node.name
+        self._pools = pools
         self._faults = faults
         self._taken = 0
         self._scale = head.node.provision.scale
-        most = self._scale.max if self._scale else len(pool)
+        most = self._scale.max if self._scale else head.parallel.n
         self.batcher = Batcher(self._call, head.node.batch or TOGETHER, most)
 
     async def __call__(self, item: Any) -> list[Any]:
@@ -48,15 +54,16 @@ class Entrance:
     async def keep_scaled(self) -> None:
         """Have as many workers as the requests ask for, where the flow lets them scale."""
         if self._scale is not None:
-            await self._pool.keep_scaled(self._scale, self._load)
+            await self._pools[self._name].keep_scaled(self._scale, self._load)
 
     def _load(self) -> Load:
-        queued = self.batcher.queued + self._pool.waiting
-        return Load(queued, self._faults[0].counters.items_in, self._pool.working)
+        pool = self._pools[self._name]
+        queued = self.batcher.queued + pool.waiting
+        return Load(queued, self._faults[0].counters.items_in, pool.working)
 
     async def _call(self, items: list[Any]) -> list[Done | Exception]:
         results: list[Done | Exception] = []
-        for piece in await self._pool.call(items):
+        for piece in await self._pools[self._name].call(items):
             lost = [piece.error] * (piece.end - piece.start) if piece.error else []
             results += piece.done or lost
         return results

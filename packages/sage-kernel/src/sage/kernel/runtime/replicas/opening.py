@@ -20,19 +20,19 @@ __all__ = ["opened_pools"]
 
 
 @asynccontextmanager
-async def opened_pools(plan: Compiled, machine: Node | None) -> AsyncIterator[dict[int, Pool]]:
-    """The pools by the index of their first operator, all workers set up; they end with it, at once after a
+async def opened_pools(plan: Compiled, machine: Node | None) -> AsyncIterator[dict[str, Pool]]:
+    """The pools by the name of their first operator, all workers set up; they end with it, at once after a
     failure.
 
     `machine`: what this one has, None = look. Raises InfeasibleError where the operators ask for more.
     """
-    pools: dict[int, Pool] = {}
+    pools: dict[str, Pool] = {}
     room = _room(plan, machine)
     try:
-        for stage in plan.stages:
+        for stage in plan.all_stages:
             if head := next(iter(stage.on_workers), None):
                 assert head.parallel is not None, "what is on workers has some"
-                pools[head.index] = pool = _pool(stage, room)
+                pools[head.node.name] = pool = _pool(stage, room)
                 await pool.open(head.parallel.n)
         yield pools
     except BaseException:
@@ -44,7 +44,7 @@ async def opened_pools(plan: Compiled, machine: Node | None) -> AsyncIterator[di
 
 
 def _room(plan: Compiled, machine: Node | None) -> Room | None:
-    if all(op.node.provision.resources is None for op in plan.ops):
+    if all(op.node.provision.resources is None for op in plan.all_ops):
         return None
     from sage.kernel.runtime.room import Room, this_machine  # the scheduler is 40 ms of imports
 

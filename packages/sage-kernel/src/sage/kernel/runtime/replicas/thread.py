@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -28,7 +29,9 @@ class ThreadReplica:
     async def start(self) -> None:
         """Start it and set its operators up; raises what failed there."""
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._work, name="sage-worker", daemon=True).start()
+        # In the context of the run, whose services its operators call.
+        work = (self._work,)
+        threading.Thread(target=copy_context().run, args=work, name="sage-worker", daemon=True).start()
         try:
             bench = await self._do(lambda: Bench(self._ops, time.thread_time_ns))
             await self._do(bench.setup)
