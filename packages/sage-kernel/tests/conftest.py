@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sage.platform.testing.postgres import postgres_programs, postgres_server
 from sage.platform.testing.redis import redis_server
+
+# The operators of `kernel_worker_ops` are imported by worker processes, which find them by their name.
+sys.path.append(str(Path(__file__).parent))
 
 
 class Gate:

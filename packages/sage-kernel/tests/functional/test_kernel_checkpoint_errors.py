@@ -45,7 +45,11 @@ class Twice:
         return numbers()
 
 
-@pytest.mark.parametrize("source", [numbers(), iter([1]), later(), open(__file__)], ids=str)  # noqa: SIM115
+@pytest.mark.parametrize(
+    "source",
+    [numbers(), iter([1]), later(), open(__file__)],  # noqa: SIM115
+    ids=["generator", "iterator", "async generator", "file"],
+)
 async def test_a_source_that_can_be_read_once_is_refused(tmp_path: Path, source: Any) -> None:
     flow = Flow("once")
     flow.source(source, name="it").sink(print)
@@ -68,7 +72,9 @@ def _named() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    "source", [numbers, [0, 1, 2], range(3), Twice(), {0: 1, 1: 1, 2: 1}, use("test.numbers")], ids=str
+    "source",
+    [numbers, [0, 1, 2], range(3), Twice(), {0: 1, 1: 1, 2: 1}, use("test.numbers")],
+    ids=["function", "list", "range", "object", "dictionary", "name"],
 )
 async def test_a_source_that_is_made_anew_is_counted(tmp_path: Path, source: Any) -> None:
     """What a name stands for is made by each run, so it may be an iterator."""

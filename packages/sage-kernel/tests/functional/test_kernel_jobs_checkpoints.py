@@ -180,7 +180,7 @@ async def test_checkpoints_of_a_job_do_not_grow_without_bound(jobs: JobManager, 
 
 
 async def test_a_plan_of_files_that_is_killed_has_every_line_once(jobs: JobManager, tmp_path: Path) -> None:
-    count = 300_000
+    count = 1_500_000
     (tmp_path / "in.txt").write_text("".join(f"line {number}\n" for number in range(count)))
     steps = [
         {"source": {"use": "lines", "with": {"path": "in.txt"}}},

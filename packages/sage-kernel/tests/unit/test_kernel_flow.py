@@ -13,7 +13,8 @@ import pytest
 import sage.kernel
 from sage.common.errors import SageError, UsageError
 from sage.kernel import Batch, Failure, Flow, LocalEnvironment, PlanError, Registry, Retry, use
-from sage.kernel.compile import Edge, compile_plan, mode_of
+from sage.kernel.compile import Edge, compile_plan
+from sage.kernel.modes import mode_of
 
 
 def inc(x: int) -> int:

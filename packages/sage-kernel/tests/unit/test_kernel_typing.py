@@ -16,9 +16,12 @@ from sage.kernel import (
     Cache,
     Failure,
     Flow,
+    Parallel,
     Part,
     PlanError,
+    Resources,
     Retry,
+    Scale,
     ServiceCall,
     Stream,
     call_service,
@@ -123,6 +126,17 @@ def test_the_other_verbs_keep_the_type_too() -> None:
     assert_type(stream.map(text_of).keyby(length).scan(int, longest), Stream[bool])
     assert_type(stream.map(fetch, on_error="divert").diverted, Stream[Failure[Any]])
     stream.map(text_of).sink(TextStore())
+
+
+def test_operators_on_workers_keep_the_type_too() -> None:
+    stream = numbers()
+    assert_type(stream.map(text_of, parallelism=2, scale=Scale(1, 4)), Stream[str])
+    assert_type(stream.flatmap(lambda x: [str(x)] * x, parallelism=Parallel(2, "thread")), Stream[str])
+    assert_type(stream.filter(bool, parallelism=2), Stream[int])
+    assert_type(stream.map_batch(Halver, parallelism=2, resources=Resources(gpu=1)), Stream[float])
+    assert_type(stream.map(fetch, resources=Resources(cpu=2)), Stream[bytes])
+    stream.map(text_of, parallelism="two")  # type: ignore[call-overload]
+    stream.map(fetch, timeout=1, scale=Scale(1, 2))  # type: ignore[call-overload]
 
 
 def test_loops_gates_and_caches_keep_the_type() -> None:

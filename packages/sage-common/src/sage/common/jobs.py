@@ -86,7 +86,7 @@ class JobStop(_Wire):
 
 
 class OperatorInfo(_Wire):
-    """The counts of one operator; they go on from a checkpoint, but for `busy` and `wait`, in seconds.
+    """The counts of one operator; they go on from a checkpoint, but for `busy`, `wait` and `cpu`, in seconds.
 
     The same fields as `sage.kernel.OperatorReport`.
     """
@@ -103,6 +103,7 @@ class OperatorInfo(_Wire):
     wait: float
     hits: int = Field(0, description="of its cache")
     misses: int = 0
+    cpu: float = Field(0.0, description="seconds of its workers")
 
 
 class CheckpointInfo(_Wire):

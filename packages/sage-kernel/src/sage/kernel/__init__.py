@@ -5,11 +5,13 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 
 from typing import TYPE_CHECKING
 
-from sage.kernel.flow import Connected, Flow, Keyed, Stream, Windowed
+from sage.kernel.flow import Flow, Stream
+from sage.kernel.keyed import Connected, Keyed, Windowed
 from sage.kernel.options import Batch, Cache, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
 from sage.kernel.ports import Model, Replayable, Sink, SnapshotStore, Source, Transactional
+from sage.kernel.provision import Parallel, Scale
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 from sage.kernel.services import ServiceCall, call_service
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from sage.kernel.runtime.report import CheckpointError, OperatorError, OperatorReport, RunReport
     from sage.kernel.runtime.run import Run
     from sage.kernel.runtime.walk import ReplyError, RoundsError
+    from sage.kernel.scheduler import Resources
 
 __all__ = [
     "Batch",
@@ -40,6 +43,7 @@ __all__ = [
     "OperatorError",
     "OperatorReport",
     "Pane",
+    "Parallel",
     "Parked",
     "Part",
     "Plan",
@@ -51,10 +55,12 @@ __all__ = [
     "Replayable",
     "ReplyError",
     "ReplyStream",
+    "Resources",
     "Retry",
     "RoundsError",
     "Run",
     "RunReport",
+    "Scale",
     "ServiceCall",
     "Sink",
     "SnapshotStore",
@@ -73,32 +79,33 @@ __all__ = [
     "use",
 ]
 
-_RUNTIME = {
-    "CheckpointError": "report",
-    "Environment": "environment",
-    "Inboxes": "inbox",
-    "Job": "job",
-    "LocalEnvironment": "local",
-    "OperatorError": "report",
-    "OperatorReport": "report",
-    "Parked": "inbox",
-    "Reject": "inbox",
-    "RejectedError": "inbox",
-    "RemoteEnvironment": "environment",
-    "ReplyError": "walk",
-    "ReplyStream": "job",
-    "RoundsError": "walk",
-    "Run": "run",
-    "RunReport": "report",
+_LAZY = {
+    "CheckpointError": "runtime.report",
+    "Environment": "runtime.environment",
+    "Inboxes": "runtime.inbox",
+    "Job": "runtime.job",
+    "LocalEnvironment": "runtime.local",
+    "OperatorError": "runtime.report",
+    "OperatorReport": "runtime.report",
+    "Parked": "runtime.inbox",
+    "Reject": "runtime.inbox",
+    "RejectedError": "runtime.inbox",
+    "RemoteEnvironment": "runtime.environment",
+    "ReplyError": "runtime.walk",
+    "ReplyStream": "runtime.job",
+    "Resources": "scheduler",
+    "RoundsError": "runtime.walk",
+    "Run": "runtime.run",
+    "RunReport": "runtime.report",
 }
 
 
 if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str) -> object:
-        if name not in _RUNTIME:
+        if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f"sage.kernel.runtime.{_RUNTIME[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"sage.kernel.{_LAZY[name]}"), name)
         return value

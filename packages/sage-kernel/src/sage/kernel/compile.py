@@ -11,17 +11,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from functools import partial
+from itertools import takewhile
+from typing import Any
 
+from sage.kernel import portable
+from sage.kernel.modes import Mode, instances_do, mode_for, mode_of
 from sage.kernel.options import Use
 from sage.kernel.plan import Iterate, Node, Plan, PlanError, Spec
+from sage.kernel.provision import Parallel
 from sage.kernel.registry import Registry, role_of
 from sage.kernel.rules import problems as problems_of
 from sage.kernel.services import ServiceCall, unknown_services
 
-__all__ = ["Compiled", "Edge", "Loop", "Mode", "Op", "Stage", "compile_plan"]
+__all__ = ["Compiled", "Edge", "Loop", "Op", "Stage", "compile_plan"]
 
-Mode = Literal["sync", "async", "parts"]
 HEADS = ("source", "requests", "map_batch", "merge", "event_time", "join", "gate")
 
 
@@ -39,8 +43,13 @@ class Op:
     """Whether the records that come in have event times."""
 
     @property
+    def parallel(self) -> Parallel | None:
+        """The workers that it runs on; `fn` then makes what one worker calls."""
+        return self.node.provision.parallelism
+
+    @property
     def heads(self) -> bool:
-        """Whether it must begin a stage."""
+        """Whether it must begin a stage, whatever is before it."""
         return self.node.verb in HEADS or self.mode != "sync" or self.node.call.cache is not None
 
     @property
@@ -73,6 +82,14 @@ class Stage:
         """Every operator of the stage."""
         return [self.head, *self.fused] if self.head else self.fused
 
+    @property
+    def on_workers(self) -> list[Op]:
+        """Those of the operators that run on workers: the first ones, of equal provision, or none."""
+        if self.head is None or self.head.parallel is None:
+            return []
+        provision = self.head.node.provision
+        return list(takewhile(lambda op: op.node.provision == provision, self.ops))
+
 
 @dataclass(frozen=True, slots=True)
 class Loop:
@@ -95,13 +112,18 @@ class Compiled:
         """The operators, those in the bodies of loops too."""
         return [one for op in self.ops for one in (op, *(op.body.all_ops if op.body else ()))]
 
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages, those of the bodies of loops too."""
+        return [*self.stages, *(one for op in self.ops if op.body for one in op.body.all_stages)]
+
 
 def compile_plan(plan: Plan, registry: Registry, services: Collection[str] = ()) -> Compiled:
     """Check the plan, make its named operators, fuse and assign; raises one `PlanError` for all problems.
 
     `services`: the names that operators may call.
     """
-    problems = [*problems_of(plan), *registry.problems(plan)]
+    problems = [*problems_of(plan), *registry.problems(plan), *portable.problems(plan, registry)]
     if not problems:
         compiled = _compiled(plan, registry)
         ops = compiled.all_ops
@@ -134,28 +156,38 @@ def resolve(index: int, node: Node, registry: Registry) -> Op:
         parts = {part.name: getattr(node.fn, part.name) for part in fields(node.fn)}
         uses = {name: registry.make(part, role) for name, part in parts.items() if isinstance(part, Use)}
         return Op(index, node, replace(node.fn, **uses), "sync")
+    if node.provision.parallelism:
+        return _replicated(index, node, registry)
     made: Any = registry.make(node.fn, role) if isinstance(node.fn, Use) else node.fn
     if isinstance(made, ServiceCall) and made.fn is None:
         made = _awaited(made)
     if node.verb in ("source", "requests", "merge", "reply"):
         return Op(index, node, made, "sync", owner=made)
-    if isinstance(made, type) and (node.verb == "map_batch" or role == "sink") and _instances_do(made, role):
+    if isinstance(made, type) and (node.verb == "map_batch" or role == "sink") and instances_do(made, role):
         made = made()
     if node.verb == "sink" and hasattr(made, "write"):
         return Op(index, node, made, "async", owner=made)
     return Op(index, node, made, mode_of(made), owner=made)
 
 
-def mode_of(fn: Callable[..., Any]) -> Mode:
-    """Whether calling `fn` gives a value, an awaitable or an async iterator."""
-    if isinstance(fn, ServiceCall) and fn.fn is not None:
-        return mode_of(fn.fn)
-    for target in (fn, getattr(fn, "func", None), _dunder_call(fn)):
-        if inspect.iscoroutinefunction(target):
-            return "async"
-        if inspect.isasyncgenfunction(target):
-            return "parts"
-    return "sync"
+def _replicated(index: int, node: Node, registry: Registry) -> Op:
+    """An operator that each worker makes for itself; what threads share belongs to the run."""
+    fn: Any = node.fn
+    if isinstance(fn, Use):
+        found = registry.get(fn.name, "function")
+        make: Callable[[], Any] = partial(found.factory, **found.bind(fn.params))
+        return Op(index, node, make, mode_of(make()))
+    mode = mode_for(node.verb, fn)
+    if isinstance(fn, type) and node.verb == "map_batch" and instances_do(fn, "function"):
+        return Op(index, node, fn, mode)
+    parallel = node.provision.parallelism
+    shared = fn if parallel and parallel.kind == "thread" else None
+    return Op(index, node, partial(given, fn), mode, owner=shared)
+
+
+def given(fn: Any) -> Any:
+    """What makes an operator that is there already."""
+    return fn
 
 
 def _awaited(call: ServiceCall[..., Any]) -> Callable[[Any], Any]:
@@ -180,18 +212,8 @@ def _unknown(op: Op, services: Collection[str]) -> list[str]:
     return [text for part in parts for text in unknown_services(op.node.name, part, services)]
 
 
-def _dunder_call(fn: Any) -> Any:
-    return None if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
-
-
-def _instances_do(kind: type, role: str) -> bool:
-    """Whether the work is done by instances: `map_batch(Model)`, not `map_batch(list)`."""
-    wanted = ("write", "__call__") if role == "sink" else ("__call__",)
-    return any(name in vars(base) for base in kind.__mro__ for name in wanted)
-
-
 def _misuse(op: Op) -> list[str]:
-    node, problems = op.node, []
+    node, problems = op.node, [*portable.misfits(op.node, op.mode)]
     extra = [n for n in ("concurrency", "order", "timeout", "retry") if getattr(node.call, n) is not None]
     if op.node.call.cache is not None and op.mode == "parts":
         problems.append(f"{node.name!r} yields parts, which a cache would not give again: cache another map")
@@ -210,14 +232,15 @@ def _assign(plan: Plan, ops: list[Op]) -> list[Stage]:
     for op in ops:
         ports = op.node.inputs
         alone = len(ports) == 1 and ports[0].output == "out" and len(plan.readers(ports[0].node)) == 1
-        if alone and not op.heads:
+        if alone and _joins(op, stages[place[ports[0].node]]):
             place[op.index] = place[ports[0].node]
             stages[place[op.index]].fused.append(op)
             continue
         place[op.index] = len(stages)
         # A merge is nothing but a queue with several writers, which any stage without a head is.
         queue_only = op.node.verb in ("merge", "requests")
-        stage = Stage(op) if op.heads and not queue_only else Stage(None, [] if queue_only else [op])
+        leads = (op.heads or op.parallel is not None) and not queue_only
+        stage = Stage(op) if leads else Stage(None, [] if queue_only else [op])
         stage.name = op.node.name
         stages.append(stage)
         for side, port in enumerate(ports):
@@ -225,3 +248,10 @@ def _assign(plan: Plan, ops: list[Op]) -> list[Stage]:
             outs = stage.outs if port.output == "out" else stage.diverted.setdefault(port.node, [])
             outs.append(Edge(place[op.index], side if op.node.verb == "join" else 0))
     return stages
+
+
+def _joins(op: Op, stage: Stage) -> bool:
+    """Whether it runs in the stage before it: on the event loop, or on the workers of what is before it."""
+    if op.heads or op.parallel is None:
+        return not op.heads
+    return bool(stage.ops) and stage.ops[-1].node.provision == op.node.provision

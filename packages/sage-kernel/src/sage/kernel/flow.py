@@ -1,11 +1,13 @@
-"""Building a plan: `Flow`, `Stream` and `Keyed`. Building never runs anything."""
+"""Building a plan: `Flow` and `Stream`. Building never runs anything."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from sage.kernel import portable
 from sage.kernel.drawing import mermaid
+from sage.kernel.keyed import Connected, Keyed
 from sage.kernel.options import (
     Batch,
     Cache,
@@ -15,36 +17,33 @@ from sage.kernel.options import (
     OnRounds,
     OnTimeout,
     Order,
-    Pane,
     Part,
     Retry,
-    Window,
 )
 from sage.kernel.plan import (
     Builder,
     EventTime,
-    Fold,
     Gate,
     Iterate,
-    Join,
     Plan,
     PlanError,
     Port,
     Verb,
-    WindowFold,
 )
 from sage.kernel.ports import Model, Sink, SinkFn, Source
+from sage.kernel.provision import Parallel, Provision, Scale, provisioned
 from sage.kernel.registry import Registry, default_registry
 from sage.kernel.rules import problems
 from sage.kernel.serial import from_dict, to_dict
 
-__all__ = ["Connected", "Flow", "Keyed", "Stream", "Windowed"]
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Resources
+
+__all__ = ["Flow", "Stream"]
 
 T = TypeVar("T")
 U = TypeVar("U")
-V = TypeVar("V")
 K = TypeVar("K")
-S = TypeVar("S")
 
 
 class Flow:
@@ -79,7 +78,8 @@ class Flow:
     def check(self, registry: Registry | None = None) -> None:
         """Raise one `PlanError` that lists every problem; named operators are looked up, none is made."""
         plan = self.plan
-        found = [*problems(plan), *(registry or default_registry()).problems(plan)]
+        registry = registry or default_registry()
+        found = [*problems(plan), *registry.problems(plan), *portable.problems(plan, registry)]
         if found:
             raise PlanError(self.name, found)
 
@@ -128,6 +128,7 @@ class Stream(Generic[T]):
         retry: Retry | None = None,
         on_error: OnError = "fail",
         cache: Cache | None = None,
+        resources: Resources | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     @overload
@@ -140,6 +141,7 @@ class Stream(Generic[T]):
         timeout: float | None = None,
         retry: Retry | None = None,
         on_error: OnError = "fail",
+        resources: Resources | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     @overload
@@ -149,6 +151,9 @@ class Stream(Generic[T]):
         *,
         on_error: OnError = "fail",
         cache: Cache | None = None,
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
         name: str = "",
     ) -> Stream[U]: ...
     def map(
@@ -161,25 +166,49 @@ class Stream(Generic[T]):
         retry: Retry | None = None,
         on_error: OnError = "fail",
         cache: Cache | None = None,
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
         name: str = "",
     ) -> Stream[Any]:
         """One result per record.
 
-        The other options are for async functions: `concurrency` calls in flight (64), `order` "any" or
-        "input" (as they come), seconds of `timeout` per call, and `retry`. An async generator yields
-        `Part`s, then the result, and has no `cache`, which would give the result without the parts.
+        For async functions: `concurrency` calls in flight (64), `order` "any" or "input" (as they come),
+        seconds of `timeout` per call, and `retry`. An async generator yields `Part`s, then the result, and
+        has no `cache`, which would give the result without the parts.
+        For sync ones: `parallelism`, a number of worker processes or a `Parallel`, and how they `scale`.
+        `resources` are what one worker, or the async operator, takes of its machine.
         """
-        return self._then("map", fn, name, Call(concurrency, order, timeout, retry, on_error, cache))
+        call = Call(concurrency, order, timeout, retry, on_error, cache)
+        return self._then("map", fn, name, call, provisioned(parallelism, resources, scale))
 
     def flatmap(
-        self, fn: Callable[[T], Iterable[U]], *, on_error: OnError = "fail", name: str = ""
+        self,
+        fn: Callable[[T], Iterable[U]],
+        *,
+        on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
+        name: str = "",
     ) -> Stream[U]:
         """Any number of results per record; a record whose results fail half way gives none."""
-        return self._then("flatmap", fn, name, Call(on_error=on_error))
+        provision = provisioned(parallelism, resources, scale)
+        return self._then("flatmap", fn, name, Call(on_error=on_error), provision)
 
-    def filter(self, fn: Callable[[T], object], *, on_error: OnError = "fail", name: str = "") -> Stream[T]:
+    def filter(
+        self,
+        fn: Callable[[T], object],
+        *,
+        on_error: OnError = "fail",
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
+        name: str = "",
+    ) -> Stream[T]:
         """Keep the records for which `fn` is true."""
-        return self._then("filter", fn, name, Call(on_error=on_error))
+        provision = provisioned(parallelism, resources, scale)
+        return self._then("filter", fn, name, Call(on_error=on_error), provision)
 
     def map_batch(
         self,
@@ -192,17 +221,21 @@ class Stream(Generic[T]):
         retry: Retry | None = None,
         on_error: OnError = "fail",
         cache: Cache | None = None,
+        parallelism: int | Parallel | None = None,
+        resources: Resources | None = None,
+        scale: Scale | None = None,
         name: str = "",
     ) -> Stream[U]:
-        """One result per record, many records per call; a class is made, set up and closed once per run.
+        """One result per record, many records per call; a class is made, set up and closed once per run,
+        or once per worker.
 
         A call that fails counts for each record of its batch. Options are those of `map`, with
         `concurrency` counting calls (8); with a `cache`, only records without a result come into a batch.
         """
         call = Call(concurrency, order, timeout, retry, on_error, cache)
-        return Stream(
-            self.flow, Port(self.flow._builder.add("map_batch", (self.port,), fn, name, call, batch))
-        )
+        provision = provisioned(parallelism, resources, scale)
+        add = self.flow._builder.add
+        return Stream(self.flow, Port(add("map_batch", (self.port,), fn, name, call, batch, provision)))
 
     def merge(self, *others: Stream[T], name: str = "") -> Stream[T]:
         """The records of all these streams, as they come; it ends when all have ended."""
@@ -287,112 +320,17 @@ class Stream(Generic[T]):
         """End here: a function called with each record, or a `Sink` that takes batches."""
         self.flow._builder.add("sink", (self.port,), to, name)
 
-    def _then(self, verb: Verb, fn: Any, name: str, call: Call | None = None) -> Stream[Any]:
-        return Stream(self.flow, Port(self.flow._builder.add(verb, (self.port,), fn, name, call)))
+    def _with(self, verb: Verb, other: Stream[Any], fn: Any, name: str, call: Call) -> Stream[Any]:
+        ports = (self.port, self.flow._own(other))
+        return Stream(self.flow, Port(self.flow._builder.add(verb, ports, fn, name, call)))
 
-
-class Connected(Generic[T, U]):
-    """Two streams side by side."""
-
-    def __init__(self, left: Stream[T], right: Stream[U]) -> None:
-        self._left = left
-        self._right = right
-
-    def comap(
-        self, left: Callable[[T], V], right: Callable[[U], V], *, on_error: OnError = "fail", name: str = ""
-    ) -> Stream[V]:
-        """One stream of both: the records of each go through their own function, in the order they come.
-
-        With `name` the two maps are NAME-left and NAME-right. To share state, give two methods of one object.
-        """
-        names = (f"{name}-left", f"{name}-right") if name else ("", "")
-        one = self._left._then("map", left, names[0], Call(on_error=on_error))
-        other = self._right._then("map", right, names[1], Call(on_error=on_error))
-        return cast("Stream[V]", one.merge(other, name=name))
-
-
-class Keyed(Generic[K, T]):
-    """Records grouped by key; records with equal keys keep their order."""
-
-    def __init__(self, stream: Stream[T], key: Callable[[T], K]) -> None:
-        self._stream = stream
-        self._key = key
-
-    def scan(
+    def _then(
         self,
-        init: Callable[[], S],
-        step: Callable[[S, T], tuple[S, U]],
-        *,
-        ttl: float = 0.0,
-        name: str = "",
-    ) -> Stream[U]:
-        """Fold each key's records: `step(state, record)` gives the next state and one result.
-
-        A key that no record came for in `ttl` seconds begins anew, in event time where the records have it,
-        else by the clock; 0 = its state is kept for good.
-        """
-        fold = Fold(self._key, init, step, ttl)
-        return cast("Stream[U]", self._stream._then("scan", fold, name))
-
-    def window(self, window: Window) -> Windowed[K, T]:
-        """Group each key's records by their event times as well."""
-        return Windowed(self._stream, self._key, window)
-
-    def join(
-        self,
-        other: Keyed[K, U],
-        *,
-        within: float,
-        on_late: OnError = "skip",
-        on_error: OnError = "fail",
-        name: str = "",
-    ) -> Stream[tuple[T, U]]:
-        """Every pair of records with one key whose times are at most `within` seconds apart.
-
-        A pair comes out once both halves are here. A record behind the watermark is late.
-        """
-        flow = self._stream.flow
-        ports = (self._stream.port, flow._own(other._stream))
-        spec = Join(self._key, other._key, within, on_late)
-        return Stream(flow, Port(flow._builder.add("join", ports, spec, name, Call(on_error=on_error))))
-
-
-class Windowed(Generic[K, T]):
-    """Records grouped by key and window."""
-
-    def __init__(self, stream: Stream[T], key: Callable[[T], K], window: Window) -> None:
-        self._stream = stream
-        self._key = key
-        self._window = window
-
-    def reduce(
-        self,
-        init: Callable[[], S],
-        step: Callable[[S, T], S],
-        *,
-        merge: Callable[[S, S], S] | None = None,
-        on_error: OnError = "fail",
-        name: str = "",
-    ) -> Stream[Pane[K, S]]:
-        """Fold the records of each window: `step(state, record)` gives the next state; the last comes out.
-
-        Sessions need `merge(state, state)`, for a record that makes one of two.
-        """
-        spec = WindowFold(self._window, self._key, init, step, merge)
-        return cast("Stream[Pane[K, S]]", self._stream._then("window", spec, name, Call(on_error=on_error)))
-
-    def collect(self, *, on_error: OnError = "fail", name: str = "") -> Stream[Pane[K, list[T]]]:
-        """The records of each window as a list, in the order they came."""
-        return self.reduce(list, appended, merge=extended, on_error=on_error, name=name)
-
-
-def appended(items: list[T], item: T) -> list[T]:
-    """The step of `Windowed.collect`."""
-    items.append(item)
-    return items
-
-
-def extended(items: list[T], more: list[T]) -> list[T]:
-    """The merge of `Windowed.collect`."""
-    items.extend(more)
-    return items
+        verb: Verb,
+        fn: Any,
+        name: str,
+        call: Call | None = None,
+        provision: Provision = Provision(),  # noqa: B008 - frozen
+    ) -> Stream[Any]:
+        add = self.flow._builder.add
+        return Stream(self.flow, Port(add(verb, (self.port,), fn, name, call, provision=provision)))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from sage.common.errors import BadRequestError
 from sage.kernel.options import Batch, Call, OnError, OnRounds, OnTimeout, Use, Window
+from sage.kernel.provision import Provision
 
 __all__ = [
     "Builder",
@@ -152,6 +153,7 @@ class Node:
     fn: Any = None
     call: Call = field(default_factory=Call)
     batch: Batch | None = None
+    provision: Provision = field(default_factory=Provision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,11 @@ class Builder:
         name: str = "",
         call: Call | None = None,
         batch: Batch | None = None,
+        provision: Provision = Provision(),  # noqa: B008 - frozen
     ) -> int:
         """Append an operator and return its index; without a name it gets one of its own."""
-        self.nodes.append(Node(name or self._free_name(verb, fn), verb, inputs, fn, call or Call(), batch))
+        name = name or self._free_name(verb, fn)
+        self.nodes.append(Node(name, verb, inputs, fn, call or Call(), batch, provision))
         return len(self.nodes) - 1
 
     def plan(self) -> Plan:

@@ -14,6 +14,7 @@ __all__ = [
     "COUNTS",
     "NAMED",
     "OPTIONS",
+    "PROVISION",
     "REQUIRED",
     "VERBS",
     "WINDOW",
@@ -24,6 +25,7 @@ __all__ = [
 VERBS: tuple[Verb, ...] = get_args(Verb)
 CALL = ("concurrency", "order", "timeout", "retry", "on_error", "cache")
 CACHE = tuple(field.name for field in fields(Cache))
+PROVISION = ("parallelism", "resources", "scale")
 WINDOW = tuple(field.name for field in fields(Window))
 NAMED = ("key", "init", "step", "merge", "at", "left", "right", "until", "when")  # the options that name code
 REQUIRED = {
@@ -39,10 +41,10 @@ COUNTS = ("max_rounds", "limit")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "source": ("use", "with"),
     "requests": ("type",),
-    "map": ("use", "with", *CALL),
-    "flatmap": ("use", "with", "on_error"),
-    "filter": ("use", "with", "on_error"),
-    "map_batch": ("use", "with", "batch", *CALL),
+    "map": ("use", "with", *CALL, *PROVISION),
+    "flatmap": ("use", "with", "on_error", *PROVISION),
+    "filter": ("use", "with", "on_error", *PROVISION),
+    "map_batch": ("use", "with", "batch", *CALL, *PROVISION),
     "scan": ("key", "init", "step", "ttl"),
     "event_time": ("at", "lateness", "idle", "on_error"),
     "window": ("key", "init", "step", "merge", *WINDOW, "on_error"),
@@ -93,6 +95,7 @@ def flow_schema() -> dict[str, Any]:
         },
         "on_late": {"enum": ["fail", "skip", "divert"]},
         **dict.fromkeys(NAMED, named),
+        **_provision_schema(count, seconds),
     }
     steps = [_step_schema(verb, options, properties) for verb, options in OPTIONS.items()]
     merge = {"merge": {"type": "array", "items": {"type": "string"}, "minItems": 1}, "id": {"type": "string"}}
@@ -111,6 +114,20 @@ def flow_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": {"step": {"oneOf": steps}},
     }
+
+
+def _provision_schema(count: dict[str, Any], amount: dict[str, Any]) -> dict[str, Any]:
+    size = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]}
+    parallel = {"n": count, "kind": {"enum": ["process", "thread"]}, "order": {"enum": ["input", "any"]}}
+    labels = {"type": "object", "additionalProperties": {"type": "string"}}
+    resources = {"cpu": amount, "gpu": amount, "memory": size, "gpu_memory": size, "labels": labels}
+    scale = {"min": count, "max": count, "target_wait": {"type": "number", "exclusiveMinimum": 0}}
+
+    def closed(properties: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+    workers = {"anyOf": [count, closed(parallel)]}
+    return {"parallelism": workers, "resources": closed(resources), "scale": closed(scale)}
 
 
 def _cache(count: dict[str, Any], seconds: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:

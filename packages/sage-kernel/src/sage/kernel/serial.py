@@ -40,6 +40,7 @@ from sage.kernel.plan import (
     Verb,
     WindowFold,
 )
+from sage.kernel.provision_data import known, provision_data, read_provision
 from sage.kernel.registry import nearest
 from sage.kernel.schema import CACHE, CALL, COUNTS, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW, WORDS
 from sage.kernel.services import ServiceCall
@@ -93,6 +94,7 @@ def _step(plan: Plan, node: Node, problems: list[str]) -> dict[str, Any]:
     body |= {name: value for name, value in _call_data(node, problems).items() if value is not None}
     if node.batch:
         body["batch"] = {"size": node.batch.size, "wait": node.batch.wait}
+    body |= provision_data(node.provision)
     origin = origins if node.verb == "join" else origins[0] if origins else None
     return {node.verb: body, "id": node.name, **({"from": origin} if origin else {})}
 
@@ -174,15 +176,6 @@ def _attribute(target: Any, name: str) -> Any:
     return target
 
 
-def _known(name: str, body: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(body, Mapping):
-        raise BadRequestError(f"{name} is {body!r}, not a mapping of {', '.join(keys)}")
-    for key in body:
-        if key not in keys:
-            raise BadRequestError(f"{name}: unknown key {key!r}{nearest(str(key), keys)}")
-    return dict(body)
-
-
 def _seconds(name: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadRequestError(f"{name} is {value!r}, not a number of seconds")
@@ -212,7 +205,8 @@ class _Reader:
         if len(self._problems) > before:
             # A stand-in keeps the names right, so that one mistake is reported once.
             node = Node(str(step.get("id", "")), verb, inputs)
-        index = self._builder.add(verb, node.inputs, node.fn, node.name, node.call, node.batch)
+        given = (node.fn, node.name, node.call, node.batch, node.provision)
+        index = self._builder.add(verb, node.inputs, *given)
         self._names[self._builder.nodes[index].name] = index
         self._last = None if verb in ("sink", "reply") else index
 
@@ -282,11 +276,11 @@ class _Reader:
         try:
             fn = self._fn(at, verb, body)
             batch = (
-                Batch(**_known("batch", body.get("batch", {}), ("size", "wait")))
+                Batch(**known("batch", body.get("batch", {}), ("size", "wait")))
                 if verb == "map_batch"
                 else None
             )
-            return Node(name, verb, inputs, fn, self._call(verb, body), batch)
+            return Node(name, verb, inputs, fn, self._call(verb, body), batch, read_provision(body))
         except (BadRequestError, TypeError) as error:
             self._problems.append(f"{at}: {error}")
             return Node(name, verb, inputs)
@@ -298,12 +292,12 @@ class _Reader:
             if name in given and (not isinstance(given[name], kinds) or isinstance(given[name], bool)):
                 raise BadRequestError(f"{name} is {given[name]!r}, not a number")
         if "retry" in given:
-            retry = _known("retry", given["retry"], ("attempts", "backoff", "on"))
+            retry = known("retry", given["retry"], ("attempts", "backoff", "on"))
             if "on" in retry:
                 retry["on"] = tuple(self._error(str(text)) for text in retry["on"])
             given["retry"] = Retry(**retry)
         if "cache" in given:
-            cache = _known("cache", given["cache"], CACHE)
+            cache = known("cache", given["cache"], CACHE)
             if "key" in cache:
                 cache["key"] = self._referred("cache.key", cache["key"])
             given["cache"] = Cache(**cache)

@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 from sage.common.errors import NotFoundError, UsageError
 from sage.kernel.registry import nearest
 
-__all__ = ["SERVICES", "ServiceCall", "bound", "call_service", "unknown_services"]
+__all__ = ["SERVICES", "ServiceCall", "bound", "call_service", "service_calls", "unknown_services"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,7 +87,7 @@ def bound(services: Mapping[str, Any]) -> Iterator[None]:
 
 def unknown_services(operator: str, fn: Any, known: Collection[str]) -> Iterator[str]:
     """One problem for each service that `fn` calls and that is not among the `known`."""
-    for name in sorted({call.name for call in _calls(fn)} - set(known)):
+    for name in sorted({call.name for call in service_calls(fn)} - set(known)):
         yield f"{operator!r}: {_no_service(name, known)}"
 
 
@@ -96,22 +96,22 @@ def _no_service(name: str, known: Collection[str]) -> str:
     return f"no service is named {name!r}{nearest(name, known)}; {there}"
 
 
-def _calls(fn: Any) -> Iterator[ServiceCall[..., Any]]:
+def service_calls(fn: Any) -> Iterator[ServiceCall[..., Any]]:
     """The service calls that a function refers to by name, or an object has as attributes."""
     if isinstance(fn, ServiceCall):
         yield fn
     elif isinstance(fn, partial):
         for part in (fn.func, *fn.args, *fn.keywords.values()):
-            yield from _calls(part)
+            yield from service_calls(part)
     elif isinstance(fn, MethodType):
-        yield from _calls(fn.__func__)
+        yield from service_calls(fn.__func__)
         yield from _attributes(fn.__self__)
     elif isinstance(fn, FunctionType):
         cells = [cell.cell_contents for cell in fn.__closure__ or () if _filled(cell)]
         found = [*cells, *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
         yield from (one for one in (*found, *_globals(fn)) if isinstance(one, ServiceCall))
     elif isinstance(call := getattr(type(fn), "__call__", None), FunctionType):  # noqa: B004
-        yield from _calls(call)
+        yield from service_calls(call)
         yield from _attributes(fn)
 
 

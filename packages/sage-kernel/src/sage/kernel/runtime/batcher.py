@@ -44,6 +44,11 @@ class Batcher:
         self._running: set[_Running] = set()
         self._context = copy_context()  # a batch belongs to no one of those who wait for it
 
+    @property
+    def queued(self) -> int:
+        """How many items wait for a call."""
+        return len(self._queue)
+
     async def __call__(self, item: Any) -> Any:
         """Queue the item and wait; a call that nobody waits for any more is cancelled."""
         mine = _Waiting(item, asyncio.get_running_loop().create_future())

@@ -1,4 +1,4 @@
-"""A queue of batches between two stages, bounded by items; control messages keep their place among them.
+"""A queue of batches between two stages, bounded by items and bytes; messages keep their place among them.
 
 Where several writers meet, the watermark that comes out is the least of theirs, and a barrier comes out
 behind the barriers of all: a writer whose barrier is in is held until then. A barrier that is in a hurry
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sage.kernel.runtime.columns import Barrier, Batch, Columns, Control, Idle, Watermark, joined, part
+from sage.kernel.runtime.weight import BATCH_BYTES, CHANNEL_BYTES, weigh
 
 __all__ = ["Channel", "Writer"]
 
@@ -44,7 +45,12 @@ class Writer:
         size = channel.size + len(batch)
         if size > channel.capacity or channel.putters or self.held:
             return False
+        weight = weigh(batch)
+        if weight and channel.bytes + weight > channel.capacity_bytes and channel.size:
+            return False
         channel.size = size
+        channel.bytes += weight
+        channel.weights.append(weight)
         channel.entries.append(self._marked(batch))
         if channel.getter is not None:
             channel.wake_getter()
@@ -53,13 +59,14 @@ class Writer:
     async def put(self, batch: Batch) -> None:
         """Queue the batch, in pieces where it is larger than the room there is."""
         channel, start, total = self._channel, 0, len(batch)
+        each = -(-weigh(batch) // total)
         while self.held:
             self._let_go = asyncio.get_running_loop().create_future()
             await self._let_go
         # Once this writer has waited it is its turn: writers that come later queue behind it.
         my_turn = not channel.putters
         while start < total:
-            room = total if self.hurried else channel.capacity - channel.size
+            room = total if self.hurried else channel.room(each)
             if room <= 0 or not (my_turn or self.hurried):
                 self._turn = asyncio.get_running_loop().create_future()
                 await channel.turn(self._turn)
@@ -68,6 +75,8 @@ class Writer:
             piece = part(batch, start, start + room)
             start += len(piece)
             channel.size += len(piece)
+            channel.bytes += each * len(piece)
+            channel.weights.append(each * len(piece))
             channel.entries.append(self._marked(piece))
             channel.wake_getter()
         channel.wake_putter()
@@ -121,18 +130,25 @@ class Writer:
 
 
 class Channel:
-    """Many writers, one reader, at most `capacity` items queued."""
+    """Many writers, one reader, at most `capacity` items queued, of about `capacity_bytes` bytes.
+
+    One item has room in an empty channel, however large it is.
+    """
 
     __slots__ = (
-        *("_barrier", "_hurried", "_idle", "_loop", "_watermark", "capacity", "entries", "getter", "marks"),
-        *("on_front", "overtaken", "passed", "putters", "size", "writers"),
+        *("_barrier", "_hurried", "_idle", "_loop", "_watermark", "bytes", "capacity", "capacity_bytes"),
+        *("entries", "getter", "marks", "on_front", "overtaken", "passed", "putters", "size", "weights"),
+        "writers",
     )
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, capacity_bytes: int = CHANNEL_BYTES) -> None:
         self.capacity = capacity
+        self.capacity_bytes = capacity_bytes
         self.size = 0
+        self.bytes = 0
         self.writers: list[Writer] = []
         self.entries: deque[Any] = deque()
+        self.weights: deque[int] = deque()  # of the batches among the entries, in their order
         self.getter: asyncio.Future[None] | None = None
         self.putters: deque[asyncio.Future[None]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -177,8 +193,12 @@ class Channel:
         if type(entry) is not list and type(entry) is not Columns:
             message: Control = entry
             return message
-        batch: Batch = self._fit(entry, limit) if limit else entry
+        weight = self.weights.popleft()
+        batch: Batch = entry
+        if limit and len(entry) != limit:
+            batch, weight = self._fit(entry, weight, limit)
         self.size -= len(batch)
+        self.bytes -= weight
         if self.putters:
             self.wake_putter()
         return batch
@@ -187,19 +207,20 @@ class Channel:
         """Put back a message that was taken a moment too early."""
         self.entries.appendleft(message)
 
-    def _fit(self, first: Batch, limit: int) -> Batch:
+    def _fit(self, first: Batch, weight: int, limit: int) -> tuple[Batch, int]:
         entries, count = self.entries, len(first)
-        if count == limit or (count < limit and not entries):
-            return first
         batches = [first]
-        while entries and count < limit and _same_kind(entries[0], first):
+        while entries and count < limit and weight < BATCH_BYTES and _same_kind(entries[0], first):
             batches.append(entries.popleft())
+            weight += self.weights.popleft()
             count += len(batches[-1])
         batch = joined(batches)
         if count > limit:
+            rest = weight * (count - limit) // count
             entries.appendleft(part(batch, limit, None))
-            batch = part(batch, 0, limit)
-        return batch
+            self.weights.appendleft(rest)
+            batch, weight = part(batch, 0, limit), weight - rest
+        return batch, weight
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
@@ -252,7 +273,10 @@ class Channel:
     def begin(self, marks: tuple[Any, ...], queued: list[Any]) -> None:
         """Go on from the `marks` of a checkpoint, with what its barrier had overtaken."""
         self.entries.extend(queued)
-        self.size = sum(len(one) for one in queued if not isinstance(one, Control))
+        batches = [one for one in queued if not isinstance(one, Control)]
+        self.size = sum(map(len, batches))
+        self.weights.extend(map(weigh, batches))
+        self.bytes = sum(self.weights)
         self._watermark, self._idle, writers = marks
         for writer, (watermark, idle) in zip(self.writers, writers, strict=True):
             writer.watermark, writer.idle = watermark, idle
@@ -287,6 +311,13 @@ class Channel:
         if self.ended:
             self.wake_getter()
 
+    def room(self, each: int) -> int:
+        """How many items of that many bytes may come in now."""
+        room = self.capacity - self.size
+        if not each or room <= 0:
+            return room
+        return min(room, max((self.capacity_bytes - self.bytes) // each, 0 if self.size else 1))
+
     async def turn(self, mine: asyncio.Future[None]) -> None:
         """Wait until there is room and it is the caller's turn, which is what `mine` is for.
 
@@ -312,7 +343,8 @@ class Channel:
 
     def wake_putter(self) -> None:
         """Give the turn to the first in line."""
-        if self.putters and self.size < self.capacity and not self.putters[0].done():
+        full = self.size >= self.capacity or (self.bytes >= self.capacity_bytes and self.size > 0)
+        if self.putters and not full and not self.putters[0].done():
             self.putters[0].set_result(None)
 
 

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sage.common.clock import Clock, SystemClock
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.inbox import Inboxes
+from sage.kernel.runtime.mutation import Shares
+from sage.kernel.runtime.replicas.entrance import Entrance
+from sage.kernel.runtime.replicas.opening import opened_pools
+from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.resources import opened
 from sage.kernel.runtime.results import ResultFile
 
-__all__ = ["Engine", "running"]
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Node
+
+__all__ = ["Engine", "Surroundings", "running"]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an environment gives to all that runs in it, the flows behind services too.
+
+    `machine`: what operators with `resources` find, None = look. `debug`: look after shared records.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    machine: Node | None = None
+    debug: bool = False
 
 
 @dataclass(slots=True)
 class Engine:
-    """The surroundings of a run of `flow`. `waits`: a record waits at a full inbox, and is not refused."""
+    """The parts of a run of `flow`. `waits`: a record waits at a full inbox, and is not refused."""
 
     flow: str
-    clock: Clock = field(default_factory=SystemClock)
+    around: Surroundings = field(default_factory=Surroundings)
     inboxes: Inboxes = field(default_factory=Inboxes)
     waits: bool = False
     batchers: list[Batcher] = field(default_factory=list)
+    entrances: list[Entrance] = field(default_factory=list)
     files: list[ResultFile] = field(default_factory=list)
+    pools: dict[str, Pool] = field(default_factory=dict)
+    """The workers of each stage that has some, by the name of its first operator, once they are there."""
     services: dict[str, Any] = field(default_factory=dict)
+    shares: Shares | None = None
+
+    def __post_init__(self) -> None:
+        if self.around.debug:
+            self.shares = Shares()
+
+    @property
+    def clock(self) -> Clock:
+        """What time is told by."""
+        return self.around.clock
 
 
 @asynccontextmanager
@@ -45,7 +78,20 @@ async def running(
             await file.open()
             stack.push_async_callback(file.close)
         await stack.enter_async_context(opened(plan.all_ops))
+        engine.pools.update(await stack.enter_async_context(opened_pools(plan, engine.around.machine)))
+        for entrance in engine.entrances:
+            stack.push_async_callback(_ended, asyncio.create_task(entrance.keep_scaled()))
         for batcher in engine.batchers:
             stack.push_async_callback(batcher.close)
         stack.callback(engine.inboxes.close)
         yield
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a helper; raises what it had failed with."""
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            raise

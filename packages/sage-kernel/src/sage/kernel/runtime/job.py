@@ -21,6 +21,7 @@ from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.engine import Engine, running
 from sage.kernel.runtime.inbox import APPROVED, Decision, Inboxes, Parked
 from sage.kernel.runtime.kernels import PARTS
+from sage.kernel.runtime.mutation import guarded
 from sage.kernel.runtime.report import RunReport, reports
 from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.walk import NOTHING, ReplyError, Station, Walk, visit, wire
@@ -59,6 +60,7 @@ class Job:
         before: AbstractAsyncContextManager[None] | None = None,
     ) -> Job:
         """Set everything up, behind `before`, and begin to take requests."""
+        plan = guarded(plan, engine.shares) if engine.shares else plan
         job = cls(plan, limit, engine)
         async with AsyncExitStack() as stack:
             with bound(engine.services):

@@ -21,6 +21,7 @@ __all__ = [
     "PARTS",
     "AsyncCall",
     "ChosenError",
+    "FatalError",
     "Faults",
     "GaveUpError",
     "Kernel",
@@ -42,6 +43,10 @@ class GaveUpError(Exception):
         super().__init__(str(error))
         self.error = error
         self.attempts = attempts
+
+
+class FatalError(Exception):
+    """Stops the run, whatever the operator's `on_error` says."""
 
 
 class ChosenError(Exception):
@@ -75,7 +80,7 @@ class Faults:
             attempts, error = error.attempts, error.error
         if isinstance(error, ChosenError):
             item, on_error, error = error.item, error.on_error, error.error
-        wanted = on_error or self._on_error
+        wanted = self.wanted(error, on_error)
         if wanted == "skip":
             self.counters.skipped += 1
         elif wanted == "divert":
@@ -87,6 +92,10 @@ class Faults:
             raise operator_error(where, error) from error
         if self.lost is not None:
             self.lost.append(position - self.counters.items_in)
+
+    def wanted(self, error: Exception, on_error: OnError | None = None) -> OnError:
+        """What is to be done about an error."""
+        return "fail" if isinstance(error, FatalError) else on_error or self._on_error
 
     def take(self) -> list[Failure[Any]]:
         """The failures since the last call."""

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sage.common.clock import Clock, SystemClock
 from sage.common.errors import UsageError
@@ -22,12 +23,14 @@ from sage.kernel.runtime.calls import AsyncStage
 from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.checkpoint import Coordinator
-from sage.kernel.runtime.engine import Engine, running
+from sage.kernel.runtime.engine import Engine, Surroundings, running
 from sage.kernel.runtime.gates import GateStage
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
+from sage.kernel.runtime.mutation import SharingOutputs, guarded
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
+from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.run import Run
@@ -37,22 +40,31 @@ from sage.kernel.runtime.sources import Reader, Stop
 from sage.kernel.runtime.stages import pump, tell_time
 from sage.kernel.runtime.timed import Clock as EventClock
 from sage.kernel.runtime.walk import as_stage, by_item, item_call
+from sage.kernel.runtime.weight import CHANNEL_BYTES
 from sage.kernel.services import bound
+
+if TYPE_CHECKING:
+    from sage.kernel.scheduler import Node
 
 __all__ = ["LocalEnvironment", "Progress"]
 
 Progress: TypeAlias = Callable[[tuple[OperatorReport, ...]], None]
 PROGRESS_EVERY = 0.1
 _Runner: TypeAlias = Callable[[asyncio.TaskGroup], Coroutine[Any, Any, None]]
+PER_WORKER = 4
+"""How many times `batch` a worker takes at once, at most: the way there costs as much as 50 quick calls."""
 
 
 class LocalEnvironment:
     """Runs flows in this process.
 
-    `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages.
+    `batch` is how many records a kernel takes at once, `capacity` how many may queue between two stages,
+    `capacity_bytes` about how much memory these may hold.
     `on_progress` is called with the counters of every operator, at most every 100 ms and once at the end.
     With `checkpoints` a run goes on from the newest one in their folder, where there is one.
     `clock` is what time is told by where records have none of their own: caches, kept state, gates.
+    `machine` is what operators with `resources` find here; without it, what this process may use.
+    `debug` finds operators that change records which others have as well; it is slow.
     """
 
     def __init__(
@@ -60,19 +72,21 @@ class LocalEnvironment:
         *,
         batch: int = 64,
         capacity: int = 1024,
+        capacity_bytes: int = CHANNEL_BYTES,
         on_progress: Progress | None = None,
         registry: Registry | None = None,
         checkpoints: Checkpoints | None = None,
         clock: Clock | None = None,
+        machine: Node | None = None,
+        debug: bool = False,
     ) -> None:
-        if batch < 1 or capacity < 1:
-            raise UsageError(f"LocalEnvironment(batch={batch}, capacity={capacity}): both are at least 1.")
-        self._batch = batch
-        self._capacity = capacity
-        self._on_progress = on_progress
+        if min(batch, capacity, capacity_bytes) < 1:
+            given = f"batch={batch}, capacity={capacity}, capacity_bytes={capacity_bytes}"
+            raise UsageError(f"LocalEnvironment({given}): all are at least 1.")
+        self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress)
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
-        self._clock = clock or SystemClock()
+        self._around = Surroundings(clock or SystemClock(), machine, debug)
         self._services: dict[str, ServiceFactory] = {}
 
     def register_service(self, name: str, factory: ServiceFactory) -> None:
@@ -111,12 +125,9 @@ class LocalEnvironment:
         if any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it answers requests: start it with submit(flow), not run(flow)"])
         coordinator = Coordinator(plan, self._checkpoints) if self._checkpoints else None
-        engine = Engine(flow.name, self._clock, waits=True)
+        engine = Engine(flow.name, self._around, waits=True)
         before = serving(self._services, self._registry, engine)
-        execution = _Execution(
-            plan, engine, self._batch, self._capacity, self._on_progress, coordinator, before
-        )
-        return Run(flow.name, execution, engine.inboxes)
+        return Run(flow.name, _Execution(plan, engine, self._settings, coordinator, before), engine.inboxes)
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
@@ -145,9 +156,19 @@ class LocalEnvironment:
         plan = compile_plan(flow.plan, self._registry, self._services)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        engine = Engine(flow.name, self._clock)
+        engine = Engine(flow.name, self._around)
         before = serving(self._services, self._registry, engine)
         return await Job.start(plan, limit, engine, before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """How a finite run moves its records."""
+
+    batch: Batch
+    capacity: int
+    capacity_bytes: int
+    on_progress: Progress | None
 
 
 class _DrainedError(Exception):
@@ -161,16 +182,14 @@ class _Execution:
         self,
         plan: Compiled,
         engine: Engine,
-        batch: int,
-        capacity: int,
-        on_progress: Progress | None,
+        settings: _Settings,
         coordinator: Coordinator | None,
         before: AbstractAsyncContextManager[None],
     ) -> None:
-        self._plan = plan
+        self._plan = plan = guarded(plan, engine.shares) if engine.shares else plan
         self._engine = engine
-        self._batch = Batch(batch)
-        self._on_progress = on_progress
+        self._batch = settings.batch
+        self._on_progress = settings.on_progress
         self._coordinator = coordinator
         self._before = before
         self._stop = Stop()
@@ -179,7 +198,7 @@ class _Execution:
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
-        self._inboxes = [Channel(capacity) for _ in plan.stages]
+        self._inboxes = [Channel(settings.capacity, settings.capacity_bytes) for _ in plan.stages]
         outputs = [self._outputs_of(stage) for stage in plan.stages]
         wired = zip(plan.stages, self._inboxes, outputs, strict=True)
         self._members = [self._participant(*one) for one in wired]
@@ -321,8 +340,8 @@ class _Execution:
     def _participant(self, stage: Stage, inbox: Channel, outputs: Outputs) -> Participant:
         head, counters = stage.head, [self._counters[op.index] for op in stage.ops]
         alone = ("source", "event_time", "gate")
-        apart = head is None or head.mode != "sync" or head.node.verb in alone or by_item(head)
-        chain = self._chain(stage.fused if apart else stage.ops)
+        apart = head is not None and (head.mode != "sync" or head.node.verb in alone or by_item(head))
+        chain = self._chain(stage.ops[len(stage.on_workers) or int(apart) :])
         return Participant(stage.name, inbox, chain, outputs, counters)
 
     def _outputs_of(self, stage: Stage) -> Outputs:
@@ -330,6 +349,8 @@ class _Execution:
             return [self._inboxes[edge.stage].writer(edge.side) for edge in readers]
 
         diverted = [(self._faults[op], writers(readers)) for op, readers in stage.diverted.items()]
+        if shares := self._engine.shares:
+            return SharingOutputs(writers(stage.outs), diverted, self._lead(stage), shares)
         return Outputs(writers(stage.outs), diverted, self._lead(stage))
 
     def _lead(self, stage: Stage) -> Counters:
@@ -347,6 +368,8 @@ class _Execution:
             return lambda _: tell_time(clock, member, self._batch, lead)
         if head.node.verb == "sink":
             return lambda _: write(self._ends[stage.name], member, self._batch, lead)
+        if stage.on_workers:
+            return self._parallel(stage, member).run
         if head.node.verb == "gate":
             return partial(self._gates[head.index].run, batch=self._batch)
         call = self._calls.get(head.index)
@@ -356,6 +379,12 @@ class _Execution:
         paid = self._coordinator.log.operator(head.node.name) if self._coordinator else None
         seen = as_stage(head) if call else head
         return AsyncStage(seen, call or call_of(head, lead), self._faults[head.index], member, paid).run
+
+    def _parallel(self, stage: Stage, member: Participant) -> ParallelStage:
+        ops = stage.on_workers
+        faults = [self._faults[op.index] for op in ops]
+        pool, limit = self._engine.pools[ops[0].node.name], PER_WORKER * self._batch.size
+        return ParallelStage(ops[0], pool, faults, limit, member)
 
     def _chain(self, ops: list[Op]) -> Chain:
         return Chain([step_of(op, self._faults[op.index], self._engine.clock) for op in ops])

@@ -61,7 +61,9 @@ class Manifest:
 def shape_of(plan: Compiled) -> dict[str, dict[str, Any]]:
     """What of a plan has to stay for a checkpoint to fit: operators by name, and how they are wired."""
     names = [op.node.name for op in plan.ops]
-    return {op.node.name: _shape(op, names) for op in plan.ops}
+    # Operators on workers are one stage where their provision is the same: what it holds is kept by its name.
+    shared = {op.index: {"workers": stage.name} for stage in plan.stages for op in stage.on_workers}
+    return {op.node.name: _shape(op, names) | shared.get(op.index, {}) for op in plan.ops}
 
 
 def _shape(op: Op, names: list[str]) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def misfits(then: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> 
         if name not in then:
             yield f"operator {name!r} ({now[name]['verb']}) is in the flow and not in the checkpoint"
         elif then[name] != now[name]:
-            differ = [what for what in now[name] if then[name].get(what) != now[name][what]]
+            keys = {**then[name], **now[name]}
+            differ = [what for what in keys if then[name].get(what) != now[name].get(what)]
             was = ", ".join(f"{what}={then[name].get(what)!r}" for what in differ)
-            is_now = ", ".join(f"{what}={now[name][what]!r}" for what in differ)
+            is_now = ", ".join(f"{what}={now[name].get(what)!r}" for what in differ)
             yield f"operator {name!r} had {was} in the checkpoint, and has {is_now} now"

@@ -46,6 +46,7 @@ class Counters:
     in_flight: int = 0
     busy: int = 0
     wait: int = 0
+    cpu: int = 0
     hits: int = 0
     misses: int = 0
     inner: list[Counters] = field(default_factory=list)
@@ -76,6 +77,7 @@ class Counters:
             self.wait / 1e9,
             self.hits,
             self.misses,
+            self.cpu / 1e9,
         )
 
 
@@ -85,7 +87,8 @@ class OperatorReport:
 
     `busy` is seconds inside its code, summed over calls in flight; `wait` is seconds its stage waited for
     input or for room downstream (0 for an operator that is fused behind another). `hits` and `misses` are of
-    its cache.
+    its cache. `cpu` is CPU seconds of the workers of its stage (0 for one on the event loop, or fused behind
+    another).
     """
 
     name: str
@@ -100,6 +103,7 @@ class OperatorReport:
     wait: float
     hits: int = 0
     misses: int = 0
+    cpu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

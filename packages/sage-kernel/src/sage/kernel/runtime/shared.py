@@ -35,7 +35,7 @@ async def serving(
         for name, factory in factories.items():
             if isinstance(factory, Flow):
                 plan = compile_plan(factory.plan, registry, factories)
-                inner = Engine(factory.name, engine.clock, engine.inboxes, services=engine.services)
+                inner = Engine(factory.name, engine.around, engine.inboxes, services=engine.services)
                 engine.services[name] = job = await Job.start(plan, LIMIT, inner)
                 stack.push_async_callback(job.stop)
                 continue

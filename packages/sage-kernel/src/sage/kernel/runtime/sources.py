@@ -14,6 +14,7 @@ from sage.kernel.runtime.columns import Barrier
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 from sage.kernel.runtime.resources import call
+from sage.kernel.runtime.weight import BATCH_BYTES, weigh
 
 __all__ = ["Reader", "Stop", "is_replayable", "once_only"]
 
@@ -215,6 +216,7 @@ class Reader:
                 return
             counters.items_out += len(items)
             self._count += len(items)
+            heavy = weigh(items) > BATCH_BYTES
             items = run(items)
             if outputs.any:
                 await outputs.send(items)
@@ -222,6 +224,8 @@ class Reader:
                 size = min(limit, 2 * size)
             elif now - start >= TURN_NS:
                 size = max(1, size // 2)
+            if heavy:
+                size = max(1, size // 4)
             if now - turn > TURN_NS:
                 await asyncio.sleep(0)
                 turn = perf_counter_ns()

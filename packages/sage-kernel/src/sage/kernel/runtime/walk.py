@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sage.common.errors import SageError
 from sage.kernel.compile import Compiled, Op, Stage
@@ -17,6 +18,7 @@ from sage.kernel.runtime.chain import Chain, step_of
 from sage.kernel.runtime.engine import Engine
 from sage.kernel.runtime.gates import GateCall
 from sage.kernel.runtime.kernels import AsyncCall, ChosenError, Faults, Kernel, call_of, check_length
+from sage.kernel.runtime.replicas.entrance import Entrance
 from sage.kernel.runtime.report import Counters
 from sage.kernel.runtime.results import ResultFile, cached, namespace_of
 
@@ -58,6 +60,12 @@ class Walk:
     killed: bool = False
 
 
+class Head(Protocol):
+    """What an item waits for before it goes through a station's kernel."""
+
+    async def __call__(self, item: Any, /) -> list[Any]: ...
+
+
 @dataclass(slots=True)
 class Station:
     """A stage as a request sees it."""
@@ -65,9 +73,7 @@ class Station:
     kernel: Kernel
     outs: list[Station]
     diverted: list[tuple[Faults, list[Station]]]
-    call: AsyncCall | None = None
-    faults: Faults | None = None
-    room: asyncio.Semaphore | None = None
+    head: Head | None = None
     reply: Counters | None = None
 
 
@@ -84,7 +90,7 @@ class Wired:
 async def visit(station: Station, item: Any, walk: Walk) -> None:
     """Go from station to station, branch by branch; the reply is in `walk` then, if there is one."""
     while True:
-        items = [item] if station.call is None else await _call(station, item)
+        items = [item] if station.head is None else await station.head(item)
         if items:
             items = station.kernel(items)
         # Everything is taken before anything is awaited: the failures of other requests come in then.
@@ -102,9 +108,7 @@ async def visit(station: Station, item: Any, walk: Walk) -> None:
             await visit(out, result, walk)
 
 
-async def _call(station: Station, item: Any) -> list[Any]:
-    call, faults, room = station.call, station.faults, station.room
-    assert call is not None and faults is not None and room is not None  # noqa: PT018
+async def _call(call: AsyncCall, faults: Faults, room: asyncio.Semaphore, item: Any) -> list[Any]:
     counters = faults.counters
     async with room:
         position, start = counters.items_in, perf_counter_ns()
@@ -143,31 +147,47 @@ def wire(plan: Compiled, engine: Engine) -> Wired:
         diverted = [
             (faults[op], [stations[edge.stage] for edge in readers]) for op, readers in stage.diverted.items()
         ]
-        stations[i] = station = Station(_fused(stage, faults, engine), outs, diverted)
+        kernel = _fused(stage, faults, engine)
+        if engine.shares and len(outs) > 1:
+            kernel = engine.shares.remembering(kernel, stage.ops[-1].node.name if stage.ops else stage.name)
+        stations[i] = station = Station(kernel, outs, diverted)
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
-        if stage.head is not None:
-            _give_head(station, stage.head, faults[stage.head.index], engine)
-            if isinstance(station.call, GateCall):
-                gates.append((station.call, replace(station, call=station.call.outcome)))
+        if stage.on_workers:
+            station.head = _entrance(stage, faults, engine)
+        elif stage.head is not None:
+            mine, room = faults[stage.head.index], _room(stage.head)
+            call = _head_call(stage.head, mine.counters, engine)
+            station.head = partial(_call, call, mine, room)
+            if isinstance(call, GateCall):
+                gates.append((call, replace(station, head=partial(_call, call.outcome, mine, room))))
     return Wired(stations[0], counters, gates)
 
 
 def _fused(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Kernel:
-    ops = [op for op in stage.fused if op.node.verb != "reply"]
+    behind = stage.fused[max(0, len(stage.on_workers) - 1) :]
+    ops = [op for op in behind if op.node.verb != "reply"]
     return Chain([step_of(op, faults[op.index], engine.clock) for op in ops]).run
 
 
-def _give_head(station: Station, op: Op, faults: Faults, engine: Engine) -> None:
+def _entrance(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Entrance:
+    ops = stage.on_workers
+    entrance = Entrance(ops[0], engine.pools, [faults[op.index] for op in ops])
+    engine.entrances.append(entrance)
+    engine.batchers.append(entrance.batcher)
+    return entrance
+
+
+def _head_call(op: Op, counters: Counters, engine: Engine) -> AsyncCall:
+    written = op.node.verb == "sink" and hasattr(op.fn, "write")
+    return _written(op) if written else item_call(op, counters, engine)
+
+
+def _room(op: Op) -> asyncio.Semaphore:
     given = op.node.call.concurrency
-    station.faults = faults
-    if op.node.verb == "sink" and hasattr(op.fn, "write"):
-        station.call = _written(op)
-    else:
-        station.call = item_call(op, faults.counters, engine)
     # A batcher, a loop and a gate have bounds of their own; what waits there is bounded by the job's limit.
     bounds_itself = op.node.verb in ("map_batch", "gate") or (op.node.verb == "iterate" and not given)
-    station.room = _Unbounded() if bounds_itself else asyncio.Semaphore(given or CALLS)
+    return _Unbounded() if bounds_itself else asyncio.Semaphore(given or CALLS)
 
 
 def _written(op: Op) -> AsyncCall:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from sage.kernel import Batch, Cache, Failure, Flow, Pane, Stream, Window
+from sage.kernel import Batch, Cache, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
 __all__ = ["STEPS", "Recipe", "build", "collected", "expected", "hop", "negated", "triple"]
@@ -209,6 +209,15 @@ STEPS: dict[str, tuple[_Build, _Compute]] = {
     "map": (lambda s: s.map(triple), _each(lambda x: [3 * x])),
     "filter": (lambda s: s.filter(odd), _each(lambda x: [x] * (x % 2))),
     "flatmap": (lambda s: s.flatmap(copies), _each(copies)),
+    "threads": (lambda s: s.map(triple, parallelism=Parallel(2, "thread")), _each(lambda x: [3 * x])),
+    "threads-any": (
+        lambda s: s.flatmap(copies, parallelism=Parallel(3, "thread", "any")),
+        _each(copies),
+    ),
+    "threads-divert": (
+        lambda s: s.map(brittle, on_error="divert", parallelism=Parallel(2, "thread")),
+        _SOUND,
+    ),
     "async": (lambda s: s.map(hop, concurrency=6), _each(lambda x: [x + 1])),
     "ordered": (lambda s: s.map(hop, concurrency=3, order="input"), _each(lambda x: [x + 1])),
     "skip": (lambda s: s.map(brittle, on_error="skip"), _SOUND),
@@ -240,7 +249,7 @@ def build(recipe: Recipe, folder: Path) -> Flow:
     stream = sources[0].merge(*sources[1:]) if recipe.sources > 1 else sources[0]
     for number, step in enumerate(recipe.steps):
         stream = STEPS[step][0](stream)
-        if step == "divert":
+        if step.endswith("divert"):
             stream.diverted.map(item_of).sink(EpochFiles(folder / f"bad-{number}"), name=f"bad-{number}")
     stream.sink(EpochFiles(folder / "out"), name="out")
     return flow
@@ -254,7 +263,7 @@ def expected(recipe: Recipe) -> dict[str, Counter[int]]:
     for number, step in enumerate(recipe.steps):
         if step in ("window", "session", "join") and not timed:
             timed, records = True, [(x, time_of(x)) for x, _ in records]
-        if step == "divert":
+        if step.endswith("divert"):
             found[f"bad-{number}"] = Counter(x for x, _ in records if x % 5 == 0)
         records = STEPS[step][1](records)
     return {**found, "out": Counter(x for x, _ in records)}
