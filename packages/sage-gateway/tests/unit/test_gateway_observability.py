@@ -167,6 +167,9 @@ def test_every_metric_is_on_a_dashboard() -> None:
         "sage_embedding_call_tokens",
         "sage_predictions_total",
         "sage_prediction_calibration_p90",
+        "sage_jobs",
+        "sage_job_restarts_total",
+        "sage_job_checkpoint_age_seconds",
     }
 
 

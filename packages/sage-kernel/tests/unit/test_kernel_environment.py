@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Environment, Flow, LocalEnvironment, PlanError, RemoteEnvironment
+from sage.kernel import Environment, Flow, LocalEnvironment, PlanError, RemoteEnvironment, call_service
 
 
 def flow_of(*names: str) -> Flow:
@@ -40,3 +40,12 @@ async def test_the_remote_one_says_that_it_cannot_run_and_what_can() -> None:
 async def test_a_flow_is_checked_first() -> None:
     with pytest.raises(PlanError, match="2 operators are named 'same'"):
         await RemoteEnvironment().run(flow_of("same", "same"))
+
+
+def test_a_flow_with_its_services_can_be_checked_for_it() -> None:
+    remote, flow = RemoteEnvironment(), Flow("calls")
+    flow.source([1]).map(call_service("store")).sink(print)
+    with pytest.raises(PlanError, match="store"):
+        remote.check(flow)
+    remote.register_service("store", lambda: str)
+    remote.check(flow)

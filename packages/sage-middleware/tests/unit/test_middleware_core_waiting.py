@@ -222,6 +222,15 @@ def test_the_blocks_of_a_prompt_are_forgotten_with_its_end() -> None:
     assert one.record("a").job.id == "a"
 
 
+def test_what_engines_had_cached_of_a_prompt_is_forgotten_with_its_end() -> None:
+    one = CoreBench("hybrid", *SMALL)
+    for ident in ("a", "b"):
+        one.arrive(structs.replace(chat_job(ident), blocks=(1, 2, 3)))
+    assert one.record("b").cached
+    one.finish("b")
+    assert one.record("b").cached is None
+
+
 def test_what_a_removed_engine_had_cached_is_forgotten() -> None:
     one = CoreBench("hybrid", *SMALL)
     one.arrive(structs.replace(chat_job("a"), blocks=(1, 2, 3)))

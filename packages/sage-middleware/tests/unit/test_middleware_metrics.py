@@ -93,6 +93,9 @@ def metrics(books: Books) -> MetricList:
         (telemetry.LOOP_LAG, books.overhead, {}),
         (telemetry.BATCHES, 1.0, {"status": "completed"}),
         (telemetry.BATCH_LINES, 3.0, {"outcome": "failed"}),
+        (telemetry.JOBS, 1.0, {"state": "running"}),
+        (telemetry.JOB_RESTARTS, 2.0, {}),
+        (telemetry.JOB_CHECKPOINT_AGE, 3.0, {"job": "one"}),
     ]
     return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 

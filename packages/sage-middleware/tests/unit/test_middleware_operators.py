@@ -166,6 +166,41 @@ async def test_a_flow_ingests_in_batches_and_saves(docs: Path, client: WordClien
     assert not client.closed  # a client that was given is the giver's
 
 
+async def test_an_index_goes_on_from_a_checkpoint(client: WordClient, tmp_path: Path) -> None:
+    """Every passage is there once, also where the last of them were written and not yet counted on."""
+    texts = [f"passage number {number}" for number in range(6)]
+    passages = [Passage("a.txt", text, 10 * at, 10 * at + 9) for at, text in enumerate(texts)]
+    items = await Embed("words", client=client)(passages)
+    folder = tmp_path / "index"
+    first = Index(folder)
+    await first.recover(0, None)
+    await first.prepare(1)
+    await first.commit(1)
+    assert not folder.exists(), "nothing came before the first checkpoint"
+    await first.write(2, items[:3])
+    await first.prepare(2)
+    await first.commit(2)
+    await first.write(3, items[3:5])
+    await first.prepare(3)  # and here it was killed: the checkpoint was not complete
+    second = Index(folder)
+    await second.recover(2, None)
+    await second.write(3, items[3:])
+    await second.prepare(3)
+    await second.commit(3)
+    found = PassageStore.load(folder)
+    assert len(found) == 6
+    assert {one.passage.text for one in found.search("passage", items[0].vector, 6)} == set(texts)
+
+
+async def test_an_index_in_memory_alone_cannot_go_on_from_a_checkpoint() -> None:
+    index = Index(store=PassageStore())
+    await index.recover(0, None)
+    await index.prepare(1)
+    await index.commit(1)
+    with pytest.raises(UsageError, match="what it held is gone"):
+        await index.recover(1, None)
+
+
 async def test_a_flow_answers_with_parts_sources_and_the_best_sentence(client: WordClient) -> None:
     seen: list[str] = []
     flow = Flow("answer")

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from sage.cli.commands import batches, config, doctor, explain, flows, keys, models, policy, stack, usage
+from sage.cli.commands import (
+    batches,
+    config,
+    doctor,
+    explain,
+    flows,
+    jobs,
+    keys,
+    models,
+    policy,
+    stack,
+    usage,
+)
 from sage.cli.output import Talk, report
 from sage.cli.plugins import PluginGroup
 from sage.common.errors import SageError
@@ -53,6 +65,7 @@ app.command()(models.embed)
 app.command()(models.rerank)
 app.add_typer(batches.app, name="batch")
 app.command()(flows.run)
+app.add_typer(jobs.app, name="job")
 app.command()(explain.explain)
 app.add_typer(policy.app, name="policy")
 app.add_typer(keys.app, name="key")

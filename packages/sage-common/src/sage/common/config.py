@@ -25,6 +25,7 @@ __all__ = [
     "ControlPlaneConfig",
     "EngineConfig",
     "GatewayConfig",
+    "JobsConfig",
     "ModelConfig",
     "PipelineConfig",
     "PortsConfig",
@@ -103,6 +104,17 @@ class BatchesConfig(_Section):
     max_lines: PositiveInt = Field(50_000, description="of one batch")
     max_open: PositiveInt = Field(20, description="batches of one key that have not ended")
     in_flight: PositiveInt = Field(32, description="lines of one batch that run at once")
+
+
+class JobsConfig(_Section):
+    """Pipelines that run in the background."""
+
+    max_jobs: PositiveInt = Field(1000, description="that are kept, those that have ended too")
+    max_plan_bytes: PositiveInt = Field(48 * 1024, description="of one job's plan as JSON")
+    code: tuple[str, ...] = Field(
+        (), description="code that plans may name: module:name, or module:* for all of a module"
+    )
+    path: tuple[Path, ...] = Field((), description="folders where that code is looked for, absolute")
 
 
 class SloConfig(_Section):
@@ -287,6 +299,7 @@ class SageConfig(_Section):
     control_plane: ControlPlaneConfig = ControlPlaneConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     batches: BatchesConfig = BatchesConfig()
+    jobs: JobsConfig = JobsConfig()
     engines: tuple[EngineConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     pipelines: tuple[PipelineConfig, ...] = ()

@@ -73,6 +73,16 @@ class SagePaths:
         return self.state / "files"
 
     @property
+    def job_database(self) -> Path:
+        """What is known of jobs."""
+        return self.state / "jobs.db"
+
+    @property
+    def jobs(self) -> Path:
+        """A folder for each job, mode 0700: its plan, its checkpoints and its log."""
+        return self.state / "jobs"
+
+    @property
     def logs(self) -> Path:
         """Logs of the serving process and of each engine."""
         return self.state / "logs"

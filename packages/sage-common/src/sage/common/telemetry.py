@@ -36,6 +36,9 @@ __all__ = [
     "HEADER_TENANT",
     "HEADER_TRACE",
     "HEDGES",
+    "JOBS",
+    "JOB_CHECKPOINT_AGE",
+    "JOB_RESTARTS",
     "KEY_REFUSED",
     "KEY_RUNNING",
     "LIMIT_HITS",
@@ -348,6 +351,20 @@ BATCH_LINES: Final = Metric(
     "lines",
     "lines of batches that have their result, by outcome: completed, failed",
     ("outcome",),
+)
+JOBS: Final = Metric("sage_jobs", "gauge", "jobs", "jobs that are kept", ("state",))
+JOB_RESTARTS: Final = Metric(
+    "sage_job_restarts_total",
+    "counter",
+    "restarts",
+    "times that a job's process was started again after a crash, of all jobs",
+)
+JOB_CHECKPOINT_AGE: Final = Metric(
+    "sage_job_checkpoint_age_seconds",
+    "gauge",
+    "s",
+    "since the newest checkpoint of a job that runs, or since its start",
+    ("job",),
 )
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -32,8 +32,9 @@ class Access:
     """Who may call, how much, and what it came to. `keep` runs beside the listeners, `close` after them."""
 
     def __init__(
-        self, ring: KeyRing, accounts: Accounts, meter: Meter, admin: Handlers, clock: Clock
+        self, keys: KeyService, ring: KeyRing, accounts: Accounts, meter: Meter, admin: Handlers, clock: Clock
     ) -> None:
+        self.keys = keys
         self.ring = ring
         self.accounts = accounts
         self.admin = admin
@@ -70,7 +71,7 @@ class Access:
         keys = KeyService(store, usage, meter, ring, accounts, clock, default)
         await keys.load()
         admin = {**key_handlers(keys, clock), **usage_handlers(keys, meter, usage, clock)}
-        return cls(ring, accounts, meter, admin, clock)
+        return cls(keys, ring, accounts, meter, admin, clock)
 
     def standing(self, key: str) -> list[tuple[bytes, bytes]]:
         """What is left of the rates of a key, as headers."""

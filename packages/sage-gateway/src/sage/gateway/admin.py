@@ -24,7 +24,6 @@ from sage.common.api import (
 from sage.common.errors import BadRequestError, NotFoundError
 from sage.common.telemetry import TASKS
 from sage.common.version import VERSION
-from sage.gateway.access import Access
 from sage.gateway.app import Handlers, Met, make_app
 from sage.gateway.prometheus import CONTENT_TYPE, exposition
 from sage.gateway.reload import Reloader
@@ -51,14 +50,14 @@ def admin_app(
     control_plane: ControlPlane,
     engines_of: Callable[[], list[EngineStatus]],
     uptime: Callable[[], float],
-    access: Access,
+    stored: Handlers,
     others: Callable[[], Iterable[Sample]],
     *,
     met: Met,
 ) -> FastAPI:
-    """The application behind the admin listener; `others` are metrics that are counted elsewhere.
+    """The application behind the admin listener; `stored` serve keys, usage and jobs.
 
-    `met`: see `make_app`.
+    `others` are metrics that are counted elsewhere. `met`: see `make_app`.
     """
     handlers = {
         **_state(control_plane, engines_of, uptime),
@@ -66,7 +65,7 @@ def admin_app(
         **_policy(control_plane),
         **_decisions(control_plane),
         **_machine(reloader),
-        **access.admin,
+        **stored,
     }
     return make_app("SAGE admin", "admin", handlers, met)
 

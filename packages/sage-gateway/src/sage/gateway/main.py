@@ -36,11 +36,12 @@ from sage.gateway.door import samples
 from sage.gateway.front import Front
 from sage.gateway.hangup import Terminal
 from sage.gateway.health import Health, Snapshot
+from sage.gateway.jobs import job_handlers
 from sage.gateway.reload import Parts, Reloader
 from sage.gateway.responseroutes import response_handlers
 from sage.gateway.serve import Listener
 from sage.gateway.services import Services
-from sage.gateway.sockets import LOOPBACK, Sockets, port_of, reachable
+from sage.gateway.sockets import LOOPBACK, Sockets, port_of
 from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.inprocess import InProcessClient
 from sage.middleware.control_plane.metrics import Sample
@@ -54,6 +55,7 @@ __all__ = ["main"]
 log = logging.getLogger("sage.gateway")
 
 ADMIN_DRAIN_S: Final = 1.0
+JOBS_DRAIN_S: Final = 5.0  # for the last checkpoints
 SECOND_SIGNAL_S: Final = 1.0
 YOUNG: Final = 10_000  # objects between two collections: by the usual 700 there is one every few requests
 _STOP: Final = (signal.SIGTERM, signal.SIGINT)
@@ -115,6 +117,7 @@ class Gateway:
         self._batches = Batches(
             services.stores, caller, services.access.accounts, self._clock, config, self._front.bodies
         )
+        self._jobs = services.jobs
         parts = Parts(services.control_plane, services.router, self._front, self._pool, self._pipelines)
         self._reloader = Reloader(source.first, source.again, parts, self._keep)
         self._reloads: set[asyncio.Task[None]] = set()
@@ -134,7 +137,7 @@ class Gateway:
             self._control_plane,
             lambda: [*self._pool.statuses(), *self._pipelines.statuses()],
             lambda: self._clock.wall() - self._started,
-            self._access,
+            {**self._access.admin, **job_handlers(self._jobs)},
             self._samples,
             met=self._front.admin.watch.met,
         )
@@ -144,7 +147,8 @@ class Gateway:
         """What is counted beside the control plane."""
         door = samples({"data": self._data, "admin": self._admin}, self._control_plane.core)
         accounts = self._access.accounts.samples()
-        return itertools.chain(door, accounts, self._batches.samples(), self._router.samples())
+        stored = itertools.chain(self._batches.samples(), self._jobs.samples())
+        return itertools.chain(door, accounts, stored, self._router.samples())
 
     def _models(self) -> list[dict[str, Any]]:
         created = int(self._started)
@@ -180,6 +184,7 @@ class Gateway:
         ]
         engines = asyncio.create_task(self._pool.start())
         keeper = asyncio.create_task(self._access.keep())
+        engines.add_done_callback(self._start_jobs)
         self._pipelines.apply(self._reloader.loaded.config.pipelines)
         try:
             await self._batches.start()
@@ -189,6 +194,11 @@ class Gateway:
             await self._stop(engines, servers)
             await self._access.close()
             await keeper
+
+    def _start_jobs(self, engines: asyncio.Task[None]) -> None:
+        """Jobs go on once the models that they may ask for are there."""
+        if not self._stopping and not engines.cancelled() and engines.exception() is None:
+            self._jobs.start()
 
     async def _wait(self, *tasks: asyncio.Task[None]) -> None:
         """Until a signal; a fault of a server or of the start of the engines is raised."""
@@ -245,6 +255,7 @@ class Gateway:
     async def _stop(self, engines: asyncio.Task[None], servers: list[asyncio.Task[None]]) -> None:
         self._stopping = True
         self._beat()
+        await self._jobs.close(JOBS_DRAIN_S)
         drain_s = self._reloader.loaded.config.gateway.drain_s
         self._data.begin_drain(drain_s)
         self._batches.begin_drain(drain_s)
@@ -265,11 +276,10 @@ class Gateway:
         """Tell where we listen; whoever reads that may ask at once."""
         self._beat()
         host = self._reloader.loaded.config.gateway.host
-        base = f"http://{reachable(host)}:{port_of(self._sockets.data)}"
         info = RunInfo(
             pid=os.getpid(),
             version=VERSION,
-            base_url=f"{base}/v1",
+            base_url=self._sockets.base_url(host),
             admin_url=f"http://{LOOPBACK}:{port_of(self._sockets.admin)}",
             health_url=f"http://{LOOPBACK}:{port_of(self._sockets.health)}",
             started_at=self._started,
@@ -300,7 +310,9 @@ def serve(source: Sources, paths: SagePaths) -> None:
 
 
 async def _run(source: Sources, paths: SagePaths, state: StateDirectory, sockets: Sockets) -> None:
-    async with Services.open(source.first.config, paths, state) as services:
+    config = source.first.config
+    base_url = sockets.base_url(config.gateway.host)
+    async with Services.open(config, paths, state, base_url) as services:
         await Gateway(source, paths, state, sockets, services).run()
 
 

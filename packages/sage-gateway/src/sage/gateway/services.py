@@ -12,8 +12,10 @@ from sage.common.config import SageConfig
 from sage.common.paths import SagePaths
 from sage.gateway.access import Access
 from sage.gateway.batch.service import Stores
+from sage.gateway.jobs import job_key, open_jobs
 from sage.gateway.responsestore import ResponseLimits, ResponseStore
 from sage.gateway.telemetry import Telemetry
+from sage.kernel.jobs import JobManager
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.router import ModelRouter
 from sage.middleware.members import make_core
@@ -33,13 +35,17 @@ class Services:
     telemetry: Telemetry
     responses: ResponseStore
     stores: Stores
+    jobs: JobManager
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, config: SageConfig, paths: SagePaths, state: StateDirectory
+        cls, config: SageConfig, paths: SagePaths, state: StateDirectory, base_url: str
     ) -> AsyncIterator[Services]:
-        """All of them. Raises SageError for what cannot be opened, and leaves nothing open then."""
+        """All of them. `base_url`: where jobs find the models.
+
+        Raises SageError for what cannot be opened, and leaves nothing open then.
+        """
         clock = SystemClock()
         control_plane = ControlPlane(config.control_plane, clock, core=make_core(config))
         router = ModelRouter(control_plane, clock)
@@ -49,8 +55,12 @@ class Services:
         try:
             access = await Access.open(database, state, paths, clock, known=router.is_known)
             responses = await ResponseStore.open(database, ResponseLimits.of(config.gateway), clock)
-            async with await Stores.open(paths, config, clock) as stores:
-                yield cls(control_plane, router, access, telemetry, responses, stores)
+            key = await job_key(access.keys)
+            async with (
+                await Stores.open(paths, config, clock) as stores,
+                await open_jobs(config, paths, base_url, key) as jobs,
+            ):
+                yield cls(control_plane, router, access, telemetry, responses, stores, jobs)
         finally:
             await telemetry.close()
             await database.close()

@@ -40,6 +40,10 @@ class Sockets:
             raise
         return cls(*bound)
 
+    def base_url(self, host: str) -> str:
+        """Where clients on this machine find OpenAI's API, which listens on `host`."""
+        return f"http://{reachable(host)}:{port_of(self.data)}/v1"
+
     def close(self) -> None:
         """Free all ports."""
         for sock in (self.data, self.admin, self.health):

@@ -44,7 +44,7 @@ from sage.kernel.registry import nearest
 from sage.kernel.schema import CACHE, CALL, COUNTS, NAMED, OPTIONS, REQUIRED, VERBS, WINDOW, WORDS
 from sage.kernel.services import ServiceCall
 
-__all__ = ["from_dict", "to_dict"]
+__all__ = ["from_dict", "import_named", "to_dict"]
 
 PLAIN_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, dict, list, object)}
 ERRORS = "sage.common.errors"
@@ -154,6 +154,18 @@ def _code(node: Node, fn: Any, problems: list[str]) -> str:
             "module, or register a factory and refer to it with use(...)"
         )
     return f"{module}:{name}"
+
+
+def import_named(name: str, allow: tuple[str, ...]) -> Any:
+    """What `module:qualname` names, if `allow` has it, or `module:*`. Raises BadRequestError."""
+    module, _, qualname = name.partition(":")
+    if name not in allow and f"{module}:*" not in allow:
+        allowed = ", ".join(allow) or "nothing"
+        raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
+    try:
+        return _attribute(import_module(module), qualname)
+    except (ImportError, AttributeError) as error:
+        raise BadRequestError(f"{name!r} cannot be imported: {error}") from error
 
 
 def _attribute(target: Any, name: str) -> Any:
@@ -300,7 +312,7 @@ class _Reader:
     def _fn(self, at: str, verb: Verb, body: Mapping[str, Any]) -> Any:
         if verb == "requests":
             kind = str(body.get("type", "object"))
-            return PLAIN_TYPES.get(kind) or self._import(kind)
+            return PLAIN_TYPES.get(kind) or import_named(kind, self._allow)
         if verb == "reply":
             return None
         if verb in REQUIRED:
@@ -354,23 +366,13 @@ class _Reader:
             return Use(name, dict(params))
         if params:
             raise BadRequestError(f"{name!r} is code, which takes no 'with'; a registered factory does")
-        return self._import(name)
-
-    def _import(self, name: str) -> Any:
-        module, _, qualname = name.partition(":")
-        if name not in self._allow and f"{module}:*" not in self._allow:
-            allowed = ", ".join(self._allow) or "nothing"
-            raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
-        try:
-            return _attribute(import_module(module), qualname)
-        except (ImportError, AttributeError) as error:
-            raise BadRequestError(f"{name!r} cannot be imported: {error}") from error
+        return import_named(name, self._allow)
 
     def _error(self, name: str) -> type[Exception]:
         module, _, qualname = name.rpartition(":")
         found = getattr(builtins if not module else import_module(ERRORS), qualname, None)
         if module not in ("", ERRORS):
-            found = self._import(name)
+            found = import_named(name, self._allow)
         if not (isinstance(found, type) and issubclass(found, Exception)):
             raise BadRequestError(f"retry.on has {name!r}, which is no exception")
         return found

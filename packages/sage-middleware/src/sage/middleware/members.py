@@ -187,18 +187,17 @@ class Equipment:
             port = member.lease.port
         service = member.kind.service(config, port, member.cores)
         if service is not None:
-            env = {**self._no_keys(), **service.env}
+            env = {**no_keys(self._config), **service.env}
             member.service = replace(service, log=self._logs / f"{config.name}.log", env=env)
             member.spec = msgspec.structs.replace(member.spec, managed=True)
         member.url = config.url or f"http://{LOOPBACK}:{port}"
         if member.engine is None:
             member.engine = Served(member, Interpreter(member.kind.connect(config, member.url)))
 
-    def _no_keys(self) -> dict[str, str]:
-        """No engine's process needs the keys that this one has; an empty variable counts as none."""
-        return dict.fromkeys(
-            (*KEYS, *(one.api_key_env for one in self._config.engines if one.api_key_env)), ""
-        )
+
+def no_keys(config: SageConfig) -> dict[str, str]:
+    """No process of ours needs the keys that this one has; an empty variable counts as none."""
+    return dict.fromkeys((*KEYS, *(one.api_key_env for one in config.engines if one.api_key_env)), "")
 
 
 def scaling(

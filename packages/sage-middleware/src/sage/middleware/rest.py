@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
 
 from sage.common.errors import (
     BadRequestError,
@@ -32,7 +34,9 @@ from sage.common.errors import (
 )
 from sage.common.telemetry import HEADER_REQUEST_ID
 
-__all__ = ["Rest"]
+__all__ = ["Rest", "read_answer"]
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 _PIECE: Final = 256 * 1024
 _BY_STATUS: dict[int, type[SageError]] = {
@@ -94,15 +98,15 @@ class Rest:
     def chunks(self, path: str) -> Iterator[bytes]:
         """GET, piece by piece."""
         with self._answer("GET", path, None) as response:
-            while piece := response.read(_PIECE):
+            while piece := response.read1(_PIECE):
                 yield piece
 
-    def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """POST and yield each server-sent event's JSON, up to `[DONE]`.
+    def events(self, path: str, body: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """POST, or GET without a body, and yield each server-sent event's JSON, up to `[DONE]`.
 
         Raises EngineError for an error event and for a stream that ends without `[DONE]`.
         """
-        with self._answer("POST", path, body) as response:
+        with self._answer("GET" if body is None else "POST", path, body) as response:
             for line in response:
                 if not line.startswith(b"data:"):
                     continue
@@ -145,6 +149,17 @@ class Rest:
             ) from exc
         finally:
             connection.close()
+
+
+def read_answer(raw: bytes, to: type[Answer]) -> Answer:
+    """An answer as what it should be. Raises SageError when it is something else."""
+    try:
+        return to.model_validate_json(raw)
+    except ValidationError as exc:
+        raise SageError(
+            f"The server's answer does not fit: {exc.errors()[0]['msg']}.",
+            hint="Are command and server of the same version?",
+        ) from exc
 
 
 class _Form(NamedTuple):

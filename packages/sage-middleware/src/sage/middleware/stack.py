@@ -18,7 +18,9 @@ from sage.common.errors import ConflictError, NotFoundError, SageError, Unauthor
 from sage.common.paths import SagePaths
 from sage.common.ports import is_free
 from sage.middleware.admin import AdminClient
+from sage.middleware.jobs import JobClient
 from sage.middleware.models import MINILM, RANDOM, minilm_folder, resolve
+from sage.middleware.rest import Rest
 from sage.platform.daemon import alive, spawn, terminate
 from sage.platform.runs import read_run, recorded_run
 from sage.platform.service.logs import LogMark
@@ -29,6 +31,7 @@ __all__ = [
     "admin_client",
     "client_key",
     "interruptible",
+    "job_client",
     "quick_config",
     "read_run",
     "start",
@@ -145,6 +148,12 @@ def stop(paths: SagePaths, *, grace: float | None = None) -> bool:
 def admin_client(paths: SagePaths, *, timeout: float = 10.0) -> AdminClient:
     """A client of the stack that runs here. Raises UnreachableError or UnauthorizedError (no token)."""
     return AdminClient(read_run(paths), read_secret(paths.admin_token_file), timeout=timeout)
+
+
+def job_client(paths: SagePaths, *, timeout: float = 120.0) -> JobClient:
+    """A client of the jobs of the stack that runs here. Raises as `admin_client` does."""
+    url = read_run(paths).admin_url
+    return JobClient(Rest(url, read_secret(paths.admin_token_file), timeout=timeout))
 
 
 def client_key(paths: SagePaths) -> str:

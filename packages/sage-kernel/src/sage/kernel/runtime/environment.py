@@ -12,12 +12,21 @@ from sage.kernel.registry import Registry, default_registry
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.report import RunReport
 from sage.kernel.runtime.run import Run
+from sage.kernel.runtime.shared import ServiceFactory
 
 __all__ = ["Environment", "RemoteEnvironment"]
 
 
 class Environment(Protocol):
     """A backend. `sage.kernel.testing.dataflow` holds what each of them must do."""
+
+    def register_service(self, name: str, factory: ServiceFactory) -> None:
+        """Let operators call `call_service(name)`."""
+        ...
+
+    def check(self, flow: Flow) -> None:
+        """Raise `PlanError` for a flow that cannot run, with the services it calls."""
+        ...
 
     async def start(self, flow: Flow) -> Run:
         """Start a finite flow. Raises `PlanError` for one that cannot run."""
@@ -39,12 +48,22 @@ class Environment(Protocol):
 class RemoteEnvironment:
     """Will run flows on the Ray cluster at `address`. This version has no such backend, and says so.
 
-    A flow is checked first, so that its own mistakes are told. Each method raises `UnavailableError`.
+    A flow can be checked, and is before that is said, so that its own mistakes are told. What would run it
+    raises `UnavailableError`.
     """
 
     def __init__(self, address: str = "auto", *, registry: Registry | None = None) -> None:
         self.address = address
         self._registry = registry or default_registry()
+        self._services: dict[str, ServiceFactory] = {}
+
+    def register_service(self, name: str, factory: ServiceFactory) -> None:
+        """See `Environment`."""
+        self._services[name] = factory
+
+    def check(self, flow: Flow) -> None:
+        """See `Environment`."""
+        compile_plan(flow.plan, self._registry, self._services)
 
     async def start(self, flow: Flow) -> Run:
         """See `Environment`."""
@@ -63,7 +82,7 @@ class RemoteEnvironment:
         self._refuse(flow)
 
     def _refuse(self, flow: Flow) -> NoReturn:
-        compile_plan(flow.plan, self._registry)
+        self.check(flow)
         raise UnavailableError(
             f"flow {flow.name!r} cannot run on the cluster at {self.address!r}: this version has no backend "
             "for Ray.",

@@ -175,6 +175,7 @@ class _Execution:
         self._before = before
         self._stop = Stop()
         self._interrupted = asyncio.Event()
+        self.begun = asyncio.Event()
         shown = [op for op in plan.ops if op.node.verb != "merge"]
         self._counters = {op.index: Counters(op.node.name, op.node.verb) for op in shown}
         self._faults = {i: Faults(plan.ops[i], counters) for i, counters in self._counters.items()}
@@ -224,6 +225,11 @@ class _Execution:
         """See `Execution`."""
         return reports(self._counters.values())
 
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """See `Execution`."""
+        return (self._coordinator.resumed, self._coordinator.epoch) if self._coordinator else (0, 0)
+
     async def go(self) -> RunReport:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
@@ -268,6 +274,7 @@ class _Execution:
         runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
         if self._coordinator:
             await self._coordinator.acknowledge()
+        self.begun.set()
         async with asyncio.TaskGroup() as helpers:
             helping = []
             if self._on_progress:

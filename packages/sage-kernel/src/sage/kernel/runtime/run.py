@@ -42,6 +42,16 @@ class Execution(Protocol):
         """The counts of every operator so far."""
         ...
 
+    @property
+    def begun(self) -> asyncio.Event:
+        """Set once all operators are set up and the sources are read."""
+        ...
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one; 0 = none."""
+        ...
+
 
 class Run:
     """A finite flow under way; made by `LocalEnvironment.start`."""
@@ -65,6 +75,21 @@ class Run:
     def reports(self) -> tuple[OperatorReport, ...]:
         """The counts of every operator so far."""
         return self._execution.reports()
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Those of the checkpoint that it went on from and of its last one so far; 0 = none."""
+        return self._execution.epochs
+
+    async def started(self) -> bool:
+        """Wait until all operators are set up and the sources are read; false if it has ended before."""
+        begun = self._execution.begun
+        waiting = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait([waiting, self._task], return_when=asyncio.FIRST_COMPLETED)
+            return begun.is_set()
+        finally:
+            waiting.cancel()
 
     def parked(self, inbox: str) -> list[Parked]:
         """What waits in an inbox for a decision, the longest first."""

@@ -183,7 +183,7 @@ class ControlPlane:
                 alarm.cancel()
             if self._core.is_live(job.id):  # the client went away, or something unforeseen was raised
                 self._handle(Cancelled(self._clock.now(), job.id))
-            ticket.closed = True
+            ticket.close()
             if used is not None and record is not None and record.usage is not None:
                 used(record.usage)
             if ended is not None and record is not None:

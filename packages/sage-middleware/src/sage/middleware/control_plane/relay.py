@@ -56,6 +56,7 @@ class Relay:
 
     __slots__ = (
         "_announces",
+        "_call",
         "_head",
         "_held",
         "_last",
@@ -73,13 +74,14 @@ class Relay:
     def __init__(
         self, recipient: Recipient, number: int, on_first_byte: Callable[[int], None], *, stream: bool
     ) -> None:
-        self._recipient = recipient
+        self._recipient: Recipient | None = recipient
+        self._call = recipient.call
         self._sink = recipient.sink
         self._pass_on = self._sink.data
         self._number = number
         self._on_first_byte: Callable[[int], None] | None = on_first_byte if stream else None
         self._stream = stream
-        self._announces = _prepares if recipient.call.route is RESPONSES else _announces
+        self._announces = _prepares if self._call.route is RESPONSES else _announces
         self._head: tuple[int, str] = (200, "text/event-stream" if stream else "application/json")
         self._held: list[bytes] = []
         self._last = b""
@@ -114,7 +116,7 @@ class Relay:
             self._commit()
         self._release()
         self._sink.end()
-        self._over()
+        self.ended = True
 
     def fail(self, error: SageError) -> None:
         """Finish a committed stream with the error event of its dialect, and no `[DONE]`.
@@ -122,15 +124,10 @@ class Relay:
         Where it is none of events, as sound is, it stays without an end: nothing else would tell.
         """
         if not self.ended and is_events(self._head[1]):
-            call = self._recipient.call
-            self._sink.data(envelope_of(call.route, call.request_id).event(error, self._last))
+            envelope = envelope_of(self._call.route, self._call.request_id)
+            self._sink.data(envelope.event(error, self._last))
             self._sink.end()
-        if not self.ended:
-            self._over()
-
-    def _over(self) -> None:
         self.ended = True
-        del self._recipient  # which knows us: what goes round waits for the garbage collector
 
     @property
     def full(self) -> bool:
@@ -147,8 +144,10 @@ class Relay:
         self._held.clear()
 
     def _commit(self) -> None:
-        if self._recipient.relay is None:
-            self._recipient.relay = self
+        # It leads back here: a circle. For a garbage collector to find these can take a sixth of all time.
+        recipient, self._recipient = self._recipient, None
+        if recipient is not None and recipient.relay is None:
+            recipient.relay = self
             self.committed = True
             self._sink.head(*self._head)
         else:

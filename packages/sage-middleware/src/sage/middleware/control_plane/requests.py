@@ -157,6 +157,7 @@ class Requests:
             if record.charged and record.dispatched is not None:
                 spent = record.attempts * (now - record.dispatched)  # no call took more than it had
                 self.policy.settle(record, min(record.charged, spent))
+        record.cached = None  # it was for placing it, and is a seventh of what is remembered
         if len(job.blocks) > FEW:  # they are for placing it: too many to remember
             record.job = structs.replace(job, blocks=())
         self.books.ended(record, now)

@@ -66,6 +66,11 @@ class Ticket(msgspec.Struct, eq=False):
             self._request = EmbeddingRequest.decode(body) if embeds else PairRequest.decode(route, body)
         return self._request
 
+    def close(self) -> None:
+        """`submit` returns. An error that was raised there leads back here: a circle, for a collector."""
+        self.closed = True
+        self.error = self.fault = None
+
     def wake(self) -> None:
         """Let its task look at it."""
         if self.waiter is not None and not self.waiter.done():

@@ -33,22 +33,52 @@ class Embed(Connected):
 
 
 class Index:
-    """A sink of embedded passages: into `store` as they come, and to `folder` once all are there."""
+    """A sink of embedded passages: into `store` as they come, and to `folder` once all are there.
+
+    With checkpoints the folder is written at each of them, as a whole. A run that goes on from one reads it
+    first; a passage that comes again takes the place of itself, so that each is there once.
+    """
 
     def __init__(self, folder: Path | None = None, *, store: PassageStore | None = None) -> None:
         if folder is None and store is None:
             raise UsageError("An index goes to a folder, to a store, or both; neither was given.")
         self._folder = folder
         self._store = PassageStore() if store is None else store  # an empty store is false
+        self._fresh = False  # there is more than the folder has
+        self._prepared = False  # checkpoints are taken
 
     async def write(self, _epoch: int, items: Sequence[Embedded]) -> None:
         """Add a batch."""
         self._store.add(items)
+        self._fresh = True
+
+    async def prepare(self, _epoch: int) -> None:
+        """Save what a checkpoint counts on."""
+        self._prepared = True
+        if self._fresh:
+            await self._save()
 
     async def commit(self, _epoch: int) -> None:
-        """Save, where a folder was given."""
+        """Save, where that was not done before. Raises UsageError when there is nothing."""
+        if not self._prepared:
+            await self._save()
+
+    async def recover(self, epoch: int, _prepared: None) -> None:
+        """Read what the folder holds. Raises UsageError for a store that is in memory alone."""
+        if not epoch:
+            return
+        if self._folder is None:
+            raise UsageError(
+                "An index without a folder cannot go on from a checkpoint: what it held is gone.",
+                hint="Give it a folder.",
+            )
+        if self._folder.exists():
+            self._store.adopt(await asyncio.to_thread(PassageStore.load, self._folder))
+
+    async def _save(self) -> None:
         if self._folder is not None:
             await asyncio.to_thread(self._store.save, self._folder)
+            self._fresh = False
 
 
 class Retrieve(Connected):

@@ -40,6 +40,10 @@ class PassageStore:
         self._passages.update({item.passage.id: item.passage for item in items})
         self._words = None
 
+    def adopt(self, other: PassageStore) -> None:
+        """Hold what `other` holds, in place of what is here."""
+        self._vectors, self._passages, self._words = other._vectors, other._passages, None
+
     def search(self, text: str, vector: FloatVector, k: int) -> list[Ranked]:
         """The best `k` passages by reciprocal rank fusion of cosine and BM25."""
         if self._vectors is None or not self._passages:

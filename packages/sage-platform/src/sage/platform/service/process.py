@@ -52,26 +52,30 @@ class GuardedProcess:
         self.exited: asyncio.Task[int] = asyncio.create_task(self._follow())
 
     @classmethod
-    async def spawn(cls, spec: ServiceSpec) -> GuardedProcess:
-        """Start `spec.argv` under a guard. Raises SageError when log or guard cannot be had."""
+    async def spawn(cls, spec: ServiceSpec, *, fds: tuple[int, ...] = ()) -> GuardedProcess:
+        """Start `spec.argv` under a guard, with these descriptors of ours under the same numbers.
+
+        They are closed when both have ended. Raises SageError when log or guard cannot be had.
+        """
         try:
             log = open_log(spec.log, spec.rotation)
         except OSError as error:
             raise SageError(f"Cannot write the log {spec.log} of {spec.name}: {error.strerror}.") from error
         mark = LogMark.now(spec.log)
         try:
-            ours, guard = _start_guard(spec, log)
+            ours, guard = _start_guard(spec, log, fds)
         except OSError as error:
             raise SageError(f"Cannot start the guard of {spec.name}: {error}.") from error
         finally:
             os.close(log)
+        writer: asyncio.StreamWriter | None = None
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             words = (await reader.readline()).split()
         except asyncio.CancelledError:  # stopped in between; nobody else knows of the guard yet
             guard.terminate()
             guard.wait()
-            ours.close()
+            (writer or ours).close()
             raise
         if len(words) != 2:
             writer.close()
@@ -113,7 +117,9 @@ class GuardedProcess:
         return code
 
 
-def _start_guard(spec: ServiceSpec, log: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _start_guard(
+    spec: ServiceSpec, log: int, fds: tuple[int, ...]
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair()
     rotation = {"path": str(spec.log), "max_bytes": spec.rotation.max_bytes, "keep": spec.rotation.keep}
     given = json.dumps({"cores": spec.cores, "limits": spec.limits.given(), "log": rotation})
@@ -128,7 +134,7 @@ def _start_guard(spec: ServiceSpec, log: int) -> tuple[socket.socket, subprocess
                 stdout=log,
                 stderr=log,
                 env={**environment(spec, os.environ), MARK: mark.to_text()},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *fds),
                 start_new_session=True,
             )
         except OSError:

@@ -1,0 +1,49 @@
+"""One guarded process: descriptors that it is handed, and a start that is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+from sage.platform.service import ServiceSpec
+from sage.platform.service.process import GuardedProcess
+
+ECHO = """
+import os, sys
+line = os.fdopen(int(sys.argv[1]), "r+b", buffering=0)
+line.write(b"got " + line.readline())
+"""
+
+
+async def test_a_process_gets_the_descriptors_that_it_is_handed(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    number = theirs.fileno()
+    spec = ServiceSpec("echo", (sys.executable, "-c", ECHO, str(number)), "", tmp_path / "log")
+    with theirs:
+        process = await GuardedProcess.spawn(spec, fds=(number,))
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    writer.write(b"word\n")
+    assert await reader.readline() == b"got word\n"
+    assert await process.exited == 0
+    assert await reader.read() == b"", "nobody holds the other end any more"
+    writer.close()
+
+
+async def test_a_start_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    spec = ServiceSpec("sleeper", ("sleep", "1000"), "", tmp_path / "log")
+    me = psutil.Process()
+    before = me.num_fds()
+    for turns in range(6):
+        starting = asyncio.create_task(GuardedProcess.spawn(spec))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        done, _ = await asyncio.wait({starting})
+        assert done.pop().cancelled()
+    assert [one for one in me.children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE] == []
+    await asyncio.sleep(0)
+    assert me.num_fds() <= before
