@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jsonschema
 import pytest
@@ -54,7 +54,7 @@ def sunk(s: Stream[Any]) -> Stream[Any]:
 
 
 def sourced(s: Stream[Any]) -> Stream[Any]:
-    return s.merge(s.flow.source([1]))
+    return s.merge(cast(Flow, s.flow).source([1]))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ The runtime is imported when it is first asked for: who only builds or checks a 
 
 from typing import TYPE_CHECKING
 
-from sage.kernel.flow import Flow, Stream
-from sage.kernel.keyed import Connected, Keyed, Windowed
+from sage.kernel.flow import Flow
 from sage.kernel.options import Batch, Cache, Checkpoints, Failure, Pane, Part, Retry, Use, Window, use
 from sage.kernel.pipeline import load_yaml, parse_yaml
 from sage.kernel.plan import Plan, PlanError
@@ -15,6 +14,7 @@ from sage.kernel.provision import Parallel, Scale
 from sage.kernel.registry import Registry, default_registry, operator
 from sage.kernel.schema import flow_schema
 from sage.kernel.services import ServiceCall, call_service
+from sage.kernel.stream import Connected, Keyed, Stream, Windowed
 
 if TYPE_CHECKING:
     from sage.kernel.runtime.environment import Environment, RemoteEnvironment
