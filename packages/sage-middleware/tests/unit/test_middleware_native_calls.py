@@ -110,7 +110,7 @@ def test_calls_leave_no_memory_behind(call: Callable[[], object]) -> None:
     tracemalloc.start()
     try:
         grown(500)  # what is kept for good is made by the first calls
-        # less than a pointer for each; what other threads of the process allocate meanwhile is not in every try
+        # less than a pointer for each; what other threads of the process allocate is not in every try
         assert min(grown(500) for _ in range(3)) < 500 * 8
     finally:
         tracemalloc.stop()
