@@ -10,6 +10,8 @@ import random
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import apsw
@@ -54,21 +56,28 @@ LocalEnvironment(checkpoints=Checkpoints(folder / "checkpoints", every=0.02)).ru
 
 
 def survive(program: str, folder: Path, *, kills: int, seed: int) -> int:
-    """Run to the end, killed so often at most; how often it was."""
+    """Run to the end, killed so often at most, each time soon after a checkpoint; how often it was."""
     chance = random.Random(seed)  # noqa: S311 - not a secret
     killed = 0
     while True:
+        before = kept(folder)
         child = subprocess.Popen([sys.executable, "-c", program, str(folder)], stderr=subprocess.PIPE)
-        try:
-            if killed < kills:
-                child.wait(0.4 + 1.2 * chance.random())
-        except subprocess.TimeoutExpired:
+        if killed < kills:
+            while child.poll() is None and kept(folder) == before:
+                time.sleep(0.001)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(0.02 * chance.random())
             child.kill()
         _, errors = child.communicate()
         if child.returncode == 0:
             return killed
         assert child.returncode == -signal.SIGKILL, errors.decode()
         killed += 1
+
+
+def kept(folder: Path) -> set[str]:
+    """The files of its checkpoints."""
+    return {str(file) for file in (folder / "checkpoints").rglob("*")}
 
 
 async def test_files_and_tables_are_as_if_nothing_had_been(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import spawn
@@ -78,7 +78,7 @@ class ProcessReplica(asyncio.Protocol):
         self._ended = asyncio.Event()
         try:
             with theirs:
-                self._process = await self._spawn(theirs.fileno())
+                self._process = await _begun(self._spawn(theirs.fileno()))
             self._watching = asyncio.create_task(self._watch(self._process))
             loop = asyncio.get_running_loop()
             self._transport, _ = await loop.create_connection(lambda: self, sock=ours)
@@ -188,6 +188,19 @@ class ProcessReplica(asyncio.Protocol):
             self._areas = ()
         if process is not None:
             await self._watching
+
+
+async def _begun(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
+    """The process; where the wait is cancelled it is ended first, as nobody else would know of it."""
+    task = asyncio.ensure_future(starting)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        process = await task
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
 
 
 def _spelled(code: int) -> str:
