@@ -137,6 +137,14 @@ async def test_admins_see_it_as_an_engine_and_its_calls_as_those_of_the_key(stac
     assert refused.status == 503
 
 
+async def test_overload_of_what_a_pipeline_calls_is_told_at_once(stack: Stack) -> None:
+    stack.chat.script = Script(status=429)
+    answer = await stack.post("chat/completions", stack.ask())
+    assert (answer.status, answer.error["code"]) == (429, "overloaded")
+    assert "retry-after" in answer.headers
+    assert len(stack.chat.requests) <= 2  # what the control plane tries by itself
+
+
 async def test_a_client_that_leaves_ends_the_calls_of_a_pipeline(stack: Stack) -> None:
     stack.chat.script = Script(gate=asyncio.Event(), gate_after=1)
     task = asyncio.create_task(stack.post("chat/completions", stack.ask(stream=True)))

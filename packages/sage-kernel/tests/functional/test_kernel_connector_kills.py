@@ -64,7 +64,7 @@ def survive(program: str, folder: Path, *, kills: int, seed: int) -> int:
         child = subprocess.Popen([sys.executable, "-c", program, str(folder)], stderr=subprocess.PIPE)
         if killed < kills:
             while child.poll() is None and kept(folder) == before:
-                time.sleep(0.001)
+                time.sleep(0.001)  # of another process's checkpoint no event tells
             with suppress(subprocess.TimeoutExpired):
                 child.wait(0.02 * chance.random())
             child.kill()

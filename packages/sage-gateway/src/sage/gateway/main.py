@@ -108,7 +108,8 @@ class Gateway:
         self._access = services.access
         self._pool = LivePool(config, paths.logs, services.control_plane, kinds=services.telemetry.kind)
         limits = ParseLimits.of(config.gateway, config.control_plane)
-        client = InProcessClient(services.control_plane, door=services.router, limits=limits)
+        # Whoever asks a pipeline is told of overload at once, as by any model, and comes back by Retry-After.
+        client = InProcessClient(services.control_plane, door=services.router, limits=limits, patience_s=0.0)
         self._pipelines = Pipelines(services.control_plane, client)
         self._front = Front(config, services, self._clock.now)
         caller = LineCaller(

@@ -176,5 +176,5 @@ def _generator(fn: Callable[..., Any], shares: Shares, given: Callable[[Any], An
 def _fingerprint(record: Any) -> int:
     try:
         return hash(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
-    except Exception:
+    except Exception:  # what cannot be pickled is compared by how it shows itself
         return hash(repr(record))
