@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -87,6 +88,23 @@ async def test_cancelling_a_run_ends_its_workers(tmp_path: Path, parallelism: in
         await run
     assert gone(pid)
     assert set(psutil.Process().children()) <= before
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_a_loop_that_ends_under_a_run_ends_its_workers(tmp_path: Path, parallelism: int) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    flow = Flow("left")
+    flow.source([1]).map(ops.Stuck(pipe), parallelism=parallelism).sink(print)
+
+    async def leaves() -> tuple[int, asyncio.Task[Any]]:
+        run = asyncio.create_task(LocalEnvironment().run(flow))
+        return await told(pipe), run
+
+    pid, run = asyncio.run(leaves())  # which cancels all tasks at once, also those that look after a worker
+    assert run.cancelled()
+    assert not psutil.pid_exists(pid)
+    gc.collect()  # says so if anything was left open
 
 
 SCRIPT = """

@@ -7,12 +7,13 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import spawn
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Final
 
 from sage.common.errors import UnavailableError, UsageError
@@ -66,7 +67,7 @@ class ProcessReplica(asyncio.Protocol):
         self._answer: asyncio.Future[Any] | None = None
         self._areas: tuple[Area, ...] = ()
         self._exit: str | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
 
     async def start(self) -> None:
@@ -78,9 +79,11 @@ class ProcessReplica(asyncio.Protocol):
         self._ended = asyncio.Event()
         try:
             with theirs:
-                self._process = await _begun(self._spawn(theirs.fileno()))
-            self._watching = asyncio.create_task(self._watch(self._process))
+                self._process = self._spawned(theirs.fileno())
             loop = asyncio.get_running_loop()
+            code = loop.create_future()
+            self._watching = loop.create_task(self._watch(code))
+            Thread(target=_wait, args=(self._process, loop, code), daemon=True).start()
             self._transport, _ = await loop.create_connection(lambda: self, sock=ours)
             await self._ask(self._first)
         except BaseException:
@@ -88,12 +91,15 @@ class ProcessReplica(asyncio.Protocol):
             await self.close(True)
             raise
 
-    async def _spawn(self, fd: int) -> asyncio.subprocess.Process:
+    def _spawned(self, fd: int) -> subprocess.Popen[bytes]:
+        # Not asyncio's, which loses sight of a process when its loop ends first or its start is cancelled.
         fds = (fd, self._requests.fd, self._answers.fd)
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "sage.kernel.runtime.replicas.worker"),
-            *map(str, (*fds, os.getpid())),
-            stdin=asyncio.subprocess.DEVNULL,
+        return subprocess.Popen(
+            (
+                *(sys.executable, "-m", "sage.kernel.runtime.replicas.worker"),
+                *map(str, (*fds, os.getpid())),
+            ),
+            stdin=subprocess.DEVNULL,
             pass_fds=fds,
             env={**os.environ, **self._env},
             process_group=0,  # Ctrl-C is the run's
@@ -160,8 +166,8 @@ class ProcessReplica(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         return await self._answer
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        code = await process.wait()
+    async def _watch(self, ended: asyncio.Future[int]) -> None:
+        code = await ended
         # What it said last may be on its way; a process that it started may hold the socket open, though.
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_S):
@@ -173,13 +179,14 @@ class ProcessReplica(asyncio.Protocol):
     async def _end(self) -> None:
         process, self._process = self._process, None
         try:
-            if process is not None and process.returncode is None:
+            if process is not None and process.poll() is None:
                 process.terminate()
                 await asyncio.wait({self._watching}, timeout=GRACE_S)
         finally:
             # Also where the wait was cancelled: nothing of it stays.
-            if process is not None and process.returncode is None:
+            if process is not None:
                 process.kill()
+                process.wait()
             if self._transport is not None:
                 self._transport.close()
                 self._transport = None
@@ -190,17 +197,18 @@ class ProcessReplica(asyncio.Protocol):
             await self._watching
 
 
-async def _begun(starting: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
-    """The process; where the wait is cancelled it is ended first, as nobody else would know of it."""
-    task = asyncio.ensure_future(starting)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        process = await task
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
+def _wait(
+    process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, code: asyncio.Future[int]
+) -> None:
+    """Tell the loop how the process ended, if it is still there."""
+
+    def tell() -> None:
+        if not code.done():
+            code.set_result(ended)
+
+    ended = process.wait()
+    with suppress(RuntimeError):  # the loop has ended before
+        loop.call_soon_threadsafe(tell)
 
 
 def _spelled(code: int) -> str:
