@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sage.middleware.operators.connect import Connected
 
 class Say(Connected):
     async def __call__(self, words: str) -> AsyncIterator[object]:
-        await self.client.embed([words], model="vectors")
+        await self.client.embed(words.split(), model="vectors")
         texts = []
         async for delta in self.client.chat([{"role": "user", "content": words}], model="talker"):
             texts.append(delta.text)
@@ -40,9 +41,10 @@ def flow(suffix: str = "") -> Flow:
 class Stack:
     """A pipeline that embeds and chats, behind one gateway."""
 
-    def __init__(self, gateway: Any, chat: ScriptedEngine) -> None:
+    def __init__(self, gateway: Any, chat: ScriptedEngine, file: Path) -> None:
         self.gateway = gateway
         self.chat = chat
+        self.file = file
 
     async def post(self, path: str, body: Any, *, key: str = "") -> Any:
         url = f"{self.gateway.run.base_url}/{path}"
@@ -71,7 +73,7 @@ async def stack(spawner: Any, tmp_path: Path) -> AsyncIterator[Stack]:
             }
         )
         await gateway.until_ready()
-        found = Stack(gateway, chat)
+        found = Stack(gateway, chat, spawner.folder / "sage-0.yaml")
         async with asyncio.timeout(30):
             while "pipeline/say" not in await models(found):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -152,3 +154,13 @@ async def test_a_client_that_leaves_ends_the_calls_of_a_pipeline(stack: Stack) -
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await stack.chat.until(lambda: stack.chat.active == 0)
+
+
+async def test_what_a_pipeline_asks_is_judged_by_the_configuration_in_force(stack: Stack) -> None:
+    ask = stack.ask(messages=[{"role": "user", "content": "two texts"}])
+    assert (await stack.post("chat/completions", ask)).status == 200
+    file = stack.file
+    file.write_text(json.dumps({**json.loads(file.read_text()), "gateway": {"max_inputs": 1}}))
+    assert (await stack.gateway.admin("POST", "/config/reload")).status == 200
+    refused = await stack.post("chat/completions", ask)
+    assert (refused.status, "2 inputs" in refused.error["message"]) == (400, True), refused.body

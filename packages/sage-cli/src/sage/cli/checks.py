@@ -53,7 +53,7 @@ def _engines() -> Iterator[Finding]:
         if find_spec(module):
             yield Finding(f"engine {kind}", "ok", "installed")
         else:
-            hint = f"To use it here: pip install 'sage-stack[{extra}]'."
+            hint = f"To use it here: tools/setup {extra}, in the folder that SAGE was installed from."
             yield Finding(f"engine {kind}", "ok" if kind == "vllm" else "warn", "not installed", hint)
 
 

@@ -119,7 +119,9 @@ class Gateway:
             services.stores, caller, services.access.accounts, self._clock, config, self._front.bodies
         )
         self._jobs = services.jobs
-        parts = Parts(services.control_plane, services.router, self._front, self._pool, self._pipelines)
+        parts = Parts(
+            services.control_plane, services.router, self._front, self._pool, self._pipelines, client
+        )
         self._reloader = Reloader(source.first, source.again, parts, self._keep)
         self._reloads: set[asyncio.Task[None]] = set()
         self._terminal = Terminal()

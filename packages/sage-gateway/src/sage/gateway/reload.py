@@ -13,7 +13,9 @@ from sage.common.settings import Loaded
 from sage.gateway.checks import check_models
 from sage.gateway.front import Front
 from sage.gateway.reconfigure import Plan, plan
+from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.inprocess import InProcessClient
 from sage.middleware.control_plane.options import CoreOptions, policy_options
 from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.control_plane.router import ModelRouter
@@ -84,8 +86,10 @@ class Parts:
         front: Front,
         pool: LivePool,
         pipelines: Pipelines,
+        client: InProcessClient,
     ) -> None:
         self.pool = pool
+        self._client = client
         self._pipelines = pipelines
         self._control_plane = control_plane
         self._router = router
@@ -99,6 +103,7 @@ class Parts:
         self._control_plane.reconfigure(config.control_plane, options, policy)
         self._router.configure(config.models, config.control_plane)
         self._front.apply(config)
+        self._client.limit(ParseLimits.of(config.gateway, config.control_plane))
         self.pool.apply(config)
         self._pipelines.apply(config.pipelines)
 

@@ -103,6 +103,10 @@ class InProcessClient:
         """Ids of the models that are served now."""
         return self._door.models()
 
+    def limit(self, limits: ParseLimits) -> None:
+        """Judge requests by other limits from now on."""
+        self._limits = limits
+
     async def close(self) -> None:
         """Nothing to release: the control plane belongs to whoever made it."""
 
