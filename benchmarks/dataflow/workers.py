@@ -2,8 +2,8 @@
 
 python benchmarks/dataflow/workers.py [--rounds N] [--out FILE]
 
-Each measurement is a process of its own. Of each there is a short and a long one: what the long one takes more,
-per item, has no start of a process in it. Both take turns with the others; the least of the rounds counts.
+Each measurement is a process of its own. Of each there is a short and a long one: what the long one takes
+more, per item, has no start of a process in it. All take turns; the least of the rounds counts.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
-BATCH: Final = 256
-"""What a worker takes at once: four times the batch of 64 of the run, and the chunk of the peer."""
+BATCH: Final = 1024
+"""What a worker takes at once at most, 16 times the batch of 64 of the run, and the chunk of the peer."""
 WORK: Final = {"cheap": (100_000, 1_100_000), "10 µs": (20_000, 120_000)}
 ENGINES: Final = ("event loop", "SAGE", "concurrent.futures")
 
@@ -74,17 +74,14 @@ def _cpu() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def measured(engine: str, work: str, workers: int, rounds: int) -> list[list[list[float]]]:
-    """[CPU, wall] of each round, of the short and the long run."""
-    found: list[list[list[float]]] = []
-    for _ in range(rounds):
-        both = []
-        for items in WORK[work]:
-            command = [sys.executable, __file__, "--one", engine, work, str(workers), str(items)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-            both.append(json.loads(done.stdout))
-        found.append(both)
-    return found
+def measured(engine: str, work: str, workers: int) -> list[list[float]]:
+    """[CPU, wall] of the short and of the long run."""
+    both = []
+    for items in WORK[work]:
+        command = [sys.executable, __file__, "--one", engine, work, str(workers), str(items)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        both.append(json.loads(done.stdout))
+    return both
 
 
 def rates(work: str, rounds: list[list[list[float]]]) -> list[float]:
@@ -104,10 +101,9 @@ def table(found: dict[tuple[str, str, int], list[list[list[float]]]]) -> str:
     for (engine, work, workers), rounds in found.items():
         cpu, wall, start = rates(work, rounds)
         floor = rates(work, found["event loop", work, 0])[0]
-        over = f"{cpu - floor:.2f} µs" if workers else "–"
-        lines.append(
-            f"| {work} | {workers or '–'} | {engine} | {cpu:.2f} µs | {over} | {wall:.2f} µs | {start:.0f} ms |"
-        )
+        over = f"{cpu - floor:.2f} µs" if workers else ""
+        cells = (work, str(workers or ""), engine, f"{cpu:.2f} µs", over, f"{wall:.2f} µs", f"{start:.0f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -129,17 +125,17 @@ def main() -> None:
         for engine in ENGINES
         if (engine == "event loop") == (not workers)
     ]
-    found: dict[tuple[str, str, int], list[list[list[float]]]] = {one: [] for one in wanted}
+    found: dict[tuple[str, str, int], list[list[list[float]]]] = {key: [] for key in wanted}
     for _ in range(options.rounds):
-        for one_of in wanted:
-            found[one_of] += measured(*one_of, rounds=1)
+        for key in wanted:
+            found[key].append(measured(*key))
     print(table(found))
     if options.out:
         record = {
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
             "load": [round(load, 1) for load in os.getloadavg()],
-            "unit": "seconds of CPU (process tree) and by the clock, of the short and the long run, each round",
+            "unit": "seconds of CPU (process tree) and by the clock, short and long run, each round",
             "items": WORK,
             "batch": BATCH,
             "runs": [
