@@ -21,6 +21,7 @@ from sage.kernel.scheduler import (
     select,
 )
 from sage.kernel.scheduler.index import Index, by_name
+from sage.kernel.scheduler.roster import Roster
 from sage.kernel.scheduler.state import State, empty, missing
 from sage.kernel.testing.cluster import synthetic_nodes, synthetic_units
 
@@ -55,6 +56,23 @@ def test_it_is_a_sorted_list(steps: list[tuple[int, int]], cpu: int) -> None:
     assert list(index.walk(need)) == [one for one in expected if not missing(one, need)]
     tops = tuple(map(max, zip(*(one[:4] for one in expected), strict=True)))
     assert index.tops() == (tops or None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 3)), max_size=300))
+def test_a_roster_is_a_dictionary_in_the_order_of_names(steps: list[tuple[int, int]]) -> None:
+    known: dict[str, State] = {}
+    roster = Roster()
+    for number, cpu in steps:
+        name = f"n{number:03}"
+        old, new = known.pop(name, None), state(number, cpu) if cpu else None
+        before, listed = roster, list(roster)
+        roster = roster.changed(old, new)
+        known |= {name: new} if new is not None else {}
+        assert (roster.get(name), name in roster) == (new, new is not None)
+        assert list(before) == listed
+    assert list(roster) == [known[name] for name in sorted(known)]
+    assert len(roster) == len(known)
 
 
 def test_an_index_of_states_at_once_is_that_of_one_after_another() -> None:

@@ -32,6 +32,7 @@ from sage.kernel.scheduler import Node
 
 LIMIT = PER_WORKER * 64
 
+
 def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
     size = 1
     for _ in range(12):

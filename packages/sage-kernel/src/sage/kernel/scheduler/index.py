@@ -97,9 +97,9 @@ class Index:
         return chunk.states[at] if at < len(chunk.keys) and chunk.keys[at] == key else None
 
     def tops(self, labels: Labels = ()) -> _Tops | None:
-        """The most that one state with these labels has of each: cpu, memory, whole devices, share of one in use.
+        """The most that one state with these labels has of each: cpu, memory, whole devices, share of one.
 
-        None where there is no such state.
+        The share is of a device in use. None where there is no such state.
         """
         cpu, memory, whole, partial = (self._top(of, labels) for of in (_CPU, _MEMORY, _WHOLE, _PARTIAL))
         return (cpu, memory, whole, partial) if cpu >= 0 else None

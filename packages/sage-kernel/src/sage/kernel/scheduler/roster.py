@@ -1,4 +1,4 @@
-"""The states of all nodes by their names, immutable: a change of one costs the square root of their number."""
+"""The states of all nodes by their names, immutable: a change costs the square root of their number."""
 
 from __future__ import annotations
 
