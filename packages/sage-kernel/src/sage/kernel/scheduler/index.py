@@ -105,6 +105,8 @@ class Index:
         return (cpu, memory, whole, partial) if cpu >= 0 else None
 
     def _top(self, of: Callable[[Any], int], labels: Labels) -> int:
+        if not labels:
+            return max((of(chunk.tops) for chunk in self._chunks), default=-1)
         best = -1
         for chunk in sorted(self._chunks, key=lambda chunk: of(chunk.tops), reverse=True):
             if of(chunk.tops) <= best:
