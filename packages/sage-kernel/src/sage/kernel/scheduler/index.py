@@ -85,17 +85,6 @@ class Index:
         for chunk in self._chunks:
             yield from chunk.states
 
-    def __len__(self) -> int:
-        return sum(len(chunk.states) for chunk in self._chunks)
-
-    def find(self, key: tuple[Any, ...]) -> State | None:
-        """The state of exactly that key."""
-        if not self._chunks:
-            return None
-        chunk = self._chunks[self._place(key)]
-        at = bisect_left(chunk.keys, key)
-        return chunk.states[at] if at < len(chunk.keys) and chunk.keys[at] == key else None
-
     def tops(self, labels: Labels = ()) -> _Tops | None:
         """The most that one state with these labels has of each: cpu, memory, whole devices, share of one.
 
