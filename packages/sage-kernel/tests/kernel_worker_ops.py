@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def as_function(x: int) -> Any:
 
 def process_of(_: Any) -> int:
     return os.getpid()
+
+
+def loaded(name: str) -> bool:
+    """Whether its process has imported that."""
+    return name in sys.modules
 
 
 def devices(_: Any) -> str:

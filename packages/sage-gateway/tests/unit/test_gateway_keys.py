@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hmac
 import re
+import tracemalloc
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sage.common.api import DATA_SCOPES
 from sage.common.errors import BadRequestError, ForbiddenError, UnauthorizedError
 from sage.gateway.edge import Edge, fold_headers
 from sage.gateway.keys import (
@@ -22,6 +26,7 @@ from sage.gateway.keys import (
     new_pepper,
     presented,
 )
+from sage.gateway.keystore import KeyRecord
 from sage.gateway.testing import key_record, ring_of
 from sage.middleware.engines.port import Route
 
@@ -107,6 +112,29 @@ def test_a_revoked_key_is_told_so_and_only_to_its_holder() -> None:
     held = ring(revoked=86_400.0)
     assert refused(held, KEY) == "This API key was revoked at 1970-01-02 00:00:00 UTC."
     assert refused(held, KEY + "x") == "This API key is not known here."
+
+
+def test_a_key_that_was_revoked_takes_less_than_a_kilobyte() -> None:
+    """As it comes from the store, where nothing is shared."""
+    made = KeyRing(pepper=PEPPER, admin_token=TOKEN)
+
+    def stored(number: int) -> KeyRecord:
+        plain = KeyRecord(
+            id=f"{number:08x}", name=f"n{number}", digest=b"%032d" % number, scopes=DATA_SCOPES, created=1.0
+        )
+        raw = msgspec.json.encode(msgspec.structs.replace(plain, revoked=2.0))
+        return msgspec.json.decode(raw, type=KeyRecord)
+
+    made.put(stored(0), 100.0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 1001):
+            made.put(stored(number), 100.0)
+        assert tracemalloc.get_traced_memory()[0] / 1000 < 900
+    finally:
+        tracemalloc.stop()
+    assert made.records[f"{7:08x}"] == stored(7)
 
 
 def test_a_key_expires_on_time_and_another_date_brings_it_back() -> None:

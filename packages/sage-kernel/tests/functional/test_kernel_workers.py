@@ -213,6 +213,12 @@ def test_what_cannot_be_pickled_fails_by_itself() -> None:
         ran(lambda s, p: s.map(ops.as_function, parallelism=p), [1, 2, 3], Parallel(1))
 
 
+def test_a_worker_process_imports_no_event_loop_for_plain_calls() -> None:
+    names = ["asyncio", "ssl", "random", "sage.kernel.compile"]
+    out, _ = ran(lambda s, p: s.map(ops.loaded, parallelism=p), names, Parallel(1))
+    assert out == [False, False, False, True]
+
+
 def test_named_operators_are_made_by_each_worker() -> None:
     registry = Registry(entry_points=False)
     registry.register("scale", ops.with_factor)

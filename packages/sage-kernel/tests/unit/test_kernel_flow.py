@@ -222,6 +222,23 @@ def test_importing_the_kernel_imports_nothing_heavy() -> None:
     assert "asyncio" not in loaded  # a plan is built and checked without the runtime
 
 
+def test_a_plain_run_imports_what_it_needs() -> None:
+    code = """
+import sys
+from sage.kernel import Flow, LocalEnvironment
+flow = Flow("plain")
+flow.source([1, 2]).map(abs).sink(print)
+LocalEnvironment().run_sync(flow)
+print(*sys.modules)
+"""
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert loaded[:2] == ["1", "2"]
+    heavy = {"structlog", "rich", "pydantic", "psutil", "apsw", "sage.kernel.scheduler", "sage.kernel.jobs"}
+    assert heavy.isdisjoint(loaded)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'RemoteThing'"):
         _ = sage.kernel.RemoteThing  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -12,14 +13,24 @@ from hypothesis import strategies as st
 from sage.common.errors import UsageError
 from sage.kernel import Flow, Parallel, Registry, Resources, Scale
 from sage.kernel.compile import compile_plan
+from sage.kernel.runtime.chain import Chain
+from sage.kernel.runtime.channel import Channel
 from sage.kernel.runtime.columns import Control, Watermark
+from sage.kernel.runtime.kernels import Faults
+from sage.kernel.runtime.local import PER_WORKER
+from sage.kernel.runtime.outputs import Outputs
+from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.replicas.bench import Done
 from sage.kernel.runtime.replicas.pool import Pool, Replica, retried
 from sage.kernel.runtime.replicas.process import WorkerLostError
 from sage.kernel.runtime.replicas.scaling import TARGET_NS, Load, Scaler, next_size
 from sage.kernel.runtime.replicas.sequence import Sequence
+from sage.kernel.runtime.replicas.stage import ParallelStage
+from sage.kernel.runtime.report import Counters
 from sage.kernel.runtime.room import Room
 from sage.kernel.scheduler import Node
+
+LIMIT = PER_WORKER * 64
 
 
 def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
@@ -30,6 +41,57 @@ def test_batches_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> No
     assert next_size(256, 256, 256, busy=3 * TARGET_NS) == 128
     assert next_size(64, 256, 3, busy=1000) == 64  # a batch that was not full says nothing
     assert next_size(1, 256, 1, busy=100 * TARGET_NS) == 1
+
+
+class SizedReplica:
+    """Notes the size of each batch, and says that an item takes so many nanoseconds."""
+
+    def __init__(self, sizes: list[int], busy: int) -> None:
+        self.sizes, self.busy = sizes, busy
+
+    async def start(self) -> None:
+        """It is there."""
+
+    async def run(self, items: Any, _one_by_one: bool, /) -> list[Done]:
+        self.sizes.append(len(items))
+        tally = (len(items), len(items), 0, self.busy * len(items), ())
+        return [Done(items, (tally,), None, 0)]
+
+    async def close(self, now: bool, /) -> None:
+        """It has nothing."""
+
+
+async def sizes_of_batches(count: int, busy: int) -> list[int]:
+    flow = Flow("sizes")
+    flow.source([1]).map(abs, parallelism=1, name="work").sink(print)
+    op = compile_plan(flow.plan, Registry(entry_points=False)).ops[1]
+    counters, inbox, behind = Counters("work", "map"), Channel(count), Channel(count)
+    outputs = Outputs([behind.writer()], [], counters)
+    sizes, writer = list[int](), inbox.writer()
+    pool = Pool(lambda: SizedReplica(sizes, busy), lambda _: None)
+    await pool.open(1)
+    member = Participant("work", inbox, Chain([]), outputs, [counters])
+    stage = ParallelStage(op, pool, [Faults(op, counters)], LIMIT, member)
+    for start in range(0, count, 64):
+        assert writer.try_put(list(range(start, min(start + 64, count))))
+    writer.close()
+    async with asyncio.TaskGroup() as group:
+        await stage.run(group)
+    assert await behind.get(count) == list(range(count))
+    return sizes
+
+
+async def test_quick_calls_make_batches_that_are_worth_the_way_to_a_process() -> None:
+    sizes = await sizes_of_batches(20_000, busy=50)
+    assert sizes[:11] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert max(sizes) == LIMIT
+    assert len(sizes) <= 11 + 20_000 // LIMIT
+
+
+async def test_calls_that_take_a_while_go_in_small_batches() -> None:
+    """Of 10 µs as many as keep a worker for 5 ms; of 20 ms each alone."""
+    assert max(await sizes_of_batches(20_000, busy=10_000)) == 512
+    assert set(await sizes_of_batches(50, busy=20_000_000)) == {1}
 
 
 def test_workers_are_added_while_records_queue_too_long_and_taken_away_when_it_is_calm() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
+
 from sage.common.api import SCOPES
 from sage.common.errors import ForbiddenError, ModelNotFoundError, SageError, UnauthorizedError
 from sage.common.ids import new_secret
@@ -139,6 +141,7 @@ class KeyRing:
         self._nobodys = _Entry(self._nobody, self._nobody, None, "is not known here")
         self._entries: dict[bytes, _Entry] = {}
         self._records: dict[str, KeyRecord] = {}
+        self._scopes: dict[frozenset[str], frozenset[str]] = {}  # each set once, not once for each key
         self._due = math.inf
         self.version = 0
         admin = _Entry(self.digest(admin_token), self._nobody, Principal(ADMIN_ID))
@@ -158,7 +161,8 @@ class KeyRing:
 
     def put(self, record: KeyRecord, wall: float) -> None:
         """Know a key, or know it better. `wall`: Unix seconds."""
-        self._records[record.id] = record
+        scopes = self._scopes.setdefault(record.scopes, record.scopes)
+        self._records[record.id] = record = msgspec.structs.replace(record, scopes=scopes)
         entry = self._entries[record.id.encode()] = self._entry(record, wall)
         self._due = min(self._due, entry.due)
         self.version += 1

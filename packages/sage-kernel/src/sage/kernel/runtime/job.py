@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 from sage.common.errors import OverloadedError, UnavailableError, UsageError
-from sage.common.log import get_logger
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.engine import Engine, running
@@ -162,6 +161,8 @@ class Job:
             with bound(self._services):
                 await visit(behind, decision, mine)
         except Exception as error:
+            from sage.common.log import get_logger  # 50 ms of imports, which most runs do without
+
             # What the error says quotes the record, and no log does that.
             name = type(error).__name__
             get_logger(__name__).warning(

@@ -6,8 +6,6 @@ same iterator behind it, so no item is computed twice.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from operator import length_hint
@@ -237,6 +235,9 @@ def _whole(fn: AsyncCall) -> AsyncCall:
 
 
 def _guarded(call: AsyncCall, options: Call, counters: Counters) -> AsyncCall:
+    import asyncio  # both cost 20 ms, and worker processes, whose calls are plain, never need them
+    import random
+
     retry = options.retry or Retry(attempts=1)
     timeout = options.timeout
 

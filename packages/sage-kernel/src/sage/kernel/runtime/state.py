@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import pickle
 from collections.abc import Iterable, Iterator
@@ -70,6 +69,8 @@ class Changes:
 
 async def changed(operator: str, stateful: Stateful) -> Changes:
     """Pickle what changed; a turn of the event loop now and then, so that it is never kept for long."""
+    import asyncio  # which worker processes never need
+
     found = Changes()
     keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
     start = perf_counter()

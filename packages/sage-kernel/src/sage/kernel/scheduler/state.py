@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from sage.common.errors import ConflictError, NotFoundError
-from sage.kernel.scheduler.types import WHOLE, Missing, Need, Node, Placement, amounts, milli
+from sage.kernel.scheduler.types import WHOLE, Labels, Missing, Need, Node, Placement, amounts, milli
 
-__all__ = ["Device", "State", "alike", "empty", "give", "missing", "room", "take"]
+__all__ = ["Device", "State", "alike", "empty", "give", "has", "missing", "room", "take"]
 
 
 class Device(NamedTuple):
@@ -45,7 +45,7 @@ def room(state: State, need: Need) -> tuple[int, ...] | None:
 
     What is left of the chosen devices is as little as can be, so that whole ones stay whole.
     """
-    if state.closed or need.cpu > state.cpu or need.memory > state.memory or not _says(state.node, need):
+    if state.closed or need.cpu > state.cpu or need.memory > state.memory or not has(state.node, need.labels):
         return None
     if need.share:
         return _one_device(state, need)
@@ -58,7 +58,12 @@ def take(state: State, placement: Placement) -> State:
     if unit.id in state.placed:
         raise ConflictError(f"Unit {unit.id!r} is on node {state.node.name!r} already.")
     devices = _spend(state, need, placement.devices, 1)
-    if need.cpu > state.cpu or need.memory > state.memory or devices is None or not _says(state.node, need):
+    if (
+        need.cpu > state.cpu
+        or need.memory > state.memory
+        or devices is None
+        or not has(state.node, need.labels)
+    ):
         lacking = "; ".join(map(str, missing(state, need))) or f"other devices than {placement.devices}"
         raise ConflictError(f"Unit {unit.id!r} does not fit on node {state.node.name!r}: it lacks {lacking}.")
     placed = {**state.placed, unit.id: placement}
@@ -86,13 +91,14 @@ def alike(state: State, spread: str) -> int:
     return sum(placement.unit.spread == spread for placement in state.placed.values())
 
 
+def has(node: Node, labels: Labels) -> bool:
+    """Whether the node has all these labels."""
+    return not labels or all(node.labels.get(key) == value for key, value in labels)
+
+
 def missing(state: State, need: Need) -> tuple[Missing, ...]:
     """All that the node lacks for it; nothing where it fits."""
     return tuple(_missing(state, need))
-
-
-def _says(node: Node, need: Need) -> bool:
-    return not need.labels or all(node.labels.get(key) == value for key, value in need.labels)
 
 
 def _held(node: Node, need: Need, number: int) -> Device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import pickle
 import traceback
@@ -166,6 +165,8 @@ class Bench:
         try:
             result = call()
             if inspect.isawaitable(result):
+                import asyncio  # 16 ms, which few workers need
+
                 asyncio.run(_awaited(result))
         except Exception as error:
             raise operator_error(f"{method} of operator {op.node.name!r} failed", error) from error

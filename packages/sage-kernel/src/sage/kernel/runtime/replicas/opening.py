@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from sage.kernel.compile import Compiled, Stage
 from sage.kernel.runtime.replicas.pool import Pool, Replica
-from sage.kernel.runtime.replicas.process import ProcessReplica, recipe
+from sage.kernel.runtime.replicas.process import ProcessReplica
+from sage.kernel.runtime.replicas.recipe import recipe
 from sage.kernel.runtime.replicas.thread import ThreadReplica
 
 if TYPE_CHECKING:

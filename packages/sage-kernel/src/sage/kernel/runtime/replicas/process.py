@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
-from multiprocessing import spawn
-from threading import Event, Thread
+from threading import Thread
 from typing import Any, Final
 
-from sage.common.errors import UnavailableError, UsageError
-from sage.kernel.compile import Op
-from sage.kernel.options import Call
+from sage.common.errors import UnavailableError
 from sage.kernel.runtime.replicas.bench import Done
 from sage.kernel.runtime.replicas.wire import Area, Part, message, pack, read, unpack
 
-__all__ = ["ProcessReplica", "WorkerLostError", "importing", "recipe"]
-
-importing: Final = Event()
-"""Set in a worker while it imports the main script."""
+__all__ = ["ProcessReplica", "WorkerLostError"]
 
 GRACE_S: Final = 2.0
 """How long a worker that is told to end may take to close what its operators own."""
@@ -33,28 +25,6 @@ GRACE_S: Final = 2.0
 
 class WorkerLostError(Exception):
     """A worker process ended before it had answered."""
-
-
-def recipe(ops: Sequence[Op]) -> list[Part]:
-    """The message from which a worker makes these operators. Raises UsageError where they cannot be sent."""
-    if importing.is_set():
-        raise UsageError(
-            "A worker that imports the main script came to the line that starts the flow.",
-            hint="Put what the script does under: if __name__ == '__main__':",
-        )
-    sent = [
-        replace(op, node=replace(op.node, fn=None, call=Call(on_error=op.node.call.on_error))) for op in ops
-    ]
-    try:
-        data = pickle.dumps(sent, 5)
-    except Exception as error:
-        names = ", ".join(repr(op.node.name) for op in ops)
-        raise UsageError(f"Operators {names} cannot be sent to a process: {error}.") from error
-    main = None
-    if b"__main__" in data:
-        main = spawn.get_preparation_data("sage-worker")
-        del main["authkey"]  # which refuses to be pickled, and nobody needs it
-    return pack({"path": sys.path, "main": main, "ops": data})
 
 
 class ProcessReplica(asyncio.Protocol):

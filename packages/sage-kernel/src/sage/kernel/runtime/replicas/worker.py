@@ -16,7 +16,7 @@ from typing import Any
 
 from sage.common.errors import UnavailableError
 from sage.kernel.runtime.replicas.bench import Bench, portable_error
-from sage.kernel.runtime.replicas.process import importing
+from sage.kernel.runtime.replicas.recipe import importing
 from sage.kernel.runtime.replicas.wire import Area, message, pack, receive, unpack
 
 __all__ = ["main"]
