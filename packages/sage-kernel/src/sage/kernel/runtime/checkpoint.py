@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sage.common.errors import UnavailableError
@@ -15,16 +14,15 @@ from sage.kernel.options import Checkpoints
 from sage.kernel.plan import PlanError
 from sage.kernel.runtime.archive import Archive, Restored
 from sage.kernel.runtime.columns import Barrier
-from sage.kernel.runtime.manifest import Manifest, misfits, shape_of
+from sage.kernel.runtime.manifest import Manifest, need_fit, shape_of
 from sage.kernel.runtime.paid import ResultLog
 from sage.kernel.runtime.participant import Participant, Snapshot
-from sage.kernel.runtime.report import CheckpointError
 from sage.kernel.runtime.sinks import SinkEnd
 from sage.kernel.runtime.sources import once_only
 from sage.kernel.runtime.state import pickled, unpickled
-from sage.kernel.runtime.store import FolderStore
+from sage.kernel.runtime.store import store_of
 
-__all__ = ["Coordinator"]
+__all__ = ["Coordinator", "need_checkpointable", "whatever_comes"]
 
 T = TypeVar("T")
 
@@ -36,11 +34,8 @@ class Coordinator:
     """Takes checkpoints of one run, one at a time, and knows the one that it goes on from."""
 
     def __init__(self, plan: Compiled, options: Checkpoints) -> None:
-        problems = [*_problems(plan)]
-        if problems:
-            raise PlanError(plan.name, problems)
-        folder = options.folder
-        self._store = FolderStore(folder) if isinstance(folder, str | Path) else folder
+        need_checkpointable(plan)
+        self._store = store_of(options)
         self._flow = plan.name
         self._shape = shape_of(plan)
         self._every = options.every
@@ -75,7 +70,7 @@ class Coordinator:
             self.found, warnings = await self._do(self._archive.newest)
             self.warnings = tuple(warnings)
             if self.found is not None:
-                self._check(self.found.manifest)
+                need_fit(self.found.manifest, self._flow, self._shape)
                 self.epoch = self.resumed = self.found.manifest.epoch
                 self.already_done = await self._do(self._is_marked) and self.found.manifest.done
             await self.log.open(self.epoch)
@@ -83,7 +78,7 @@ class Coordinator:
         finally:
             self._over = True
             self._running.set()
-            await _whatever_comes(self._close())
+            await whatever_comes(self._close())
 
     async def _close(self) -> None:
         try:
@@ -257,25 +252,11 @@ class Coordinator:
                 self._store.remove(name)  # of a later checkpoint, which was damaged
         return self._mark in marks
 
-    def _check(self, manifest: Manifest) -> None:
-        if manifest.flow != self._flow:
-            raise CheckpointError(
-                f"the checkpoints are those of flow {manifest.flow!r}, and this is flow {self._flow!r}.",
-                hint="Give each flow a folder of its own.",
-            )
-        problems = list(misfits(manifest.shape, self._shape))
-        if problems:
-            lines = "".join(f"\n  - {problem}" for problem in problems)
-            raise CheckpointError(
-                f"flow {self._flow!r} does not fit to its checkpoint {manifest.epoch}:{lines}\n",
-                hint="Undo that, or begin anew in another folder.",
-            )
-
     async def _do(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
 
-async def _whatever_comes(work: Coroutine[Any, Any, None]) -> None:
+async def whatever_comes(work: Coroutine[Any, Any, None]) -> None:
     """Do it to its end, also when it is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     try:
@@ -285,8 +266,14 @@ async def _whatever_comes(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
+def need_checkpointable(plan: Compiled) -> None:
+    """Raise `PlanError` with all that keeps checkpoints of this plan from being taken."""
+    problems = [*_problems(plan)]
+    if problems:
+        raise PlanError(plan.name, problems)
+
+
 def _problems(plan: Compiled) -> Iterable[str]:
-    """Why there can be no checkpoints of this plan."""
     owners: dict[int, str] = {}
     for op in plan.ops:
         if op.node.verb == "source" and (problem := once_only(op)):

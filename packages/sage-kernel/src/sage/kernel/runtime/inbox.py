@@ -90,6 +90,13 @@ class Inbox:
         self._arm()
         return ident
 
+    def park_again(self, ident: str, item: Any, since: float) -> None:
+        """Keep a record that had waited before, under its id and with its time."""
+        self.states[ident] = Place(item, since, 0)
+        self.states = dict(sorted(self.states.items(), key=_age))
+        self.close()
+        self._arm()
+
     def parked(self) -> list[Parked]:
         """What waits, the longest first."""
         timeout = self._spec.timeout

@@ -19,6 +19,7 @@ __all__ = [
     "Stateful",
     "Untracked",
     "changed",
+    "changed_now",
     "pickled",
     "pickled_batch",
     "plain_bytes",
@@ -72,18 +73,31 @@ async def changed(operator: str, stateful: Stateful) -> Changes:
     import asyncio  # which worker processes never need
 
     found = Changes()
-    keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
     start = perf_counter()
-    for count, (key, state) in enumerate(stateful.changes(), 1):
+    for count, _ in enumerate(_pickling(operator, stateful, found), 1):
+        if not count % _CHECK_EVERY and perf_counter() - start > LOOP_SECONDS:
+            await asyncio.sleep(0)
+            start = perf_counter()
+    return found
+
+
+def changed_now(operator: str, stateful: Stateful) -> Changes:
+    """The same at once, where little has changed."""
+    found = Changes()
+    for _ in _pickling(operator, stateful, found):
+        pass
+    return found
+
+
+def _pickling(operator: str, stateful: Stateful, found: Changes) -> Iterator[None]:
+    keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
+    for key, state in stateful.changes():
         try:
             keep_key(dumps(key, _PROTOCOL) if type(key) in _SIMPLE else plain_bytes(_canonical(key)))
             keep_state(b"" if state is GONE else dumps(state, _PROTOCOL))
         except Exception as error:
             raise _unpicklable(f"the state of operator {operator!r} for key {spell(key)}", error) from error
-        if not count % _CHECK_EVERY and perf_counter() - start > LOOP_SECONDS:
-            await asyncio.sleep(0)
-            start = perf_counter()
-    return found
+        yield
 
 
 def pickled(value: Any, what: str) -> bytes:
