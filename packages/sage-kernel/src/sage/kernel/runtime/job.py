@@ -90,8 +90,8 @@ class Job:
         """Send one item through the flow and return its reply.
 
         With checkpoints, who asks again with the same `id` gets the same reply, also after a crash; raises
-        `ConflictError` if it is another item. Raises `OverloadedError` over the limit, `UnavailableError` when
-        stopped, `ReplyError` when no reply comes out, and what an operator raised. Parts of streaming
+        `ConflictError` if it is another item. Raises `OverloadedError` over the limit, `UnavailableError`
+        when stopped, `ReplyError` when no reply comes out, and what an operator raised. Parts of streaming
         operators are dropped; see `stream`.
         """
         if self._ledger is not None:
@@ -131,7 +131,7 @@ class Job:
             await self._ledger.durable()
 
     async def checkpoint(self) -> int:
-        """Let a checkpoint take the place of the journal; gives its epoch, once it is durable and committed."""
+        """Have a checkpoint take the place of the journal; gives its epoch, once that is durable."""
         if self._ledger is None:
             raise UsageError(
                 f"flow {self._plan.name!r} runs without checkpoints: "
@@ -168,7 +168,7 @@ class Job:
                 async with self._stack:
                     if self._ledger is None:
                         await commit(self._plan.ops, {})
-                    elif not self._cut:
+                    elif drain:
                         await self._ledger.checkpoint()
 
     def _need_room(self) -> None:
@@ -192,9 +192,7 @@ class Job:
                 raise UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.") from None
             raise
         finally:
-            self._live.discard(walk)
-            if not self._live:
-                self._idle.set()
+            self._gone(walk)
 
     async def _answer(self, item: Any, walk: Walk) -> Any:
         self._wired.counters[0].items_out += 1
@@ -294,6 +292,7 @@ class Job:
         self._live.add(walk)
         self._idle.clear()
         walk.task = asyncio.create_task(self._alone(work, walk))
+        walk.task.add_done_callback(lambda _: self._gone(walk))  # also of one that never began
 
     async def _alone(self, work: Callable[[Walk], Coroutine[Any, Any, None]], walk: Walk) -> None:
         try:
@@ -306,10 +305,11 @@ class Job:
             get_logger(__name__).warning(
                 "flow %s: a record whose request is gone failed: %s", self._plan.name, type(error).__name__
             )
-        finally:
-            self._live.discard(walk)
-            if not self._live:
-                self._idle.set()
+
+    def _gone(self, walk: Walk) -> None:
+        self._live.discard(walk)
+        if not self._live:
+            self._idle.set()
 
     async def __aenter__(self) -> Job:
         return self

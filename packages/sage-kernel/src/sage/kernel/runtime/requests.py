@@ -75,7 +75,9 @@ class Table:
         self._reply = reply
         self.open: dict[int, Request] = {}
         self.by_id: dict[str, Request] = {}
-        self.replies: dict[str, tuple[int, bytes, bytes]] = {}  # by id: number, digest of the item, reply
+        self.replies: dict[str, tuple[int, bytes, bytes]] = {}
+        """By id: which one it was, the digest of the item, the reply; the oldest first."""
+        self._replied = 0
         self._bytes = 0
         self.next = 1
         self._touched: set[int] = set()
@@ -100,6 +102,7 @@ class Table:
             key.decode(): unpickled(data, "a reply") for key, data in states.get(self._reply, {}).items()
         }
         self.replies = dict(sorted(found.items(), key=lambda one: one[1][0]))
+        self._replied = max((which for which, _, _ in self.replies.values()), default=0)
         self._bytes = sum(len(reply) for _, _, reply in self.replies.values())
 
     def apply(self, record: Record) -> None:
@@ -144,7 +147,8 @@ class Table:
             return
         del self.by_id[request.id]
         if reply is not None:
-            kept = self.replies[request.id] = (request.number, request.digest, reply)
+            self._replied += 1
+            kept = self.replies[request.id] = (self._replied, request.digest, reply)
             self._bytes += len(reply)
             self._note_reply(request.id, pickle.dumps(kept, pickle.HIGHEST_PROTOCOL))
             while len(self.replies) > REPLIES or self._bytes > REPLY_BYTES:
