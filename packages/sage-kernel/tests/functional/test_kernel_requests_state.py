@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from kernel_served import Calls, cut, numbered, service, submit
 
+from sage.common.errors import OverloadedError
 from sage.common.testing import VirtualClock
 from sage.kernel import (
     Flow,
@@ -180,3 +181,21 @@ async def test_a_decision_is_kept_once_resolve_has_returned(tmp_path: Path) -> N
         assert await job.request(20, id="20") == 19
         assert job.parked("refunds") == []
     assert last.made[19] == 2
+
+
+async def test_what_was_parked_finds_its_place_however_full_the_inbox_is(tmp_path: Path) -> None:
+    first = Calls()
+    flow = service(lambda s: s.map(first).gate("refunds", timeout=100, limit=1))
+    job = await submit(tmp_path, flow)
+    asking = asyncio.create_task(job.request(10, id="10"))
+    ids = await parked(job, 1)
+    with pytest.raises(OverloadedError, match="inbox 'refunds' holds 1 undecided records, its limit"):
+        await job.request(20)
+    await cut(job, asking)
+    async with await submit(tmp_path, flow) as job:
+        other = asyncio.create_task(job.request(20))  # may come first
+        assert await parked(job, 1) == ids
+        await job.resolve("refunds", ids[10])
+        assert await job.request(10, id="10") == 10
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)

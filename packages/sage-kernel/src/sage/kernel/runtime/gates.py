@@ -52,11 +52,11 @@ class GateCall:
             return item
         if self._room is not None:
             async with self._room:
-                return await self._decision(item)
-        if self.inbox.full:
-            text = f"inbox {self._spec.inbox!r} holds {self._spec.limit} undecided records, its limit."
-            raise ChosenError(item, OverloadedError(text, retry_after=FULL_FOR), "fail")
-        return await self._decision(item)
+                return await self._parked(self.inbox.park(item), lambda _: None)
+        if self._kept is not None:
+            return await self._kept_decision(self._kept, item)
+        self._need_room(item)
+        return await self._parked(self.inbox.park(item), lambda _: None)
 
     async def outcome(self, decision: Decision) -> Any:
         """What goes on after a decision; raises what a rejected record fails with."""
@@ -64,33 +64,27 @@ class GateCall:
             raise ChosenError(decision.place.item, decision.rejected, self._on_error)
         return decision.value
 
-    async def _decision(self, item: Any) -> Any:
-        if self._kept is None:
-            return await self._parked(self.inbox.park(item), lambda _: None)
-        digest = self._kept.digest(item)
-        if (data := self._kept.find(digest)) is None:
+    def _need_room(self, item: Any) -> None:
+        if self.inbox.full:
+            text = f"inbox {self._spec.inbox!r} holds {self._spec.limit} undecided records, its limit."
+            raise ChosenError(item, OverloadedError(text, retry_after=FULL_FOR), "fail")
+
+    async def _kept_decision(self, kept: Kept, item: Any) -> Any:
+        """The decision that was made before a crash, or the one on a record that waits as it did before."""
+        digest = kept.digest(item)
+        if (data := kept.find(digest)) is None:
+            self._need_room(item)
             ident = self.inbox.park(item)
             parked = (ident, self.inbox.states[ident].since)
-            self._kept.note(Note(self._kept.operator, digest, self._kept.pickled(item, parked)))
+            kept.note(Note(kept.operator, digest, kept.pickled(item, parked)))
         else:
-            ident, since = unpickled(data, f"the place of {self._kept.what(item)}")
-            if (data := self._kept.find(ident.encode())) is not None:
-                value, why = unpickled(data, f"the decision on {self._kept.what(item)}")
+            ident, since = unpickled(data, f"the place of {kept.what(item)}")
+            if (data := kept.find(ident.encode())) is not None:
+                value, why = unpickled(data, f"the decision on {kept.what(item)}")
                 rejected = RejectedError(why) if why else None
                 return await self.outcome(Decision(Place(item, since, 0), value, rejected))
             self.inbox.park_again(ident, item, since)
-        return await self._parked(ident, self._noting(ident))
-
-    def _noting(self, ident: str) -> Callable[[Decision], None]:
-        assert self._kept is not None, "there are checkpoints"
-        kept, note = self._kept, self._kept.later()
-
-        def decided(decision: Decision) -> None:
-            why = decision.rejected.message if decision.rejected else ""
-            what = (None if why else decision.value, why)
-            note(Note(kept.operator, ident.encode(), kept.pickled(decision.place.item, what)))
-
-        return decided
+        return await self._parked(ident, _noting(kept, ident))
 
     async def _parked(self, ident: str, noting: Callable[[Decision], None]) -> Any:
         waiter = asyncio.get_running_loop().create_future()
@@ -110,6 +104,18 @@ class GateCall:
         elif waiter is None and self.orphaned is not None:
             self.inbox.leave(ident)
             self.orphaned(decision)
+
+
+def _noting(kept: Kept, ident: str) -> Callable[[Decision], None]:
+    """What keeps the decision on the record that the present request has parked."""
+    note = kept.later()
+
+    def decided(decision: Decision) -> None:
+        why = decision.rejected.message if decision.rejected else ""
+        what = (None if why else decision.value, why)
+        note(Note(kept.operator, ident.encode(), kept.pickled(decision.place.item, what)))
+
+    return decided
 
 
 class GateStage:

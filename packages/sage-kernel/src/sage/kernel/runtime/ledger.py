@@ -83,7 +83,7 @@ class Ledger:
         self._prepared: dict[str, Any] = {}
         self._writes: list[tuple[str, Any]] = []  # what sinks had after the checkpoint that it goes on from
         self._first: list[tuple[int, int]] = []  # by epoch: the segment that a checkpoint goes on with
-        self._read_any = False
+        self._read_any = self._closed = False
         names = {op.node.verb: op.node.name for op in plan.ops}
         self.table = Table(names["requests"], names["reply"])
         self.journal = Journal(self._store)
@@ -256,6 +256,8 @@ class Ledger:
 
     async def _take(self) -> int:
         async with self._lock:
+            if self._closed:
+                raise UnavailableError(f"flow {self._flow!r} is stopped and takes no checkpoints.")
             self.need_sound()
             try:
                 return await self._checkpoint()
@@ -287,6 +289,7 @@ class Ledger:
 
     async def _close(self) -> None:
         async with self._lock:
+            self._closed = True
             try:
                 with suppress(Exception):  # it was told to all who waited for it
                     await self.journal.close()

@@ -16,7 +16,18 @@ from typing import TypeAlias
 from sage.kernel import Batch, Cache, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["STEPS", "Recipe", "build", "collected", "diverting", "expected", "hop", "negated", "triple"]
+__all__ = [
+    "STEPS",
+    "Recipe",
+    "build",
+    "collected",
+    "diverting",
+    "expected",
+    "hop",
+    "negated",
+    "odd",
+    "triple",
+]
 
 _Records: TypeAlias = list[tuple[int, float]]
 _Build: TypeAlias = Callable[[Stream[int]], Stream[int]]

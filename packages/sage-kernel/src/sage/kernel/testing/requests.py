@@ -18,10 +18,10 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from sage.kernel import Environment, Flow, ReplyError
-from sage.kernel.testing.plans import STEPS, Recipe, collected, diverting, expected
+from sage.kernel.testing.plans import STEPS, Recipe, collected, diverting, expected, odd
 from sage.kernel.testing.sinks import EpochFiles
 
 __all__ = ["SERVED", "AskedCrashes", "ask", "random_service", "service", "survive_asked"]
@@ -46,10 +46,12 @@ READY = "serving"
 AT_ONCE = 16
 
 
-class AskedCrashes(tuple[int, int, int]):
-    """How often it was killed, how many requests were taken up again, and how many calls were paid twice."""
+class AskedCrashes(NamedTuple):
+    """How often it was killed, what its last life took up, and how many calls were paid twice."""
 
-    __slots__ = ()
+    kills: int
+    taken_up: int
+    paid_twice: int
 
 
 class _Paying:
@@ -76,7 +78,10 @@ def service(recipe: Recipe, folder: Path, life: int = 0) -> Flow:
     flow = Flow("service")
     stream = flow.requests(int).map(_Paying(folder / "calls", life), concurrency=8, name="pay")
     for number, step in enumerate(recipe.steps):
-        stream = STEPS[step][0](stream)
+        if step == "gate":  # with room for all: a request that finds none is refused
+            stream = stream.gate(f"inbox {number}", when=odd, timeout=0.001, on_timeout="approve")
+        else:
+            stream = STEPS[step][0](stream)
         if step == "divert":
             diverting(stream, folder / "sinks", number)
     stream.sink(EpochFiles(folder / "sinks" / "out"), name="out")
@@ -104,6 +109,29 @@ async def ask(environment: Environment, flow: Flow, numbers: Iterable[int], read
     return job.taken_up
 
 
+class _Told:
+    """What was seen of the lives of a service so far."""
+
+    def __init__(self) -> None:
+        self.replies: dict[int, Any] = {}
+        self.answered: dict[int, int] = {}  # in which life
+        self.taken_up = 0
+
+    def hear(self, life: int, lines: Iterable[str]) -> None:
+        """Note what a life has printed; raises AssertionError for another reply than before."""
+        for line in lines:
+            if line[0] not in "[{" or not line.endswith("\n"):
+                continue  # a log, or what it was killed at
+            found = json.loads(line)
+            if isinstance(found, dict):
+                self.taken_up = found["taken_up"]
+                continue
+            number, reply = found
+            first = self.replies.setdefault(number, reply)
+            assert first == reply, f"{number}: {first}, then {reply}"
+            self.answered.setdefault(number, life)
+
+
 def survive_asked(
     recipe: Recipe, folder: Path, *, seed: int, kills: int, backend: str = "sage.kernel.testing.crash:local"
 ) -> AskedCrashes:
@@ -111,19 +139,15 @@ def survive_asked(
 
     `backend` names a function that gives an environment with checkpoints in a folder.
     """
-    random = Random(seed)  # noqa: S311  (not a secret)
-    replies: dict[int, Any] = {}
-    answered: dict[int, int] = {}  # in which life
-    killed = taken_up = life = 0
+    random, told = Random(seed), _Told()  # noqa: S311  (not a secret)
+    killed = life = 0
     while True:
         last = killed == kills
         # Some of those that were taken and not answered are not asked for again, until the end.
         begun = {n for _, n in _calls(folder)}
-        wanted = [
-            n for n in range(recipe.records) if n not in replies and (last or n not in begun or n % 2 == 0)
-        ]
-        asked = [*wanted, *(list(replies) if last else [])]
-        with _child(recipe, folder, backend, life, asked) as child:
+        open_ = (n for n in range(recipe.records) if n not in told.replies)
+        asked = [n for n in open_ if last or n not in begun or n % 2 == 0]
+        with _child(recipe, folder, backend, life, [*asked, *(told.replies if last else ())]) as child:
             assert child.stdout is not None
             first = child.stdout.readline().decode().strip()
             assert first == READY, first
@@ -134,38 +158,28 @@ def survive_asked(
                     child.send_signal(signal.SIGKILL)
             lines = child.stdout.read().decode().splitlines(keepends=True)
             code = child.wait()
-        whole = [json.loads(line) for line in lines if line[0] in "[{" and line.endswith("\n")]
-        for found in whole:
-            if isinstance(found, dict):
-                taken_up += found["taken_up"]
-                continue
-            number, reply = found
-            assert replies.setdefault(number, reply) == reply, f"{number}: {replies[number]}, then {reply}"
-            answered.setdefault(number, life)
+        told.hear(life, lines)
         life += 1
         if code == -signal.SIGKILL:
             killed += 1
-        else:
-            assert code == 0, lines[-3:]
-            if last:
-                break
-            kills = killed  # it was done before it could be killed
-    return AskedCrashes((killed, taken_up, _judge(recipe, folder, replies, answered, killed)))
+            continue
+        assert code == 0, lines[-3:]
+        if last:
+            return AskedCrashes(killed, told.taken_up, _judge(recipe, folder, told, killed))
+        kills = killed  # it was done before it could be killed
 
 
-def _judge(
-    recipe: Recipe, folder: Path, replies: dict[int, Any], answered: dict[int, int], killed: int
-) -> int:
+def _judge(recipe: Recipe, folder: Path, told: _Told, killed: int) -> int:
     """How many calls were paid twice. Raises AssertionError where it is not what it should be."""
     wanted = expected(recipe)
     found = {"out": Counter[int](), **collected(folder / "sinks")}
     for name, counts in wanted.items():
         assert found.get(name, Counter()) == counts, f"sink {name}: {found.get(name)}, not {counts}"
-    given = Counter(reply for reply in replies.values() if reply is not None)
+    given = Counter(reply for reply in told.replies.values() if reply is not None)
     assert given == wanted["out"], f"replies: {given - wanted['out']}, not {wanted['out'] - given}"
-    assert len(replies) == recipe.records
+    assert len(told.replies) == recipe.records
     calls = _calls(folder)
-    again = [(life, n) for life, n in calls if life > answered[n]]
+    again = [(life, n) for life, n in calls if life > told.answered[n]]
     assert not again, f"requests that had been answered were computed again: (life, request) {again}"
     twice = len(calls) - len({n for _, n in calls})
     assert twice <= killed * AT_ONCE * 2, f"{twice} calls were paid twice in {killed} kills"
