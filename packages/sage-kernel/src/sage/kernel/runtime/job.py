@@ -8,8 +8,8 @@ requests together, in a batch of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -102,8 +102,14 @@ class Job:
                 hint="LocalEnvironment(checkpoints=Checkpoints(folder)) keeps them.",
             )
         self._need_room()
-        with self._under_way(asyncio.current_task()) as walk:
+        walk = self._enter()
+        try:
             return await self._answer(item, walk)
+        except asyncio.CancelledError:
+            self._need_other(walk)
+            raise
+        finally:
+            self._gone(walk)
 
     __call__ = request
     """A job is a service that the operators of other flows may call."""
@@ -179,20 +185,25 @@ class Job:
                 f"flow {self._plan.name!r} has {self._limit} requests in flight, its limit.", retry_after=1.0
             )
 
-    @contextmanager
-    def _under_way(self, task: asyncio.Task[Any] | None) -> Iterator[Walk]:
-        walk = Walk(task)
+    def _enter(self) -> Walk:
+        """A request is under way in this task, until it is `_gone`."""
+        walk = Walk(asyncio.current_task())
         self._live.add(walk)
         self._idle.clear()
-        try:
-            yield walk
-        except asyncio.CancelledError:
-            # Only a cancellation of our own making becomes an error; the caller's own goes on.
-            if walk.killed and walk.task and walk.task.uncancel() == 0:
-                raise UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.") from None
-            raise
-        finally:
-            self._gone(walk)
+        return walk
+
+    def _gone(self, walk: Walk) -> None:
+        self._live.discard(walk)
+        if not self._live:
+            self._idle.set()
+
+    def _need_other(self, walk: Walk) -> None:
+        """Only a cancellation of our own making becomes an error; the caller's own goes on."""
+        if walk.killed and walk.task and walk.task.uncancel() == 0:
+            raise self._stopped() from None
+
+    def _stopped(self) -> UnavailableError:
+        return UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.")
 
     async def _answer(self, item: Any, walk: Walk) -> Any:
         self._wired.counters[0].items_out += 1
@@ -233,9 +244,14 @@ class Job:
             return unpickled(reply, f"the reply to request {ident!r}")
         self._need_room()
         ledger.need_sound()
-        with self._under_way(asyncio.current_task()) as walk:
-            request = ledger.open(ident, digest, data)
-            return await self._serve(ledger, request, item, walk)
+        walk = self._enter()
+        try:
+            return await self._serve(ledger, ledger.open(ident, digest, data), item, walk)
+        except asyncio.CancelledError:
+            self._need_other(walk)
+            raise
+        finally:
+            self._gone(walk)
 
     async def _serve(self, ledger: Ledger, request: Request, item: Any, walk: Walk) -> Any:
         """Answer a request that is open, and end it, unless the job is cut off."""
@@ -248,7 +264,7 @@ class Job:
             if not walk.killed:
                 ledger.end(request, None)
             elif request.over is not None:
-                request.error = UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.")
+                request.error = self._stopped()
                 request.over.set()
             raise
         except Exception as error:
@@ -305,11 +321,6 @@ class Job:
             get_logger(__name__).warning(
                 "flow %s: a record whose request is gone failed: %s", self._plan.name, type(error).__name__
             )
-
-    def _gone(self, walk: Walk) -> None:
-        self._live.discard(walk)
-        if not self._live:
-            self._idle.set()
 
     async def __aenter__(self) -> Job:
         return self
