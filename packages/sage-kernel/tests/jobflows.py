@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sage.kernel import Flow
+from sage.kernel import Failure, Flow
 from sage.kernel.testing.sinks import EpochFiles
 
 
@@ -182,3 +182,37 @@ def once() -> Flow:
     flow = Flow("once")
     flow.source(iter([1, 2, 3]), name="once").sink(nothing, name="out")
     return flow
+
+
+def refunds(folder: str, count: int = 5) -> Flow:
+    """Amounts, of which those above 2 wait for a decision; what is rejected goes elsewhere."""
+    flow = Flow("refunds")
+    gate = flow.source(list(range(count)), name="amounts").gate(
+        "refunds", when=is_large, timeout=86_400, on_error="divert", name="refunds"
+    )
+    gate.sink(EpochFiles(Path(folder) / "out"), name="out")
+    gate.diverted.map(of_failure, name="why").sink(EpochFiles(Path(folder) / "bad"), name="bad")
+    return flow
+
+
+def is_large(amount: int) -> bool:
+    """Whether somebody has to look at it."""
+    return amount > 2
+
+
+def of_failure(failure: Failure[int]) -> tuple[int, str]:
+    """An amount, and why it was rejected."""
+    return failure.item, failure.error
+
+
+def waiting_for_all(folder: str, count: int) -> Flow:
+    """Records that are no JSON, and large ones: all of them wait."""
+    flow = Flow("all")
+    gated = flow.source(list(range(count)), name="numbers").map(strange, name="strange")
+    gated.gate("all of them", timeout=86_400, name="gate").sink(EpochFiles(Path(folder)), name="out")
+    return flow
+
+
+def strange(number: int) -> Any:
+    """A set, a long text, or the number."""
+    return {number} if number == 0 else "x" * 10_000 if number == 1 else number

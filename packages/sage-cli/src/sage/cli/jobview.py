@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 from sage.cli.output import columns
 
 if TYPE_CHECKING:
-    from sage.common.jobs import JobInfo
+    from sage.common.jobs import JobGates, JobInfo
 
-__all__ = ["Screen", "describe", "line", "table"]
+__all__ = ["Screen", "describe", "line", "parked", "table"]
+
+_SHORT = 80  # characters of a record
 
 
 class Screen:
@@ -64,6 +67,7 @@ def describe(job: JobInfo) -> str:
         "started": _time(job.started_at),
         "ended": _time(job.ended_at),
         "process": str(job.pid or ""),
+        "gates": ", ".join(f"{count} wait at {name}" for name, count in job.gates.items()),
         "stuck": f"its event loop has not moved for {job.stuck_s:.0f} s" if job.stuck_s else "",
     }
     known = columns(("WHAT", "VALUE"), [(what, value) for what, value in facts.items() if value])
@@ -87,6 +91,21 @@ def describe(job: JobInfo) -> str:
         ],
     )
     return f"{known}\n\n{counts}"
+
+
+def parked(found: JobGates) -> str:
+    """A row for each record that waits."""
+    rows = [
+        (gate.name, one.id, _time(one.since), _time(one.until), _short(one.record))
+        for gate in found.gates
+        for one in gate.records
+    ]
+    return columns(("GATE", "RECORD", "SINCE", "UNTIL", "WHAT"), rows)
+
+
+def _short(record: object) -> str:
+    text = json.dumps(record, ensure_ascii=False)  # with control characters escaped
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
 def _amounts(cpu: float, gpu: float, memory: str, labels: dict[str, str]) -> str:

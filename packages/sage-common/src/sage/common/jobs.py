@@ -12,7 +12,11 @@ __all__ = [
     "ENDED",
     "STATES",
     "CheckpointInfo",
+    "GateInfo",
+    "JobDecided",
+    "JobDecision",
     "JobDeleted",
+    "JobGates",
     "JobInfo",
     "JobList",
     "JobResources",
@@ -20,6 +24,7 @@ __all__ = [
     "JobState",
     "JobStop",
     "OperatorInfo",
+    "ParkedInfo",
 ]
 
 JobState = Literal[
@@ -135,6 +140,9 @@ class JobInfo(_Wire):
     stuck_s: float = Field(0.0, description="how long its event loop has not moved")
     checkpoint: CheckpointInfo | None = None
     operators: list[OperatorInfo] = Field(default_factory=list)
+    gates: dict[str, int] = Field(
+        default_factory=dict, description="how many records wait for a decision, by gate"
+    )
 
 
 class JobList(_Wire):
@@ -148,3 +156,51 @@ class JobDeleted(_Wire):
 
     id: str
     deleted: Literal[True] = True
+
+
+class ParkedInfo(_Wire):
+    """A record that waits for a decision."""
+
+    id: str
+    record: JsonValue = Field(description="as JSON; as text where it is none, or is large")
+    since: float
+    until: float = Field(description="when nobody is waited for any more")
+
+
+class GateInfo(_Wire):
+    """The records that wait at one gate; the longest first, and not all of them where they are many."""
+
+    name: str
+    waiting: int
+    records: list[ParkedInfo]
+
+
+class JobGates(_Wire):
+    """The gates of a job."""
+
+    gates: list[GateInfo]
+
+
+class JobDecision(_Wire):
+    """What is to become of a record at a gate."""
+
+    gate: Annotated[str, Field(max_length=256)]
+    decision: Literal["approve", "reject"]
+    value: JsonValue = Field(None, description="goes on in its place, if it is given at all")
+    reason: str = Field("", max_length=1024, description="why it is rejected")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.decision == "reject" and "value" in self.model_fields_set:
+            raise ValueError("a record that is rejected has no value to go on with")
+        if self.decision == "approve" and self.reason:
+            raise ValueError("a reason is for a record that is rejected")
+        return self
+
+
+class JobDecided(_Wire):
+    """A decision that is part of a checkpoint: the record does not come back."""
+
+    id: str
+    gate: str
+    decision: Literal["approve", "reject"]

@@ -82,6 +82,11 @@ class Inbox:
         """Whether no other record finds room."""
         return len(self.states) >= self._spec.limit
 
+    @property
+    def waiting(self) -> int:
+        """How many records are not decided on."""
+        return len(self.states) - len(self._settled)
+
     def park(self, item: Any, position: int = 0, time: float = 0.0) -> str:
         """Keep a record; returns its id."""
         ident = new_id("item")
@@ -187,6 +192,10 @@ class Inboxes:
     def names(self) -> list[str]:
         """The inboxes there are."""
         return sorted(self._inboxes)
+
+    def waiting(self) -> dict[str, int]:
+        """How many records are not decided on, by inbox."""
+        return {name: self._inboxes[name].waiting for name in self.names()}
 
     def parked(self, inbox: str) -> list[Parked]:
         """What waits in an inbox, the longest first."""
