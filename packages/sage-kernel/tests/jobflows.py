@@ -205,6 +205,13 @@ def of_failure(failure: Failure[int]) -> tuple[int, str]:
     return failure.item, failure.error
 
 
+def strict() -> Flow:
+    """A record that may not be rejected."""
+    flow = Flow("strict")
+    flow.source([1], name="one").gate("refunds", timeout=86_400, name="refunds").sink(nothing, name="out")
+    return flow
+
+
 def waiting_for_all(folder: str, count: int) -> Flow:
     """Records that are no JSON, and large ones: all of them wait."""
     flow = Flow("all")

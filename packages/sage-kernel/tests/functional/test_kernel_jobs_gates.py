@@ -133,6 +133,18 @@ async def test_a_job_that_does_not_run_has_its_gates_in_its_checkpoint(
     assert await ids(jobs, job.id) == found
 
 
+async def test_a_rejection_that_fails_the_run_is_told_to_who_decided(jobs: JobManager) -> None:
+    job = await submitted(jobs, "strict")
+    await waiting(jobs, job.id, 1)
+    [ident] = (await ids(jobs, job.id)).values()
+    with pytest.raises(ConflictError, match=r"operator 'refunds' failed on item 0 \(1\): it was rejected"):
+        await jobs.decide(job.id, ident, JobDecision(gate="refunds", decision="reject"))
+    async for again in jobs.watch(job.id):
+        if again.restarts and again.gates:
+            break
+    assert (await ids(jobs, job.id)).keys() == {1}  # it failed, so it is asked for again
+
+
 async def test_many_decide_at_once(jobs: JobManager, tmp_path: Path) -> None:
     job = await submitted(jobs, "refunds", folder=str(tmp_path / "sinks"), count=43)
     await waiting(jobs, job.id, 40)
