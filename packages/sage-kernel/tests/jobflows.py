@@ -223,3 +223,16 @@ def waiting_for_all(folder: str, count: int) -> Flow:
 def strange(number: int) -> Any:
     """A set, a long text, or the number."""
     return {number} if number == 0 else "x" * 10_000 if number == 1 else number
+
+
+def demanding(cpu: float = 3, gpu: float = 0, workers: int = 2) -> Flow:
+    """Workers that take so much each."""
+    from sage.kernel import Parallel
+    from sage.kernel.scheduler import Resources
+
+    flow = Flow("demanding")
+    asked = Resources(cpu, gpu)
+    flow.source([1, 2], name="two").map(
+        last_digit, parallelism=Parallel(workers, "thread"), resources=asked, name="work"
+    ).sink(nothing, name="out")
+    return flow

@@ -15,7 +15,7 @@ from sage.common.errors import ConflictError, NotFoundError
 from sage.common.jobs import JobInfo, JobSpec
 from sage.common.paths import SagePaths
 from sage.kernel.jobs import JobManager, JobOptions
-from sage.kernel.scheduler import Node
+from sage.kernel.scheduler import InfeasibleError, Node
 from sage.platform.daemon import alive
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -110,6 +110,20 @@ async def test_twenty_jobs_at_once(jobs: JobManager) -> None:
     for job in running:
         assert job.pid is not None
         await gone(job.pid)
+
+
+async def test_a_job_takes_what_its_operators_ask_for(jobs: JobManager) -> None:
+    job = await jobs.submit(spec("demanding"))
+    assert (job.resources.cpu, job.resources.memory) == (6, "128MiB")
+    assert (await jobs.submit(spec("demanding", resources={"cpu": 7}, name="seven"))).resources.cpu == 7
+    with pytest.raises(InfeasibleError) as refused:
+        await jobs.submit(spec("demanding", settings={"workers": 4}))
+    assert "lacks cpu; nearest is 'here': cpu 12 (has 10)" in refused.value.message
+    assert "That is what its operators ask for, which run all at once." in refused.value.message
+    with pytest.raises(InfeasibleError, match=r"gpu 2 \(has 0\)"):
+        await jobs.submit(spec("demanding", settings={"gpu": 1}))
+    assert [found.name for found in jobs.jobs()] == ["demanding", "seven"]
+    assert len(list(jobs._folders.root.iterdir())) == 2
 
 
 async def test_what_was_read_is_finished_before_a_job_stops(jobs: JobManager, tmp_path: Path) -> None:

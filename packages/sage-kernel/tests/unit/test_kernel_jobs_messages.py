@@ -70,7 +70,7 @@ ORDERS = st.one_of(
 WORDS = st.one_of(
     st.builds(Answer, st.integers(1), OBJECTS, st.text(), st.text(), st.text()),
     st.builds(Beat, st.floats(0, 100), COUNTS, st.dictionaries(st.text(), st.integers(0))),
-    st.builds(Checked, st.text()),
+    st.builds(Checked, st.text(), OBJECTS),
     st.builds(Running, st.none() | st.integers()),
     st.builds(Saved, st.integers(), st.floats(0, 1e10)),
     st.builds(Paused),

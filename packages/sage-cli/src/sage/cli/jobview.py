@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from sage.cli.output import columns
 
 if TYPE_CHECKING:
-    from sage.common.jobs import JobGates, JobInfo
+    from sage.common.jobs import JobGates, JobInfo, JobResources
 
 __all__ = ["Screen", "describe", "line", "parked", "table"]
 
@@ -58,7 +58,7 @@ def describe(job: JobInfo) -> str:
         "state": f"{job.state}: {job.detail}" if job.detail else job.state,
         "node": job.node,
         "placement": job.placement,
-        "asks for": _amounts(asked.cpu, asked.gpu, asked.memory, asked.labels),
+        "asks for": _amounts(asked),
         "restarts": f"{job.restarts} ({job.restart})",
         "checkpoint": f"{newest.number} at {_time(newest.at)}"
         if newest
@@ -108,9 +108,10 @@ def _short(record: object) -> str:
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
-def _amounts(cpu: float, gpu: float, memory: str, labels: dict[str, str]) -> str:
-    found = [f"cpu {cpu:g}", *([f"gpu {gpu:g}"] if gpu else []), f"memory {memory}"]
-    return ", ".join([*found, *(f"{name}={value}" for name, value in labels.items())])
+def _amounts(asked: JobResources) -> str:
+    found = [f"cpu {asked.cpu:g}", *([f"gpu {asked.gpu:g}"] if asked.gpu else []), f"memory {asked.memory}"]
+    found += [f"gpu memory {asked.gpu_memory}"] if asked.gpu_memory else []
+    return ", ".join([*found, *(f"{name}={value}" for name, value in asked.labels.items())])
 
 
 def _time(at: float | None) -> str:

@@ -51,11 +51,15 @@ class _Wire(BaseModel):
 
 
 class JobResources(_Wire):
-    """What a job takes of its node as long as it runs, as the scheduler counts it."""
+    """What a job takes of its node as long as it runs, as the scheduler counts it.
+
+    It is at least what its operators ask for with their `resources`, all of them together.
+    """
 
     cpu: float = Field(0.1, ge=0, le=4096, description="cores, in steps of 0.001")
     gpu: float = Field(0.0, ge=0, le=64, description="devices, or a share of one")
     memory: str = Field("128MiB", max_length=32, description="of the node: 2GiB, 500MB")
+    gpu_memory: str = Field("", max_length=32, description="that each device must have")
     labels: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="of the node, all of them"
     )

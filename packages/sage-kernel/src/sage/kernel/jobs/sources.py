@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sage.common.errors import BadRequestError, NotFoundError
-from sage.kernel.compile import compile_plan
+from sage.kernel.compile import Compiled, compile_plan
 from sage.kernel.flow import Flow
 from sage.kernel.jobs.messages import Source
-from sage.kernel.options import Checkpoints
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, nearest
-from sage.kernel.runtime.checkpoint import Coordinator
+from sage.kernel.runtime.checkpoint import need_checkpointable
 from sage.kernel.schema import VERBS
 from sage.kernel.serial import import_named
 
@@ -39,11 +38,13 @@ def load(source: Source) -> Flow:
     return _called(source.flow, import_named(source.flow, source.allow), source.settings)
 
 
-def check(flow: Flow, registry: Registry) -> None:
-    """Raises PlanError with all that keeps the flow from being run as a job."""
+def check(flow: Flow, registry: Registry) -> Compiled:
+    """The flow, compiled. Raises PlanError with all that keeps it from being run as a job."""
     if any(node.verb == "requests" for node in flow.plan.nodes):
         raise PlanError(flow.name, ["it answers requests: a job reads its sources to their ends"])
-    Coordinator(compile_plan(flow.plan, registry), Checkpoints(Path()))
+    plan = compile_plan(flow.plan, registry)
+    need_checkpointable(plan)
+    return plan
 
 
 def with_settings(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sage.common.errors import BadRequestError, SageError, UnavailableError
+from sage.kernel.jobs.demand import demand_of
 from sage.kernel.jobs.line import Line
 from sage.kernel.jobs.messages import (
     Beat,
@@ -151,8 +152,7 @@ def failed(error: Exception) -> Failed:
 def _answer(order: Order | None, line: Line) -> Word:
     if isinstance(order, Check):
         flow = load(order.source)
-        check(flow, default_registry())
-        return Checked(flow.name)
+        return Checked(flow.name, demand_of(check(flow, default_registry())))
     if isinstance(order, Begin):
         return asyncio.run(_Work(order, line).run())
     raise BadRequestError(f"The first order is {order}; valid is one to check or to begin.")

@@ -21,9 +21,10 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """It can run; the flow's name."""
+    """It can run; the flow's name, and what its operators ask for: see `demand_of`."""
 
     flow: str
+    demand: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
