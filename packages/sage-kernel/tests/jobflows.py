@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sage.kernel import Failure, Flow
+from sage.kernel import Failure, Flow, call_service
 from sage.kernel.testing.sinks import EpochFiles
 
 
@@ -235,4 +235,46 @@ def demanding(cpu: float = 3, gpu: float = 0, workers: int = 2) -> Flow:
     flow.source([1, 2], name="two").map(
         last_digit, parallelism=Parallel(workers, "thread"), resources=asked, name="work"
     ).sink(nothing, name="out")
+    return flow
+
+
+class Greeter:
+    """A service with a life of its own."""
+
+    def setup(self) -> None:
+        """It begins."""
+        print("the greeter is set up")
+        self.word = "hello"
+
+    def close(self) -> None:
+        """It ends."""
+        print("the greeter is closed")
+
+    def greet(self, number: int) -> str:
+        """A word for a number."""
+        return f"{self.word} {number}"
+
+
+DOUBLED = Flow("doubled")
+DOUBLED.reply(DOUBLED.requests(int).map(lambda x: 2 * x, name="double"))
+DEMANDING_SERVICE = Flow("demanding service")
+
+
+def _served() -> None:
+    from sage.kernel.scheduler import Resources
+
+    asks = DEMANDING_SERVICE.requests(int)
+    DEMANDING_SERVICE.reply(asks.map(again, resources=Resources(cpu=4), name="asks"))
+
+
+_served()
+
+
+def greeted(out: str) -> Flow:
+    """Twice each number, with a word; both come from services."""
+    flow = Flow("greeted")
+    doubled = flow.source([1, 2, 3], name="numbers").map(
+        call_service("doubled"), order="input", name="double"
+    )
+    doubled.map(call_service("greeter", Greeter.greet), name="greet").sink(Appended(out), name="out")
     return flow

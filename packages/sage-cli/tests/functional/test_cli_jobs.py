@@ -39,10 +39,22 @@ def endless(word="record"):
     return flow
 
 
+class Store:
+    def find(self, word):
+        return {"one": 1, "two": 2}[word]
+
+
 def broken():
     flow = Flow("broken")
     flow.source([1, 0]).map(lambda x: 1 / x, name="divide").sink(print)
     return flow
+"""
+FIND = """\
+name: find
+steps:
+  - source: {use: lines, with: {path: in.txt}}
+  - map: {use: service, with: {name: store, method: find}}
+  - sink: {use: jsonl, with: {path: found.jsonl}}
 """
 COPY = """\
 name: copy
@@ -68,6 +80,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "cliflows.py").write_text(FLOWS)
     (home / "copy.yaml").write_text(COPY)
     (home / "gated.yaml").write_text(GATED)
+    (home / "find.yaml").write_text(FIND)
     (home / "in.txt").write_text("one\ntwo\n")
     ports = {"gateway": 0, "admin": 0, "health": 0}
     jobs = {"code": ["cliflows:*"], "path": [str(home)]}
@@ -174,6 +187,15 @@ def test_code_is_followed_paused_resumed_and_stopped(job: Jobs) -> None:
     assert job("logs", "code", "-n", "1").stdout.startswith("number ")
 
 
+def test_a_pipeline_calls_services(job: Jobs) -> None:
+    job("submit", "find.yaml", "--service", "store=cliflows:Store")
+    assert job("watch", "find").stdout.splitlines()[-1] == "job find is finished"
+    assert (job.home / "found.jsonl").read_text() == "1\n2\n"
+    rows = dict(line.split(maxsplit=1) for line in job("show", "find").stdout.splitlines() if line)
+    assert rows["services"] == "store (cliflows:Store)"
+    job("delete", "find")
+
+
 def test_what_waits_at_a_gate_is_decided_on(job: Jobs) -> None:
     job("submit", "gated.yaml")
     with job.start("watch", "gated", "--json") as watching:
@@ -233,6 +255,10 @@ def test_a_job_is_stopped_now_and_deleted_while_it_runs(job: Jobs) -> None:
     [
         (("submit", "none.yaml"), 5, "'none.yaml' does not exist"),
         (("submit", "cliflows.py"), 2, "not YAML"),
+        (("submit", "find.yaml"), 2, "no service is named 'store'; this environment has none"),
+        (("submit", "find.yaml", "--service", "store"), 2, "valid is --service KEY=VALUE"),
+        (("submit", "find.yaml", "--service", "store=os"), 2, "services.store: 'os' is not valid"),
+        (("submit", "find.yaml", "--service", "store=os:open"), 2, "service 'store': code named 'os:open'"),
         (("submit", "os:system"), 2, "'os:system' is not allowed; allowed is cliflows:*"),
         (("submit", "cliflows:none"), 2, "has no attribute 'none'"),
         (("submit", "copy.yaml", "--set", "in.pth=x"), 2, "unknown parameter 'pth'; did you mean 'path'?"),

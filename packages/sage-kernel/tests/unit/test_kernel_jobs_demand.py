@@ -29,7 +29,7 @@ def demand(build: Any) -> dict[str, Any]:
     flow = Flow("demand")
     stream: Stream[int] = flow.source([1])
     build(stream).sink(print)
-    return demand_of(compile_plan(flow.plan, default_registry()))
+    return demand_of([compile_plan(flow.plan, default_registry())])
 
 
 def test_operators_that_ask_for_nothing_add_nothing() -> None:

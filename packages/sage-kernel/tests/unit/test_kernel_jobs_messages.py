@@ -49,6 +49,7 @@ SOURCES = st.builds(
     st.lists(st.text()).map(tuple),
     st.lists(st.text()).map(tuple),
     st.text(),
+    st.dictionaries(st.text(), st.text(), max_size=2),
 )
 COUNTS = st.lists(OBJECTS, max_size=3).map(tuple)
 ORDERS = st.one_of(

@@ -55,6 +55,7 @@ def describe(job: JobInfo) -> str:
     facts = {
         "job": f"{job.name} ({job.id})",
         "flow": f"{job.flow} ({job.source})" if job.source else job.flow,
+        "services": ", ".join(f"{name} ({code})" for name, code in job.services.items()),
         "state": f"{job.state}: {job.detail}" if job.detail else job.state,
         "node": job.node,
         "placement": job.placement,

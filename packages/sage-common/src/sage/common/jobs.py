@@ -76,6 +76,11 @@ class JobSpec(_Wire):
         max_length=64,
         description="of a plan: STEP.PARAMETER; of a function: its arguments",
     )
+    services: dict[Name, Code] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="what its operators call by name: module:name of what makes each",
+    )
     restart: str = Field("exponential:3", max_length=64, description="what follows a crash")
     every: Seconds = Field(10.0, description="seconds between two checkpoints")
     resources: JobResources = JobResources()
@@ -129,6 +134,7 @@ class JobInfo(_Wire):
     name: str
     flow: str = Field(description="the flow's own name")
     source: str = Field("", description="the code that makes it; empty = it came as a plan")
+    services: dict[str, str] = Field(default_factory=dict, description="the code behind each, by name")
     state: JobState
     detail: str = Field("", description="why it is in this state, in words")
     created_at: float

@@ -43,6 +43,10 @@ def submit(
             "--set", metavar="KEY=VALUE", help="STEP.PARAMETER of a file, or an argument of a flow."
         ),
     ] = None,
+    service: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:NAME", help="What operators call by that name, and who makes it."),
+    ] = None,
     restart: Annotated[
         str, typer.Option(help="After a crash: none, fixed:3:10, exponential:5, rate:3:60.")
     ] = "exponential:3",
@@ -61,6 +65,7 @@ def submit(
             **_source(what),
             "name": name,
             "settings": {key: _value(text) for key, text in _pairs(settings, "--set").items()},
+            "services": _pairs(service, "--service"),
             "restart": restart,
             "every": every,
             "resources": {key: value for key, value in amounts.items() if value is not None},

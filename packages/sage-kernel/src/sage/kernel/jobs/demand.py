@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil
 from typing import Any
 
@@ -15,21 +15,21 @@ from sage.kernel.scheduler.sizes import format_bytes, parse_bytes
 __all__ = ["demand_of", "devices_for", "resources_for"]
 
 
-def demand_of(plan: Compiled) -> dict[str, Any]:
+def demand_of(plans: Sequence[Compiled]) -> dict[str, Any]:
     """The sum over the workers that a run begins with and the operators on its event loop; {} = nothing.
 
-    Raises PlanError where their labels fit no node.
+    `plans`: that of the run, then those behind its services. Raises PlanError where their labels fit no node.
     """
-    if all(op.node.provision.resources is None for op in plan.all_ops):
+    if all(op.node.provision.resources is None for plan in plans for op in plan.all_ops):
         return {}
     from sage.kernel.runtime.room import units_of  # the scheduler is 40 ms of imports
 
-    units = units_of(plan)
+    units = [unit for plan in plans for unit in units_of(plan)]
     labels: dict[str, str] = {}
     for name, value in (pair for unit in units for pair in unit.resources.labels):
         if labels.setdefault(name, value) != value:
             both = " and ".join(f"{name}={one}" for one in sorted({labels[name], value}))
-            raise PlanError(plan.name, [f"its operators ask for {both}, and a job runs on one node"])
+            raise PlanError(plans[0].name, [f"its operators ask for {both}, and a job runs on one node"])
     return {
         "cpu": round(sum(unit.resources.cpu for unit in units), 3),
         "gpu": devices_for(unit.resources.gpu for unit in units),

@@ -104,6 +104,7 @@ def info(held: Held, waits: str = "", *, operators: bool = True) -> JobInfo:
         name=job.name,
         flow=job.flow,
         source=job.source,
+        services=job.services,
         state=job.state,
         detail=job.detail,
         created_at=job.created,

@@ -89,6 +89,7 @@ class Intake:
             name=name,
             flow=flow,
             source=spec.flow or "",
+            services=dict(spec.services),
             created=now,
             restart=restart,
             every=spec.every,

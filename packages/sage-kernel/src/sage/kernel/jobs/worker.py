@@ -33,7 +33,7 @@ from sage.kernel.jobs.messages import (
     Word,
 )
 from sage.kernel.jobs.parked import answer
-from sage.kernel.jobs.sources import check, load
+from sage.kernel.jobs.sources import check, load, services_of
 from sage.kernel.options import Checkpoints
 from sage.kernel.registry import default_registry
 from sage.kernel.runtime.local import LocalEnvironment
@@ -62,7 +62,8 @@ class _Work:
     async def run(self) -> Word:
         """Until its end; the last word."""
         flow = load(self._order.source)
-        check(flow, default_registry())
+        services = services_of(self._order.source)
+        check(flow, default_registry(), services)
         loop = asyncio.get_running_loop()
         pulse = asyncio.create_task(self._pulse())
         self._line.beat = self._beat
@@ -72,7 +73,10 @@ class _Work:
 
         self._line.listen(hand_over)
         checkpoints = Checkpoints(self._order.checkpoints, self._order.every)
-        self._run = run = await LocalEnvironment(checkpoints=checkpoints).start(flow)
+        environment = LocalEnvironment(checkpoints=checkpoints)
+        for name, factory in services.items():
+            environment.register_service(name, factory)
+        self._run = run = await environment.start(flow)
         obeying = asyncio.create_task(self._obey(run))
         ending = asyncio.create_task(_ended(run))
         try:
@@ -152,7 +156,8 @@ def failed(error: Exception) -> Failed:
 def _answer(order: Order | None, line: Line) -> Word:
     if isinstance(order, Check):
         flow = load(order.source)
-        return Checked(flow.name, demand_of(check(flow, default_registry())))
+        plans = check(flow, default_registry(), services_of(order.source))
+        return Checked(flow.name, demand_of(plans))
     if isinstance(order, Begin):
         return asyncio.run(_Work(order, line).run())
     raise BadRequestError(f"The first order is {order}; valid is one to check or to begin.")

@@ -11,7 +11,7 @@ __all__ = ["Begin", "Check", "Decide", "Drain", "Gates", "Order", "Pause", "Sour
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the flow comes from: a plan, or the name of code; the names that are allowed, the folders where
-    they are looked for, and the one in which relative paths begin.
+    they are looked for, and the one in which relative paths begin; the code of services by their names.
     """
 
     plan: dict[str, Any] | None
@@ -20,6 +20,7 @@ class Source:
     allow: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     folder: str = ""
+    services: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
