@@ -68,6 +68,13 @@ async def test_ids_need_checkpoints() -> None:
             await job.checkpoint()
 
 
+@pytest.mark.parametrize("ident", [7, None, "x" * 513])
+async def test_ids_are_texts(tmp_path: Path, ident: Any) -> None:
+    async with await submit(tmp_path, service(lambda s: s.map(str))) as job:
+        with pytest.raises(UsageError, match="valid is a text of up to 512 characters"):
+            await job.request(1, id=ident)
+
+
 async def test_falsy_replies_are_kept(tmp_path: Path) -> None:
     calls = Calls()
     flow = service(lambda s: s.map(calls))
@@ -156,6 +163,42 @@ async def test_what_was_not_answered_is_taken_up_and_ended_calls_are_not_made_ag
         assert job.taken_up == 0
         assert await job.request(2, id="2") == 2
     assert second.made[2] == 2
+
+
+class Moved:
+    """A class that is not there any more when it is looked for."""
+
+    here = True
+
+    def __reduce__(self) -> Any:
+        return (moved, ())
+
+
+def moved() -> Moved:
+    if not Moved.here:
+        raise ImportError("Moved has moved")
+    return Moved()
+
+
+async def test_a_request_that_cannot_be_read_stays_for_a_start_that_can(tmp_path: Path) -> None:
+    calls = Calls("x")
+    flow = service(lambda s: s.map(type, name="kind").map(lambda kind: "x").map(calls))
+    job = await submit(tmp_path, flow)
+    asking = asyncio.create_task(job.request(Moved(), id="moved"))
+    await calls.reached.wait()
+    await cut(job, asking)
+    calls.stuck.clear()
+
+    Moved.here = False
+    try:
+        async with await submit(tmp_path, flow) as job:
+            with pytest.raises(CheckpointError, match="a request of flow 'service' cannot be read"):
+                await job.request(Moved(), id="moved")
+    finally:
+        Moved.here = True
+    async with await submit(tmp_path, flow) as job:
+        assert job.taken_up == 1
+        assert await job.request(Moved(), id="moved") == "x"
 
 
 async def test_a_request_that_its_caller_cancels_is_not_taken_up(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kernel_served import Calls, cut, numbered, service, submit
 
-from sage.common.errors import OverloadedError
+from sage.common.errors import OverloadedError, UsageError
 from sage.common.testing import VirtualClock
 from sage.kernel import (
     Flow,
@@ -199,3 +199,9 @@ async def test_what_was_parked_finds_its_place_however_full_the_inbox_is(tmp_pat
         assert await job.request(10, id="10") == 10
         other.cancel()
         await asyncio.gather(other, return_exceptions=True)
+
+
+async def test_checkpoints_restore_inboxes_by_themselves(tmp_path: Path) -> None:
+    async with await submit(tmp_path, service(lambda s: s.gate("refunds", timeout=100))) as job:
+        with pytest.raises(UsageError, match="restore nothing"):
+            job.inboxes.restore(job.inboxes.snapshot())

@@ -59,6 +59,7 @@ class Engine:
     def __post_init__(self) -> None:
         if self.around.debug:
             self.shares = Shares()
+        self.inboxes.kept |= self.ledger is not None
 
     @property
     def clock(self) -> Clock:

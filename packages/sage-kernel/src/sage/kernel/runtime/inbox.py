@@ -182,6 +182,8 @@ class Inboxes:
 
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
+        self.kept = False
+        """Whether the requests whose records wait here are kept by checkpoints."""
 
     def add(self, name: str, inbox: Inbox) -> None:
         """Take the inbox of a gate in; raises `UsageError` where a service has one of that name."""
@@ -221,7 +223,10 @@ class Inboxes:
         """Park what a `snapshot` holds, with its ids and times, before any request comes.
 
         Whoever waited for a reply is gone: what is sent on walks to the sinks, and its reply goes nowhere.
+        Raises `UsageError` for a job with checkpoints, which takes its requests up again by itself.
         """
+        if self.kept:
+            raise UsageError("The checkpoints of this job park what had waited again: restore nothing.")
         for name, states in snapshot.items():
             self.get(name).begin(states.items(), None)
 

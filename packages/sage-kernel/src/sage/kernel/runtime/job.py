@@ -25,7 +25,7 @@ from sage.kernel.runtime.inbox import APPROVED, Decision, Inboxes, Parked
 from sage.kernel.runtime.kernels import PARTS
 from sage.kernel.runtime.ledger import Ledger
 from sage.kernel.runtime.mutation import guarded
-from sage.kernel.runtime.report import RunReport, reports, spell
+from sage.kernel.runtime.report import CheckpointError, RunReport, reports, spell
 from sage.kernel.runtime.requests import NOTHING, Request
 from sage.kernel.runtime.resources import begin_anew, commit
 from sage.kernel.runtime.state import pickled, plain_bytes, unpickled
@@ -35,6 +35,7 @@ from sage.kernel.services import bound
 __all__ = ["Job", "ReplyStream"]
 
 PARTS_AHEAD = 16
+LONGEST_ID = 512
 
 
 class Job:
@@ -222,8 +223,9 @@ class Job:
     # ---- with checkpoints ----------------------------------------------------------------------------------
 
     async def _kept_request(self, ledger: Ledger, item: Any, ident: str) -> Any:
-        what = f"a request of flow {self._plan.name!r} ({spell(item)})"
-        data = pickled(item, what)
+        if type(ident) is not str or len(ident) > LONGEST_ID:
+            raise UsageError(f"id={spell(ident, 60)}: valid is a text of up to {LONGEST_ID} characters.")
+        data = pickled(item, f"a request of flow {self._plan.name!r} ({spell(item)})")
         digest = blake2b(plain_bytes(item), digest_size=16).digest() if ident else b""
         while (there := ledger.table.by_id.get(ident)) is not None:
             self._need_same(there.digest, digest, ident)
@@ -293,7 +295,13 @@ class Job:
             self._spawn(partial(self._again, ledger, request))
 
     async def _again(self, ledger: Ledger, request: Request, walk: Walk) -> None:
-        item = unpickled(request.item, f"a request of flow {self._plan.name!r}")
+        try:
+            item = unpickled(request.item, f"a request of flow {self._plan.name!r}")
+        except CheckpointError as error:
+            request.error = error  # it stays: the next start may know its class again
+            request.over = request.over or asyncio.Event()
+            request.over.set()
+            raise
         with suppress(ReplyError):  # it has none, and nobody waits for one
             await self._serve(ledger, request, item, walk)
 
