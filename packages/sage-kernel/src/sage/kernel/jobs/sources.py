@@ -15,7 +15,7 @@ from sage.kernel.flow import Flow
 from sage.kernel.jobs.messages import Source
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, nearest
-from sage.kernel.runtime.checkpoint import need_checkpointable
+from sage.kernel.runtime.keeper import need_checkpointable
 from sage.kernel.runtime.shared import ServiceFactory
 from sage.kernel.schema import VERBS
 from sage.kernel.serial import import_named

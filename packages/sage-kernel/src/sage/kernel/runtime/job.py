@@ -225,7 +225,7 @@ class Job:
     async def _kept_request(self, ledger: Ledger, item: Any, ident: str) -> Any:
         if type(ident) is not str or len(ident) > LONGEST_ID:
             raise UsageError(f"id={spell(ident, 60)}: valid is a text of up to {LONGEST_ID} characters.")
-        data = pickled(item, f"a request of flow {self._plan.name!r} ({spell(item)})")
+        data = pickled(item, lambda: f"a request of flow {self._plan.name!r} ({spell(item)})")
         digest = blake2b(plain_bytes(item), digest_size=16).digest() if ident else b""
         while (there := ledger.table.by_id.get(ident)) is not None:
             self._need_same(there.digest, digest, ident)
@@ -261,7 +261,8 @@ class Job:
         try:
             await ledger.durable()
             request.reply = await self._answer(item, walk)
-            kept = pickled(request.reply, f"a reply of flow {self._plan.name!r} ({spell(request.reply)})")
+            reply = request.reply
+            kept = pickled(reply, lambda: f"a reply of flow {self._plan.name!r} ({spell(reply)})")
         except asyncio.CancelledError:
             if not walk.killed:
                 ledger.end(request, None)

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sage.common.errors import UnavailableError
 from sage.common.log import get_logger
 from sage.kernel.compile import Compiled, Op
 from sage.kernel.options import Checkpoints
-from sage.kernel.runtime.archive import Archive
 from sage.kernel.runtime.chain import Step
-from sage.kernel.runtime.checkpoint import need_checkpointable, whatever_comes
 from sage.kernel.runtime.journal import Journal
-from sage.kernel.runtime.manifest import Manifest, need_fit, shape_of
+from sage.kernel.runtime.keeper import Keeper, whatever_comes
 from sage.kernel.runtime.paid import Calls
 from sage.kernel.runtime.requests import Note, Record, Request, Table
 from sage.kernel.runtime.sinks import SinkEnd
 from sage.kernel.runtime.state import Stateful, changed_now, pickled, unpickled
-from sage.kernel.runtime.store import store_of
 
 __all__ = ["Kept", "Ledger"]
-
-T = TypeVar("T")
 
 SEGMENT_BYTES = 64 << 20
 """So much of a journal is worth a checkpoint, whatever the time."""
@@ -66,18 +60,11 @@ class Kept(Calls):
         return lambda note: self._ledger.record(("note", number, tuple(note)))
 
 
-class Ledger:
+class Ledger(Keeper):
     """The requests of one job, in a store of checkpoints."""
 
     def __init__(self, plan: Compiled, options: Checkpoints) -> None:
-        need_checkpointable(plan)
-        self._store = store_of(options)
-        self._flow = plan.name
-        self._shape = shape_of(plan)
-        self._every = options.every
-        self._archive = Archive(self._store, options.keep)
-        self._thread = ThreadPoolExecutor(1, "sage-checkpoints")
-        self._lock = asyncio.Lock()
+        super().__init__(plan, options)
         self._ends: dict[str, SinkEnd] = {}
         self._stateful: dict[str, Stateful] = {}
         self._prepared: dict[str, Any] = {}
@@ -87,9 +74,6 @@ class Ledger:
         names = {op.node.verb: op.node.name for op in plan.ops}
         self.table = Table(names["requests"], names["reply"])
         self.journal = Journal(self._store)
-        self.epoch = 0
-        self.resumed = 0
-        self.warnings: tuple[str, ...] = ()
         self.error: Exception | None = None
         """Why nothing is kept any more, so that no request is taken."""
 
@@ -187,18 +171,15 @@ class Ledger:
     async def opened(self) -> AsyncIterator[None]:
         """Open the store, find what was not answered and restore states; close it at the end."""
         try:
-            await self._do(self._store.open)
             await self._restore()
             yield
         finally:
             await whatever_comes(self._close())
 
     async def _restore(self) -> None:
-        found, warnings = await self._do(self._archive.newest)
-        first, states = 1, {}
+        found = await self._newest()
+        first, states, warnings = 1, {}, [*self.warnings]
         if found is not None:
-            need_fit(found.manifest, self._flow, self._shape)
-            self.epoch = self.resumed = found.manifest.epoch
             self._prepared, states = found.manifest.prepared, found.states
             first, following = unpickled(found.plain[_LEDGER], "the numbers of the checkpoint")
             self.table.restore(states, following)
@@ -274,7 +255,7 @@ class Ledger:
         given = {name: await end.prepare(epoch) for name, end in self._ends.items()}
         prepared = {name: found for name, found in given.items() if self._ends[name].transactional}
         await self.journal.durable()  # no sink commits what a request might write again
-        manifest = Manifest(self._flow, epoch, False, self._shape, (), prepared)
+        manifest = self._manifest(epoch, prepared)
         await self._do(self._archive.save, manifest, {_LEDGER: plain}, changes)
         for end in self._ends.values():
             await end.commit(epoch)
@@ -294,8 +275,4 @@ class Ledger:
                 with suppress(Exception):  # it was told to all who waited for it
                     await self.journal.close()
             finally:
-                await self._do(self._store.close)
-                self._thread.shutdown(wait=False)
-
-    async def _do(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+                await self._close_store()

@@ -170,7 +170,7 @@ class Calls:
 
     def pickled(self, item: Any, result: Any) -> bytes:
         """A result as it is kept."""
-        return pickled(result, f"what operator {self.operator!r} gave for {spell(item)}")
+        return pickled(result, lambda: f"what operator {self.operator!r} gave for {spell(item)}")
 
     def what(self, item: Any) -> str:
         """An input in words."""

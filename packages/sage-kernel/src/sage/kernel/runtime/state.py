@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -100,12 +100,12 @@ def _pickling(operator: str, stateful: Stateful, found: Changes) -> Iterator[Non
         yield
 
 
-def pickled(value: Any, what: str) -> bytes:
+def pickled(value: Any, what: str | Callable[[], str]) -> bytes:
     """The value as bytes; raises `CheckpointError` that says what it is."""
     try:
         return pickle.dumps(value, _PROTOCOL)
     except Exception as error:
-        raise _unpicklable(what, error) from error
+        raise _unpicklable(what if isinstance(what, str) else what(), error) from error
 
 
 def pickled_batch(batch: Batch | Control, stage: str) -> bytes:
