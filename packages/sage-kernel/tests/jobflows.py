@@ -222,7 +222,7 @@ def waiting_for_all(folder: str, count: int) -> Flow:
 
 def strange(number: int) -> Any:
     """A set, a long text, or the number."""
-    return {number} if number == 0 else "x" * 10_000 if number == 1 else number
+    return {"é" * 5000} if number == 0 else "x" * 10_000 if number == 1 else number
 
 
 def demanding(cpu: float = 3, gpu: float = 0, workers: int = 2) -> Flow:

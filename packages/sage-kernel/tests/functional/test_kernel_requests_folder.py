@@ -68,6 +68,23 @@ async def test_it_goes_on_from_the_one_before_where_the_newest_is_damaged(tmp_pa
     assert set(calls.made.values()) == {1}
 
 
+async def test_an_end_of_the_journal_that_was_not_written_is_told(tmp_path: Path) -> None:
+    calls = Calls()
+    flow = service(lambda s: s.map(calls))
+    job = await submit(tmp_path, flow)
+    for number in range(3):
+        await job.request(number, id=str(number))
+    await job.stop(drain=False)
+    journal = tmp_path / "checkpoints" / "requests-00000001"
+    journal.write_bytes(journal.read_bytes()[:-3])  # the last reply, which nobody has had then
+    async with await submit(tmp_path, flow) as job:
+        [warning] = job.report().warnings
+        assert warning.startswith("requests-00000001: record 8 ends in its middle")
+        assert job.taken_up == 1
+        assert [await job.request(n, id=str(n)) for n in range(3)] == [0, 1, 2]
+    assert set(calls.made.values()) == {1}
+
+
 async def test_it_takes_checkpoints_by_itself(tmp_path: Path) -> None:
     flow = service(lambda s: s.map(str))
     checkpoints = Checkpoints(tmp_path / "checkpoints", every=0.001)

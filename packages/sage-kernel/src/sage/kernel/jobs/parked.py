@@ -17,7 +17,7 @@ __all__ = ["SHOWN", "answer"]
 
 SHOWN: Final = 200
 """So many records are told at once, of all gates."""
-_LARGE: Final = 4096  # characters
+_LARGE: Final = 4096  # characters of JSON, of which one of text can take six
 
 
 async def answer(run: Run, order: Gates | Decide) -> Answer:
@@ -49,7 +49,7 @@ def _plain(record: Any) -> Any:
     try:
         text = json.dumps(record, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return spell(record, _LARGE)
+        return spell(record, _LARGE // 6)
     return json.loads(text) if len(text) <= _LARGE else f"{text[: _LARGE - 1]}…"
 
 

@@ -187,6 +187,8 @@ class Ledger(Keeper):
         for record in await self._do(self.journal.read, first, warnings.append):
             self._replay(record)
         self.warnings = tuple(warnings)
+        for text in warnings:
+            get_logger(__name__).warning("flow %s: %s", self._flow, text)
         for name, stateful in self._stateful.items():
             what = f"the state of operator {name!r}"
             pairs = {**states.get(name, {}), **self.table.changed.get(name, {})}.items()
