@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any
 
 from sage.common.errors import ConflictError, OverloadedError, UnavailableError, UsageError
-from sage.common.log import get_logger
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.engine import Engine, running

@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sage.common.errors import UnavailableError
-from sage.common.log import get_logger
 from sage.kernel.compile import Compiled, Op
 from sage.kernel.options import Checkpoints
 from sage.kernel.runtime.chain import Step
@@ -24,6 +23,9 @@ from sage.kernel.runtime.paid import Calls
 from sage.kernel.runtime.requests import Note, Record, Request, Table
 from sage.kernel.runtime.sinks import SinkEnd
 from sage.kernel.runtime.state import Stateful, changed_now, pickled, unpickled
+
+if TYPE_CHECKING:
+    from structlog.stdlib import BoundLogger
 
 __all__ = ["Kept", "Ledger"]
 
@@ -188,7 +190,7 @@ class Ledger(Keeper):
             self._replay(record)
         self.warnings = tuple(warnings)
         for text in warnings:
-            get_logger(__name__).warning("flow %s: %s", self._flow, text)
+            _log().warning("flow %s: %s", self._flow, text)
         for name, stateful in self._stateful.items():
             what = f"the state of operator {name!r}"
             pairs = {**states.get(name, {}), **self.table.changed.get(name, {})}.items()
@@ -227,7 +229,7 @@ class Ledger(Keeper):
                 try:
                     await self.checkpoint()
                 except Exception as error:
-                    get_logger(__name__).error("flow %s: its checkpoint failed: %s", self._flow, error)
+                    _log().error("flow %s: its checkpoint failed: %s", self._flow, error)
                     return
 
     async def checkpoint(self) -> int:
@@ -278,3 +280,9 @@ class Ledger(Keeper):
                     await self.journal.close()
             finally:
                 await self._close_store()
+
+
+def _log() -> BoundLogger:
+    from sage.common.log import get_logger  # 50 ms of imports, which most jobs do without
+
+    return get_logger(__name__)
