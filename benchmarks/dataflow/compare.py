@@ -1,6 +1,6 @@
 """CPU time per item of SAGE and its peers, side by side in one run; peers that are missing are installed.
 
-python benchmarks/dataflow/compare.py [--rounds N] [--out FILE]
+python benchmarks/dataflow/compare.py [--only TASK]… [--rounds N] [--out FILE]
 
 Every measurement is a process of its own (`peers.py`). The engines take turns, round by round, so that all
 meet the same machine; the least of the rounds counts.
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -60,6 +61,11 @@ TASKS: Final = (
         {"SAGE": 20_000, "Hamilton": 4_000, "Haystack": 1_500, "LangGraph": 500},
     ),
     Task(
+        "durable",
+        "the same, 64 at once, each kept: SAGE's on the disk, LangGraph's in memory",
+        {"SAGE": 20_000, "LangGraph": 640},
+    ),
+    Task(
         "thread",
         "10 µs of work on two threads",
         {"SAGE": 20_000, "bytewax": 20_000, "concurrent.futures": 10_000},
@@ -81,10 +87,10 @@ def install(engine: str) -> Path:
     return python
 
 
-def interpreters() -> dict[str, Path]:
-    """Of every engine that can be measured; what cannot is told."""
+def interpreters(tasks: Sequence[Task]) -> dict[str, Path]:
+    """Of every engine of the tasks that can be measured; what cannot is told."""
     found = dict.fromkeys(("SAGE", "concurrent.futures"), Path(sys.executable))
-    for engine in PACKAGES:
+    for engine in (name for name in PACKAGES if any(name in task.items for task in tasks)):
         try:
             found[engine] = install(engine)
         except (subprocess.CalledProcessError, OSError) as error:
@@ -106,11 +112,13 @@ def measure(python: Path, engine: str, task: str, items: int) -> float:
     return used / items * 1e6
 
 
-def compare(pythons: dict[str, Path], rounds: int) -> dict[str, dict[str, list[float]]]:
+def compare(
+    tasks: Sequence[Task], pythons: dict[str, Path], rounds: int
+) -> dict[str, dict[str, list[float]]]:
     """Of each task and engine what each round took."""
-    found: dict[str, dict[str, list[float]]] = {task.name: {} for task in TASKS}
+    found: dict[str, dict[str, list[float]]] = {task.name: {} for task in tasks}
     for number in range(rounds):
-        for task in TASKS:
+        for task in tasks:
             for engine, items in task.items.items():
                 if engine not in pythons:
                     continue
@@ -126,10 +134,10 @@ def compare(pythons: dict[str, Path], rounds: int) -> dict[str, dict[str, list[f
     return found
 
 
-def table(found: dict[str, dict[str, list[float]]]) -> str:
+def table(tasks: Sequence[Task], found: dict[str, dict[str, list[float]]]) -> str:
     """Markdown: the least of the rounds, and how many times as much as ours it is."""
     lines = ["| what | engine | µs of CPU per item | times SAGE |", "|---|---|---|---|"]
-    for task in TASKS:
+    for task in tasks:
         ours = min(found[task.name].get("SAGE", [float("nan")]))
         for engine, rounds in found[task.name].items():
             ratio = f"{min(rounds) / ours:.1f}" if engine != "SAGE" else ""
@@ -141,8 +149,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "compare.json")
+    parser.add_argument("--only", action="append", choices=[task.name for task in TASKS])
     options = parser.parse_args()
-    found = compare(interpreters(), options.rounds)
+    tasks = [task for task in TASKS if not options.only or task.name in options.only]
+    pythons = interpreters(tasks)
+    found = compare(tasks, pythons, options.rounds)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     record: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -150,13 +161,13 @@ def main() -> None:
         "load": [round(load, 1) for load in os.getloadavg()],
         "versions": {
             "SAGE": version("sage-kernel"),
-            **{name: found for name, (_, found) in PACKAGES.items()},
+            **{name: found for name, (_, found) in PACKAGES.items() if name in pythons},
         },
         "unit": "µs of CPU time (user and system, children too) per item, each round",
-        "tasks": {task.name: {"what": task.what, "engines": found[task.name]} for task in TASKS},
+        "tasks": {task.name: {"what": task.what, "engines": found[task.name]} for task in tasks},
     }
     options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(table(found))
+    print(table(tasks, found))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,18 @@ started by `compare.py`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 KEYS = 100
+CLIENTS = 64
 
 
 def inc(x: int) -> int:
@@ -41,6 +45,17 @@ def digest(x: int) -> int:
     return x
 
 
+async def at_once(ask: Callable[[int], Awaitable[Any]], items: int) -> None:
+    """Ask for every item, `CLIENTS` at a time."""
+    numbers = iter(range(items))
+
+    async def client() -> None:
+        for x in numbers:
+            await ask(x)
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+
 def cpu() -> float:
     """Of this process and of those of its children that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -51,9 +66,7 @@ def cpu() -> float:
 
 
 def sage(task: str, items: int) -> Callable[[], Any]:
-    import asyncio
-
-    from sage.kernel import Flow, LocalEnvironment
+    from sage.kernel import Checkpoints, Flow, LocalEnvironment
 
     flow = Flow(task)
     if task == "request":
@@ -65,6 +78,16 @@ def sage(task: str, items: int) -> Callable[[], Any]:
                     await job.request(x)
 
         return lambda: asyncio.run(serve())
+    if task == "durable":
+        flow.reply(flow.requests(int).map(inc).map(inc).map(inc).map(inc).map(inc))
+
+        async def serve_kept() -> None:
+            with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+                environment = LocalEnvironment(checkpoints=Checkpoints(folder))
+                async with await environment.submit(flow) as job:
+                    await at_once(job.request, items)
+
+        return lambda: asyncio.run(serve_kept())
     stream = flow.source(range(items))
     if task == "process":
         stream.map(digest, parallelism=2).sink(nothing)
@@ -184,7 +207,7 @@ def haystack(_task: str, items: int) -> Callable[[], Any]:
     return go
 
 
-def langgraph(_task: str, items: int) -> Callable[[], Any]:
+def langgraph(task: str, items: int) -> Callable[[], Any]:
     from typing import TypedDict
 
     from langgraph.graph import END, START, StateGraph
@@ -201,6 +224,15 @@ def langgraph(_task: str, items: int) -> Callable[[], Any]:
         graph.add_node(name, step)
     for left, right in zip([START, *names], [*names, END], strict=True):
         graph.add_edge(left, right)
+    if task == "durable":
+        from langgraph.checkpoint.memory import InMemorySaver
+
+        kept = graph.compile(checkpointer=InMemorySaver())
+
+        async def ask(x: int) -> Any:
+            return await kept.ainvoke({"x": x}, {"configurable": {"thread_id": str(x)}})
+
+        return lambda: asyncio.run(at_once(ask, items))
     app = graph.compile()
 
     def go() -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sage.kernel import Flow
+from sage.kernel import Failure, Flow, call_service
 from sage.kernel.testing.sinks import EpochFiles
 
 
@@ -181,4 +181,100 @@ def once() -> Flow:
     """A source that nobody can read again."""
     flow = Flow("once")
     flow.source(iter([1, 2, 3]), name="once").sink(nothing, name="out")
+    return flow
+
+
+def refunds(folder: str, count: int = 5) -> Flow:
+    """Amounts, of which those above 2 wait for a decision; what is rejected goes elsewhere."""
+    flow = Flow("refunds")
+    gate = flow.source(list(range(count)), name="amounts").gate(
+        "refunds", when=is_large, timeout=86_400, on_error="divert", name="refunds"
+    )
+    gate.sink(EpochFiles(Path(folder) / "out"), name="out")
+    gate.diverted.map(of_failure, name="why").sink(EpochFiles(Path(folder) / "bad"), name="bad")
+    return flow
+
+
+def is_large(amount: int) -> bool:
+    """Whether somebody has to look at it."""
+    return amount > 2
+
+
+def of_failure(failure: Failure[int]) -> tuple[int, str]:
+    """An amount, and why it was rejected."""
+    return failure.item, failure.error
+
+
+def strict() -> Flow:
+    """A record that may not be rejected."""
+    flow = Flow("strict")
+    flow.source([1], name="one").gate("refunds", timeout=86_400, name="refunds").sink(nothing, name="out")
+    return flow
+
+
+def waiting_for_all(folder: str, count: int) -> Flow:
+    """Records that are no JSON, and large ones: all of them wait."""
+    flow = Flow("all")
+    gated = flow.source(list(range(count)), name="numbers").map(strange, name="strange")
+    gated.gate("all of them", timeout=86_400, name="gate").sink(EpochFiles(Path(folder)), name="out")
+    return flow
+
+
+def strange(number: int) -> Any:
+    """A set, a long text, or the number."""
+    return {"é" * 5000} if number == 0 else "x" * 10_000 if number == 1 else number
+
+
+def demanding(cpu: float = 3, gpu: float = 0, workers: int = 2) -> Flow:
+    """Workers that take so much each."""
+    from sage.kernel import Parallel
+    from sage.kernel.scheduler import Resources
+
+    flow = Flow("demanding")
+    asked = Resources(cpu, gpu)
+    flow.source([1, 2], name="two").map(
+        last_digit, parallelism=Parallel(workers, "thread"), resources=asked, name="work"
+    ).sink(nothing, name="out")
+    return flow
+
+
+class Greeter:
+    """A service with a life of its own."""
+
+    def setup(self) -> None:
+        """It begins."""
+        print("the greeter is set up")
+        self.word = "hello"
+
+    def close(self) -> None:
+        """It ends."""
+        print("the greeter is closed")
+
+    def greet(self, number: int) -> str:
+        """A word for a number."""
+        return f"{self.word} {number}"
+
+
+DOUBLED = Flow("doubled")
+DOUBLED.reply(DOUBLED.requests(int).map(lambda x: 2 * x, name="double"))
+DEMANDING_SERVICE = Flow("demanding service")
+
+
+def _served() -> None:
+    from sage.kernel.scheduler import Resources
+
+    asks = DEMANDING_SERVICE.requests(int)
+    DEMANDING_SERVICE.reply(asks.map(again, resources=Resources(cpu=4), name="asks"))
+
+
+_served()
+
+
+def greeted(out: str) -> Flow:
+    """Twice each number, with a word; both come from services."""
+    flow = Flow("greeted")
+    doubled = flow.source([1, 2, 3], name="numbers").map(
+        call_service("doubled"), order="input", name="double"
+    )
+    doubled.map(call_service("greeter", Greeter.greet), name="greet").sink(Appended(out), name="out")
     return flow

@@ -39,10 +39,22 @@ def endless(word="record"):
     return flow
 
 
+class Store:
+    def find(self, word):
+        return {"one": 1, "two": 2}[word]
+
+
 def broken():
     flow = Flow("broken")
     flow.source([1, 0]).map(lambda x: 1 / x, name="divide").sink(print)
     return flow
+"""
+FIND = """\
+name: find
+steps:
+  - source: {use: lines, with: {path: in.txt}}
+  - map: {use: service, with: {name: store, method: find}}
+  - sink: {use: jsonl, with: {path: found.jsonl}}
 """
 COPY = """\
 name: copy
@@ -52,6 +64,14 @@ steps:
   - sink: {use: jsonl, with: {path: out.jsonl}}
 """
 
+GATED = """\
+name: gated
+steps:
+  - source: {use: items, with: {values: [{amount: 7}, {amount: 8}, {amount: 9}]}}
+  - gate: {inbox: refunds, timeout: 3600, on_error: skip}
+  - sink: {use: jsonl, with: {path: decided.jsonl}}
+"""
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -59,6 +79,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("jobs")
     (home / "cliflows.py").write_text(FLOWS)
     (home / "copy.yaml").write_text(COPY)
+    (home / "gated.yaml").write_text(GATED)
+    (home / "find.yaml").write_text(FIND)
     (home / "in.txt").write_text("one\ntwo\n")
     ports = {"gateway": 0, "admin": 0, "health": 0}
     jobs = {"code": ["cliflows:*"], "path": [str(home)]}
@@ -165,6 +187,47 @@ def test_code_is_followed_paused_resumed_and_stopped(job: Jobs) -> None:
     assert job("logs", "code", "-n", "1").stdout.startswith("number ")
 
 
+def test_a_pipeline_calls_services(job: Jobs) -> None:
+    job("submit", "find.yaml", "--service", "store=cliflows:Store")
+    assert job("watch", "find").stdout.splitlines()[-1] == "job find is finished"
+    assert (job.home / "found.jsonl").read_text() == "1\n2\n"
+    rows = dict(line.split(maxsplit=1) for line in job("show", "find").stdout.splitlines() if line)
+    assert rows["services"] == "store (cliflows:Store)"
+    job("delete", "find")
+
+
+def test_what_waits_at_a_gate_is_decided_on(job: Jobs) -> None:
+    job("submit", "gated.yaml")
+    with job.start("watch", "gated", "--json") as watching:
+        assert watching.stdout is not None
+        while json.loads(watching.stdout.readline())["gates"] != {"refunds": 3}:
+            pass
+        shown = job("show", "gated").stdout
+        assert "3 wait at refunds" in shown
+        head, *rows = job("gates", "gated").stdout.splitlines()
+        assert head.split() == ["GATE", "RECORD", "SINCE", "UNTIL", "WHAT"]
+        assert [row.endswith(f'{{"amount": {amount}}}') for row, amount in zip(rows, (7, 8, 9), strict=True)]
+        [gate] = job.json("gates", "gated")["gates"]
+        seven, eight, nine = (one["id"] for one in gate["records"])
+
+        wrong = job("decide", "gated", "refunds", seven, "maybe", code=2)
+        assert "decision: 'maybe' is not valid" in wrong.stderr
+        wrong = job("decide", "gated", "refunds", seven, "approve", "--reason", "because", code=2)
+        assert "a reason is for a record that is rejected" in wrong.stderr
+        assert "there is no inbox 'else'" in job("decide", "gated", "else", seven, "approve", code=5).stderr
+
+        done = job("decide", "gated", "refunds", seven, "approve")
+        assert done.stderr == f"record {seven} at gate refunds of job gated: approve\n"
+        assert "has nothing with the id" in job("decide", "gated", "refunds", seven, "reject", code=5).stderr
+        found = job.json("decide", "gated", "refunds", eight, "approve", "--value", '{"amount": 1}')
+        assert found == {"id": eight, "gate": "refunds", "decision": "approve"}
+        job("decide", "gated", "refunds", nine, "reject", "--reason", "too much")
+        rest = [json.loads(line)["state"] for line in watching.stdout]
+        assert rest[-1] == "finished"
+    assert (job.home / "decided.jsonl").read_text() == '{"amount": 7}\n{"amount": 1}\n'
+    assert "what waits at its gates is in its checkpoint" in job("gates", "gated", code=1).stderr
+
+
 def test_what_fails_exits_with_1_and_says_why(job: Jobs) -> None:
     job("submit", "cliflows:broken", "--restart", "fixed:1:0", "--name", "bad")
     watched = job("watch", "bad", code=1)
@@ -192,6 +255,10 @@ def test_a_job_is_stopped_now_and_deleted_while_it_runs(job: Jobs) -> None:
     [
         (("submit", "none.yaml"), 5, "'none.yaml' does not exist"),
         (("submit", "cliflows.py"), 2, "not YAML"),
+        (("submit", "find.yaml"), 2, "no service is named 'store'; this environment has none"),
+        (("submit", "find.yaml", "--service", "store"), 2, "valid is --service KEY=VALUE"),
+        (("submit", "find.yaml", "--service", "store=os"), 2, "services.store: 'os' is not valid"),
+        (("submit", "find.yaml", "--service", "store=os:open"), 2, "service 'store': code named 'os:open'"),
         (("submit", "os:system"), 2, "'os:system' is not allowed; allowed is cliflows:*"),
         (("submit", "cliflows:none"), 2, "has no attribute 'none'"),
         (("submit", "copy.yaml", "--set", "in.pth=x"), 2, "unknown parameter 'pth'; did you mean 'path'?"),

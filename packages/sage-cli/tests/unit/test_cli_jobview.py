@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from sage.cli.jobview import Screen, describe, line, table
-from sage.common.jobs import CheckpointInfo, JobInfo, JobResources, OperatorInfo
+from sage.cli.jobview import Screen, describe, line, parked, table
+from sage.common.jobs import CheckpointInfo, JobGates, JobInfo, JobResources, OperatorInfo
 
 OPERATOR = OperatorInfo(
     name="embed",
@@ -100,3 +100,16 @@ def test_on_a_terminal_a_text_takes_the_place_of_the_one_before() -> None:
     screen.show("one\ntwo")
     screen.show("three")
     assert out.getvalue() == "one\ntwo\n\x1b[2F\x1b[Jthree\n"
+
+
+def test_what_waits_at_gates_is_a_row_each() -> None:
+    record = {"id": "item-1", "since": 1_800_000_000.0, "until": 1_800_003_600.0}
+    records = [{**record, "record": {"note": "é\x1b[31m"}}, {**record, "record": "x" * 200}]
+    found = JobGates.model_validate({"gates": [{"name": "refunds", "waiting": 2, "records": records}]})
+    _, first, second = parked(found).splitlines()
+    assert first.endswith('{"note": "é\\u001b[31m"}')
+    assert "2027-01-15 08:00:00 UTC  2027-01-15 09:00:00 UTC" in first
+    assert second.endswith("x…")
+    assert facts(describe(job(gates={"refunds": 2, "other": 1})))["gates"] == (
+        "2 wait at refunds, 1 wait at other"
+    )

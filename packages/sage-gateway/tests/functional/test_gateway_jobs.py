@@ -66,6 +66,14 @@ def asking(model):
     flow.source(["hello"]).map(Ask(None), name="ask").sink(print)
     return flow
 """
+GATED = {
+    "name": "gated",
+    "steps": [
+        {"source": {"use": "items", "with": {"values": [{"amount": 7}, {"amount": 9}]}}},
+        {"gate": {"inbox": "refunds", "timeout": 3600, "on_error": "skip"}},
+        {"sink": "stdout"},
+    ],
+}
 PLAN = {
     "name": "copy",
     "steps": [{"source": {"use": "items", "with": {"values": [1, 2]}}, "id": "in"}, {"sink": "stdout"}],
@@ -156,6 +164,36 @@ async def test_a_job_is_stopped_and_deleted(gateway: Any) -> None:
     assert not (gateway.state / "jobs" / job.id).exists()
     assert running.pid is not None
     assert not alive(running.pid)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_records_at_a_gate_are_decided_on(gateway: Any) -> None:
+    job = await submitted(gateway, plan=GATED)
+    async with aclosing(aiter(await Events.of(gateway, job.id))) as told:
+        async for found in told:
+            if found.gates == {"refunds": 2}:
+                break
+    [gate] = (await gateway.admin("GET", f"/jobs/{job.id}/gates")).json["gates"]
+    assert (gate["name"], gate["waiting"]) == ("refunds", 2)
+    first, second = gate["records"]
+    assert first["record"] == {"amount": 7}
+
+    path = f"/jobs/gated/gates/{first['id']}"
+    wrong = await gateway.admin("POST", path, {"gate": "refunds", "decision": "maybe"})
+    assert (wrong.status, wrong.error["param"]) == (400, "decision")
+    gone = await gateway.admin("POST", "/jobs/gated/gates/x", {"gate": "refunds", "decision": "approve"})
+    assert (gone.status, gone.error["code"]) == (404, "not_found")
+    assert "has nothing with the id 'x'" in gone.error["message"]
+    given = await gateway.admin("POST", path, {"gate": "refunds", "decision": "approve", "value": None})
+    assert given.json == {"id": first["id"], "gate": "refunds", "decision": "approve"}
+    body = {"gate": "refunds", "decision": "reject", "reason": "no"}
+    await gateway.admin("POST", f"/jobs/gated/gates/{second['id']}", body)
+    ended = [found async for found in await Events.of(gateway, job.id)][-1]
+    assert (ended.state, ended.operators[1].skipped) == ("finished", 1)
+    assert (await gateway.admin("GET", "/jobs/gated/logs")).body == b"null\n"
+    over = await gateway.admin("GET", "/jobs/gated/gates")
+    assert (over.status, over.error["code"]) == (409, "conflict")
+    await gateway.admin("DELETE", f"/jobs/{job.id}")
 
 
 @pytest.mark.asyncio(loop_scope="module")

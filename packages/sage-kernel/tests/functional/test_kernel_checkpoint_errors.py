@@ -286,15 +286,6 @@ async def test_what_a_sink_prepares_is_plain_data(tmp_path: Path) -> None:
         await environment(tmp_path).run(flow)
 
 
-async def test_requests_have_no_checkpoints(tmp_path: Path) -> None:
-    flow = Flow("service")
-    flow.reply(flow.requests(int))
-    with pytest.raises(
-        UsageError, match="flow 'service' answers requests, of which there are no checkpoints"
-    ):
-        await environment(tmp_path).submit(flow)
-
-
 @pytest.mark.parametrize("options", [{"every": -1}, {"keep": 0}])
 def test_options_that_make_no_sense_are_refused(options: Any) -> None:
     with pytest.raises(UsageError, match="needs every >= 0 seconds and keep >= 1"):

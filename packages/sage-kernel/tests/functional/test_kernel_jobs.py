@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from sage.common.errors import ConflictError, NotFoundError
+from sage.common.errors import BadRequestError, ConflictError, NotFoundError
 from sage.common.jobs import JobInfo, JobSpec
 from sage.common.paths import SagePaths
 from sage.kernel.jobs import JobManager, JobOptions
-from sage.kernel.scheduler import Node
+from sage.kernel.scheduler import InfeasibleError, Node
 from sage.platform.daemon import alive
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -110,6 +110,61 @@ async def test_twenty_jobs_at_once(jobs: JobManager) -> None:
     for job in running:
         assert job.pid is not None
         await gone(job.pid)
+
+
+async def test_a_job_takes_what_its_operators_ask_for(jobs: JobManager) -> None:
+    job = await jobs.submit(spec("demanding"))
+    assert (job.resources.cpu, job.resources.memory) == (6, "128MiB")
+    assert (await jobs.submit(spec("demanding", resources={"cpu": 7}, name="seven"))).resources.cpu == 7
+    with pytest.raises(InfeasibleError) as refused:
+        await jobs.submit(spec("demanding", settings={"workers": 4}))
+    assert "lacks cpu; nearest is 'here': cpu 12 (has 10)" in refused.value.message
+    assert "That is what its operators ask for, which run all at once." in refused.value.message
+    with pytest.raises(InfeasibleError, match=r"gpu 2 \(has 0\)"):
+        await jobs.submit(spec("demanding", settings={"gpu": 1}))
+    assert [found.name for found in jobs.jobs()] == ["demanding", "seven"]
+    assert len(list(jobs._folders.root.iterdir())) == 2
+
+
+SERVICES = {"doubled": "jobflows:DOUBLED", "greeter": "jobflows:Greeter"}
+
+
+async def test_services_are_made_by_code_that_is_allowed(jobs: JobManager, tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    job = await jobs.submit(spec("greeted", services=SERVICES, settings={"out": str(out)}))
+    assert job.services == SERVICES
+    assert (await state(jobs, job.id, "finished")).services == SERVICES
+    assert out.read_text().splitlines() == ["hello 2", "hello 4", "hello 6"]
+    log = b"".join([piece async for piece in jobs.log(job.id)])
+    assert log.splitlines() == [b"the greeter is set up", b"the greeter is closed"]
+
+
+async def test_services_take_their_part_of_the_node(jobs: JobManager) -> None:
+    job = await jobs.submit(spec("demanding", services={"other": "jobflows:DEMANDING_SERVICE"}))
+    assert job.resources.cpu == 10
+
+
+@pytest.mark.parametrize(
+    ("services", "words"),
+    [
+        ({}, "no service is named 'doubled'; this environment has none"),
+        ({"doubled": SERVICES["doubled"]}, "no service is named 'greeter'; there are: doubled"),
+        ({**SERVICES, "shell": "os:system"}, "service 'shell': code named 'os:system' is not allowed"),
+        ({**SERVICES, "none": "jobflows:none"}, "service 'none': 'jobflows:none' cannot be imported"),
+        (
+            {**SERVICES, "list": "jobflows:FUNCTIONS"},
+            "service 'list': 'jobflows:FUNCTIONS' is a list; valid is a class or function",
+        ),
+        ({**SERVICES, "doubled": "jobflows:READY"}, "it is service 'doubled' and answers no requests"),
+    ],
+)
+async def test_a_job_without_the_services_that_it_calls_is_refused(
+    jobs: JobManager, services: dict[str, str], words: str
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        await jobs.submit(spec("greeted", services=services, settings={"out": "out"}))
+    assert words in refused.value.message
+    assert jobs.jobs() == []
 
 
 async def test_what_was_read_is_finished_before_a_job_stops(jobs: JobManager, tmp_path: Path) -> None:

@@ -188,11 +188,12 @@ async def test_a_plan_of_files_that_is_killed_has_every_line_once(jobs: JobManag
     ]
     plan = {"name": "copy", "steps": steps}
     job = await jobs.submit(JobSpec(plan=plan, every=0.1, restart="fixed:9:0", folder=str(tmp_path)))
-    killed = 0
+    killed = kills = 0
     async for found in jobs.watch(job.id):
-        if found.state == "running" and found.pid and newest(found) > killed:
+        # Fewer than it may crash: on a slow machine each life comes no further than its first checkpoint.
+        if kills < 5 and found.state == "running" and found.pid and newest(found) > killed:
             os.kill(found.pid, signal.SIGKILL)
-            killed = newest(found)
+            killed, kills = newest(found), kills + 1
     assert found.state == "finished", found
     assert found.restarts >= 1
     lines = (tmp_path / "out.jsonl").read_text().splitlines()

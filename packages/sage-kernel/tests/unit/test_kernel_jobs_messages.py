@@ -12,13 +12,16 @@ from sage.common.errors import BadRequestError
 from sage.common.jobs import OperatorInfo
 from sage.kernel import OperatorReport
 from sage.kernel.jobs.messages import (
+    Answer,
     Beat,
     Begin,
     Check,
     Checked,
+    Decide,
     Drain,
     Failed,
     Finished,
+    Gates,
     Order,
     Pause,
     Paused,
@@ -46,6 +49,7 @@ SOURCES = st.builds(
     st.lists(st.text()).map(tuple),
     st.lists(st.text()).map(tuple),
     st.text(),
+    st.dictionaries(st.text(), st.text(), max_size=2),
 )
 COUNTS = st.lists(OBJECTS, max_size=3).map(tuple)
 ORDERS = st.one_of(
@@ -53,10 +57,21 @@ ORDERS = st.one_of(
     st.builds(Begin, SOURCES, st.text(), st.floats(0.1, 100)),
     st.builds(Pause),
     st.builds(Drain),
+    st.builds(Gates, st.integers(1)),
+    st.builds(
+        Decide,
+        st.integers(1),
+        st.text(),
+        st.text(),
+        st.booleans(),
+        OBJECTS | st.just({"value": [1]}),
+        st.text(),
+    ),
 )
 WORDS = st.one_of(
-    st.builds(Beat, st.floats(0, 100), COUNTS),
-    st.builds(Checked, st.text()),
+    st.builds(Answer, st.integers(1), OBJECTS, st.text(), st.text(), st.text()),
+    st.builds(Beat, st.floats(0, 100), COUNTS, st.dictionaries(st.text(), st.integers(0))),
+    st.builds(Checked, st.text(), OBJECTS),
     st.builds(Running, st.none() | st.integers()),
     st.builds(Saved, st.integers(), st.floats(0, 1e10)),
     st.builds(Paused),

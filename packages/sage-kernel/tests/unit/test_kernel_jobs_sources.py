@@ -65,7 +65,7 @@ def test_a_setting_that_fits_no_step_says_what_would(name: str, words: str) -> N
 
 def test_a_plan_works_in_the_folder_of_its_job(tmp_path: Path) -> None:
     flow = load(Source(PLAN, "", {"in.values": [1, 2], "bare.values": []}, folder=str(tmp_path)))
-    check(flow, Registry())
+    check(flow, Registry(), {})
     assert Path.cwd() == tmp_path.resolve()
     with pytest.raises(NotFoundError, match="does not exist"):
         load(Source(PLAN, "", folder=str(tmp_path / "none")))
@@ -98,6 +98,6 @@ def test_what_cannot_be_a_job_is_told_at_once() -> None:
     serving = Flow("serving")
     serving.reply(serving.requests(str).map(str.upper))
     with pytest.raises(PlanError, match="a job reads its sources to their ends"):
-        check(serving, Registry())
+        check(serving, Registry(), {})
     with pytest.raises(PlanError, match="2 problem"):
-        check(load(Source({"name": "x", "steps": [{"source": {"use": "itms"}}]}, "")), Registry())
+        check(load(Source({"name": "x", "steps": [{"source": {"use": "itms"}}]}, "")), Registry(), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 from sage.cli.output import columns
 
 if TYPE_CHECKING:
-    from sage.common.jobs import JobInfo
+    from sage.common.jobs import JobGates, JobInfo, JobResources
 
-__all__ = ["Screen", "describe", "line", "table"]
+__all__ = ["Screen", "describe", "line", "parked", "table"]
+
+_SHORT = 80  # characters of a record
 
 
 class Screen:
@@ -52,10 +55,11 @@ def describe(job: JobInfo) -> str:
     facts = {
         "job": f"{job.name} ({job.id})",
         "flow": f"{job.flow} ({job.source})" if job.source else job.flow,
+        "services": ", ".join(f"{name} ({code})" for name, code in job.services.items()),
         "state": f"{job.state}: {job.detail}" if job.detail else job.state,
         "node": job.node,
         "placement": job.placement,
-        "asks for": _amounts(asked.cpu, asked.gpu, asked.memory, asked.labels),
+        "asks for": _amounts(asked),
         "restarts": f"{job.restarts} ({job.restart})",
         "checkpoint": f"{newest.number} at {_time(newest.at)}"
         if newest
@@ -64,6 +68,7 @@ def describe(job: JobInfo) -> str:
         "started": _time(job.started_at),
         "ended": _time(job.ended_at),
         "process": str(job.pid or ""),
+        "gates": ", ".join(f"{count} wait at {name}" for name, count in job.gates.items()),
         "stuck": f"its event loop has not moved for {job.stuck_s:.0f} s" if job.stuck_s else "",
     }
     known = columns(("WHAT", "VALUE"), [(what, value) for what, value in facts.items() if value])
@@ -89,9 +94,25 @@ def describe(job: JobInfo) -> str:
     return f"{known}\n\n{counts}"
 
 
-def _amounts(cpu: float, gpu: float, memory: str, labels: dict[str, str]) -> str:
-    found = [f"cpu {cpu:g}", *([f"gpu {gpu:g}"] if gpu else []), f"memory {memory}"]
-    return ", ".join([*found, *(f"{name}={value}" for name, value in labels.items())])
+def parked(found: JobGates) -> str:
+    """A row for each record that waits."""
+    rows = [
+        (gate.name, one.id, _time(one.since), _time(one.until), _short(one.record))
+        for gate in found.gates
+        for one in gate.records
+    ]
+    return columns(("GATE", "RECORD", "SINCE", "UNTIL", "WHAT"), rows)
+
+
+def _short(record: object) -> str:
+    text = json.dumps(record, ensure_ascii=False)  # with control characters escaped
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+
+
+def _amounts(asked: JobResources) -> str:
+    found = [f"cpu {asked.cpu:g}", *([f"gpu {asked.gpu:g}"] if asked.gpu else []), f"memory {asked.memory}"]
+    found += [f"gpu memory {asked.gpu_memory}"] if asked.gpu_memory else []
+    return ", ".join([*found, *(f"{name}={value}" for name, value in asked.labels.items())])
 
 
 def _time(at: float | None) -> str:

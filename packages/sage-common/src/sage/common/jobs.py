@@ -12,7 +12,11 @@ __all__ = [
     "ENDED",
     "STATES",
     "CheckpointInfo",
+    "GateInfo",
+    "JobDecided",
+    "JobDecision",
     "JobDeleted",
+    "JobGates",
     "JobInfo",
     "JobList",
     "JobResources",
@@ -20,6 +24,7 @@ __all__ = [
     "JobState",
     "JobStop",
     "OperatorInfo",
+    "ParkedInfo",
 ]
 
 JobState = Literal[
@@ -46,11 +51,15 @@ class _Wire(BaseModel):
 
 
 class JobResources(_Wire):
-    """What a job takes of its node as long as it runs, as the scheduler counts it."""
+    """What a job takes of its node as long as it runs, as the scheduler counts it.
+
+    It is at least what its operators ask for with their `resources`, all of them together.
+    """
 
     cpu: float = Field(0.1, ge=0, le=4096, description="cores, in steps of 0.001")
     gpu: float = Field(0.0, ge=0, le=64, description="devices, or a share of one")
     memory: str = Field("128MiB", max_length=32, description="of the node: 2GiB, 500MB")
+    gpu_memory: str = Field("", max_length=32, description="that each device must have")
     labels: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="of the node, all of them"
     )
@@ -66,6 +75,11 @@ class JobSpec(_Wire):
         default_factory=dict,
         max_length=64,
         description="of a plan: STEP.PARAMETER; of a function: its arguments",
+    )
+    services: dict[Name, Code] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="what its operators call by name: module:name of what makes each",
     )
     restart: str = Field("exponential:3", max_length=64, description="what follows a crash")
     every: Seconds = Field(10.0, description="seconds between two checkpoints")
@@ -120,6 +134,7 @@ class JobInfo(_Wire):
     name: str
     flow: str = Field(description="the flow's own name")
     source: str = Field("", description="the code that makes it; empty = it came as a plan")
+    services: dict[str, str] = Field(default_factory=dict, description="the code behind each, by name")
     state: JobState
     detail: str = Field("", description="why it is in this state, in words")
     created_at: float
@@ -135,6 +150,9 @@ class JobInfo(_Wire):
     stuck_s: float = Field(0.0, description="how long its event loop has not moved")
     checkpoint: CheckpointInfo | None = None
     operators: list[OperatorInfo] = Field(default_factory=list)
+    gates: dict[str, int] = Field(
+        default_factory=dict, description="how many records wait for a decision, by gate"
+    )
 
 
 class JobList(_Wire):
@@ -148,3 +166,51 @@ class JobDeleted(_Wire):
 
     id: str
     deleted: Literal[True] = True
+
+
+class ParkedInfo(_Wire):
+    """A record that waits for a decision."""
+
+    id: str
+    record: JsonValue = Field(description="as JSON; as text where it is none, or is large")
+    since: float
+    until: float = Field(description="when nobody is waited for any more")
+
+
+class GateInfo(_Wire):
+    """The records that wait at one gate; the longest first, and not all of them where they are many."""
+
+    name: str
+    waiting: int
+    records: list[ParkedInfo]
+
+
+class JobGates(_Wire):
+    """The gates of a job."""
+
+    gates: list[GateInfo]
+
+
+class JobDecision(_Wire):
+    """What is to become of a record at a gate."""
+
+    gate: Annotated[str, Field(max_length=256)]
+    decision: Literal["approve", "reject"]
+    value: JsonValue = Field(None, description="goes on in its place, if it is given at all")
+    reason: str = Field("", max_length=1024, description="why it is rejected")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.decision == "reject" and "value" in self.model_fields_set:
+            raise ValueError("a record that is rejected has no value to go on with")
+        if self.decision == "approve" and self.reason:
+            raise ValueError("a reason is for a record that is rejected")
+        return self
+
+
+class JobDecided(_Wire):
+    """A decision that is part of a checkpoint: the record does not come back."""
+
+    id: str
+    gate: str
+    decision: Literal["approve", "reject"]

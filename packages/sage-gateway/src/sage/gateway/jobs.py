@@ -11,7 +11,7 @@ from fastapi import Query
 from fastapi.responses import StreamingResponse
 
 from sage.common.config import SageConfig
-from sage.common.jobs import JobDeleted, JobInfo, JobList, JobSpec, JobStop
+from sage.common.jobs import JobDecided, JobDecision, JobDeleted, JobGates, JobInfo, JobList, JobSpec, JobStop
 from sage.common.paths import SagePaths
 from sage.gateway.app import Handlers
 from sage.gateway.keyservice import KeyService
@@ -84,6 +84,12 @@ def job_handlers(jobs: JobManager) -> Handlers:
     async def delete_job(job_id: str) -> JobDeleted:
         return JobDeleted(id=await jobs.delete(job_id))
 
+    async def job_gates(job_id: str) -> JobGates:
+        return await jobs.gates(job_id)
+
+    async def decide_job(job_id: str, item_id: str, decision: JobDecision) -> JobDecided:
+        return await jobs.decide(job_id, item_id, decision)
+
     async def job_logs(
         job_id: str, lines: Annotated[int, Query(ge=0, le=MAX_LINES)] = 100, follow: bool = False
     ) -> StreamingResponse:
@@ -102,6 +108,8 @@ def job_handlers(jobs: JobManager) -> Handlers:
         "resume_job": resume_job,
         "stop_job": stop_job,
         "delete_job": delete_job,
+        "job_gates": job_gates,
+        "decide_job": decide_job,
         "job_logs": job_logs,
         "job_events": job_events,
     }

@@ -97,6 +97,8 @@ ROUTES: Final[tuple[Entry, ...]] = (
     _admin("POST", "/admin/v1/jobs/{job_id}/pause", "pause_job"),
     _admin("POST", "/admin/v1/jobs/{job_id}/resume", "resume_job"),
     _admin("POST", "/admin/v1/jobs/{job_id}/stop", "stop_job"),
+    _admin("GET", "/admin/v1/jobs/{job_id}/gates", "job_gates"),
+    _admin("POST", "/admin/v1/jobs/{job_id}/gates/{item_id}", "decide_job"),
     _admin("GET", "/admin/v1/jobs/{job_id}/logs", "job_logs"),
     _admin("GET", "/admin/v1/jobs/{job_id}/events", "job_events"),
     _admin("GET", "/admin/v1/usage", "usage"),

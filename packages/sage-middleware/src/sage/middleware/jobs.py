@@ -8,7 +8,16 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from sage.common.jobs import JobDeleted, JobInfo, JobList, JobSpec, JobStop
+from sage.common.jobs import (
+    JobDecided,
+    JobDecision,
+    JobDeleted,
+    JobGates,
+    JobInfo,
+    JobList,
+    JobSpec,
+    JobStop,
+)
 from sage.middleware.rest import Rest, read_answer
 
 __all__ = ["JobClient"]
@@ -53,6 +62,15 @@ class JobClient:
     def delete(self, which: str) -> JobDeleted:
         """End it and forget all of it."""
         return self._call("DELETE", _one(which), JobDeleted)
+
+    def gates(self, which: str) -> JobGates:
+        """What waits for a decision at its gates."""
+        return self._call("GET", _one(which, "/gates"), JobGates)
+
+    def decide(self, which: str, item: str, decision: JobDecision) -> JobDecided:
+        """Let a record at a gate go on, or reject it; it is durable when this returns."""
+        body = decision.model_dump(mode="json", exclude_unset=True)
+        return self._call("POST", _one(which, f"/gates/{quote(item, safe='')}"), JobDecided, body)
 
     def logs(self, which: str, *, lines: int = 100, follow: bool = False) -> Iterator[bytes]:
         """The last lines that its process printed; `follow`: and what comes, until it has ended."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from sage.cli.commands.stack import Config, Json, paths
-from sage.cli.jobview import Screen, describe, line, table
+from sage.cli.jobview import Screen, describe, line, parked, table
 from sage.cli.output import Talk, emit, emit_line
 
 if TYPE_CHECKING:
-    from sage.common.jobs import JobInfo, JobSpec
+    from pydantic import BaseModel
+
+    from sage.common.jobs import JobDecision, JobInfo, JobSpec
     from sage.middleware.jobs import JobClient
 
 __all__ = ["app"]
@@ -24,6 +26,7 @@ app = typer.Typer(
 
 Which = Annotated[str, typer.Argument(metavar="JOB", help="Its name or its id; see `job list`.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return at once.")]
+_Wire = TypeVar("_Wire", bound="BaseModel")
 _FOLLOW_S = 86_400.0  # a log may be silent for long
 
 
@@ -39,6 +42,10 @@ def submit(
         typer.Option(
             "--set", metavar="KEY=VALUE", help="STEP.PARAMETER of a file, or an argument of a flow."
         ),
+    ] = None,
+    service: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODULE:NAME", help="What operators call by that name, and who makes it."),
     ] = None,
     restart: Annotated[
         str, typer.Option(help="After a crash: none, fixed:3:10, exponential:5, rate:3:60.")
@@ -58,6 +65,7 @@ def submit(
             **_source(what),
             "name": name,
             "settings": {key: _value(text) for key, text in _pairs(settings, "--set").items()},
+            "services": _pairs(service, "--service"),
             "restart": restart,
             "every": every,
             "resources": {key: value for key, value in amounts.items() if value is not None},
@@ -151,6 +159,46 @@ def delete(ctx: typer.Context, job: Which, config: Config = None, as_json: Json 
 
 
 @app.command()
+def gates(ctx: typer.Context, job: Which, config: Config = None, as_json: Json = False) -> None:
+    """What waits at the gates of a job for a decision."""
+    found = _client(config).gates(job)
+    if as_json:
+        emit(found)
+        return
+    print(parked(found))
+    more = sum(gate.waiting - len(gate.records) for gate in found.gates)
+    if more:
+        ctx.obj.say(f"and {more} more, which are shown when these are decided on")
+
+
+@app.command()
+def decide(
+    ctx: typer.Context,
+    job: Which,
+    gate: Annotated[str, typer.Argument(help="Where it waits; see `job gates`.")],
+    item: Annotated[str, typer.Argument(help="The id of the record.")],
+    decision: Annotated[str, typer.Argument(metavar="approve|reject")],
+    value: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Goes on in its place; as text where it is no JSON.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why it is rejected.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Let a record that waits at a gate go on, or reject it; it is durable when this returns."""
+    given = {"gate": gate, "decision": decision}
+    asked = _decision(
+        given
+        | ({} if value is None else {"value": _value(value)})
+        | ({} if reason is None else {"reason": reason})
+    )
+    found = _client(config).decide(job, item, asked)
+    if as_json:
+        emit(found)
+    ctx.obj.say(f"record {found.id} at gate {found.gate} of job {job}: {found.decision}")
+
+
+@app.command()
 def logs(
     job: Which,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=10_000, help="The last so many.")] = 100,
@@ -221,14 +269,26 @@ def _value(text: str) -> Any:
 
 def _spec(given: dict[str, Any]) -> JobSpec:
     """The job that is asked for. Raises UsageError for what no job can be."""
+    from sage.common.jobs import JobSpec
+
+    return _valid(JobSpec, given, "job")
+
+
+def _decision(given: dict[str, Any]) -> JobDecision:
+    """What is decided. Raises UsageError for what cannot be."""
+    from sage.common.jobs import JobDecision
+
+    return _valid(JobDecision, given, "decision")
+
+
+def _valid(kind: type[_Wire], given: dict[str, Any], what: str) -> _Wire:
     from pydantic import ValidationError
 
     from sage.common.errors import UsageError
-    from sage.common.jobs import JobSpec
 
     try:
-        return JobSpec.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as exc:
         first = exc.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "job"
+        where = ".".join(map(str, first["loc"])) or what
         raise UsageError(f"{where}: {first['input']!r} is not valid: {first['msg']}.") from None

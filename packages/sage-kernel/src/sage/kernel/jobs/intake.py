@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
-from typing import Final
+from typing import Any, Final
 
 from sage.common.clock import Clock
 from sage.common.errors import (
@@ -19,7 +19,8 @@ from sage.common.errors import (
     SageError,
 )
 from sage.common.ids import new_id
-from sage.common.jobs import JobSpec
+from sage.common.jobs import JobResources, JobSpec
+from sage.kernel.jobs.demand import resources_for
 from sage.kernel.jobs.folders import Folders
 from sage.kernel.jobs.messages import Check, Checked, Failed
 from sage.kernel.jobs.options import JobOptions, source_of
@@ -27,6 +28,7 @@ from sage.kernel.jobs.placement import Placer, unit_of
 from sage.kernel.jobs.process import JobProcess, ask
 from sage.kernel.jobs.restart import Restart
 from sage.kernel.jobs.states import Job
+from sage.kernel.scheduler import InfeasibleError
 
 __all__ = ["Intake"]
 
@@ -70,7 +72,9 @@ class Intake:
         self._placer.check(unit_of(title, title, spec.resources, now))
         await asyncio.to_thread(self._folders.make, ident, spec)
         try:
-            flow = await self._look(ident, spec)
+            found = await self._look(ident, spec)
+            flow, resources = found.flow, resources_for(spec.resources, found.demand)
+            self._check_room(title, resources, found.demand, now)
             taken = names()
             name = spec.name or _free(_usual(flow), taken)
             if name in taken:  # another one was faster
@@ -85,14 +89,23 @@ class Intake:
             name=name,
             flow=flow,
             source=spec.flow or "",
+            services=dict(spec.services),
             created=now,
             restart=restart,
             every=spec.every,
-            resources=spec.resources,
+            resources=resources,
         )
 
-    async def _look(self, ident: str, spec: JobSpec) -> str:
-        """The name of its flow, once that has been found right."""
+    def _check_room(self, title: str, resources: JobResources, demand: Mapping[str, Any], now: float) -> None:
+        try:
+            self._placer.check(unit_of(title, title, resources, now))
+        except InfeasibleError as error:
+            if demand:
+                error.message += " That is what its operators ask for, which run all at once."
+            raise
+
+    async def _look(self, ident: str, spec: JobSpec) -> Checked:
+        """What its process has found of its flow, once that is right."""
         async with self._looking:
             process = await JobProcess.spawn(ident, self._folders.log(ident), self._options.environment())
             word = await ask(process, Check(source_of(spec, self._options)), _PATIENCE_S)
@@ -102,7 +115,7 @@ class Intake:
             raise _RefusedError(word.code or BadRequestError.code, word.message, hint=word.hint)
         if not isinstance(word, Checked):
             raise SageError(f"The flow could not be looked at: its process said {word}.")
-        return word.flow
+        return word
 
 
 class _RefusedError(BadRequestError):

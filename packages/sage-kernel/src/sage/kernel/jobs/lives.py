@@ -15,7 +15,18 @@ from sage.kernel.jobs import states
 from sage.kernel.jobs.beats import Beats, Patience
 from sage.kernel.jobs.folders import Folders
 from sage.kernel.jobs.held import Held
-from sage.kernel.jobs.messages import Beat, Begin, Failed, Finished, Pause, Paused, Running, Saved, Word
+from sage.kernel.jobs.messages import (
+    Answer,
+    Beat,
+    Begin,
+    Failed,
+    Finished,
+    Pause,
+    Paused,
+    Running,
+    Saved,
+    Word,
+)
 from sage.kernel.jobs.options import JobOptions, source_of
 from sage.kernel.jobs.placement import Placed
 from sage.kernel.jobs.process import JobProcess
@@ -147,12 +158,15 @@ class Lives:
             self._beats.forget(ident)
             self._living.pop(ident, None)
             await process.kill()
-            held.process, held.stuck = None, 0.0
+            held.process, held.stuck, held.gates = None, 0.0, {}
+            held.hung_up()
 
     async def _heard(self, held: Held, word: Word) -> None:
         match word:
+            case Answer():
+                held.answered(word)
             case Beat():
-                held.stuck = word.stuck
+                held.stuck, held.gates = word.stuck, word.gates
                 held.operators = tuple(OperatorInfo(**one) for one in word.operators) or held.operators
                 held.tell()
             case Finished():

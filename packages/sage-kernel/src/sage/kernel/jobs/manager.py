@@ -9,7 +9,7 @@ from typing import Final, Self
 
 from sage.common.clock import Clock, SystemClock
 from sage.common.errors import NotFoundError, SageError
-from sage.common.jobs import STATES, JobInfo, JobSpec
+from sage.common.jobs import STATES, JobDecided, JobDecision, JobGates, JobInfo, JobSpec
 from sage.common.paths import SagePaths
 from sage.common.telemetry import JOB_CHECKPOINT_AGE, JOB_RESTARTS, JOBS, Metric
 from sage.kernel.jobs import states
@@ -18,7 +18,7 @@ from sage.kernel.jobs.held import Held, info
 from sage.kernel.jobs.intake import Intake
 from sage.kernel.jobs.lives import Lives
 from sage.kernel.jobs.logs import read_log
-from sage.kernel.jobs.messages import Drain, Pause
+from sage.kernel.jobs.messages import Decide, Drain, Gates, Pause
 from sage.kernel.jobs.options import JobOptions
 from sage.kernel.jobs.placement import Placed, Placer, unit_of
 from sage.kernel.jobs.states import Edit
@@ -178,6 +178,25 @@ class JobManager:
         """End it: what was read is finished first, unless it is to end `now`. Raises ConflictError."""
         wall = self._clock.wall()
         return await self._asked(which, lambda job: states.ask_stop(job, wall, at_once=now))
+
+    async def gates(self, which: str) -> JobGates:
+        """What waits for a decision at its gates. Raises ConflictError for one that does not run."""
+        return JobGates.model_validate(await self._find(which).ask(Gates))
+
+    async def decide(self, which: str, item: str, decision: JobDecision) -> JobDecided:
+        """Let a record at a gate go on, or reject it; it is durable when this returns.
+
+        Raises NotFoundError for a gate or record that is not there, ConflictError for one that does not run.
+        """
+        approve, value = decision.decision == "approve", {}
+        if "value" in decision.model_fields_set:
+            value = {"value": decision.value}
+
+        def order(number: int) -> Decide:
+            return Decide(number, decision.gate, item, approve, value, decision.reason)
+
+        await self._find(which).ask(order)
+        return JobDecided(id=item, gate=decision.gate, decision=decision.decision)
 
     async def delete(self, which: str) -> str:
         """End it, and forget it with its folder; its id."""

@@ -38,4 +38,5 @@ def source_of(spec: JobSpec, options: JobOptions) -> Source:
         options.code,
         tuple(str(folder) for folder in options.path),
         spec.folder,
+        dict(spec.services),
     )

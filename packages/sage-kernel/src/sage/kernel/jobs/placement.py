@@ -36,7 +36,9 @@ class Placed:
 def unit_of(ident: str, name: str, resources: JobResources, arrival: float) -> Unit:
     """What the scheduler places for a job: its process. Raises UsageError for amounts that are none."""
     try:
-        wanted = Resources(resources.cpu, resources.gpu, resources.memory, labels=resources.labels)
+        wanted = Resources(
+            resources.cpu, resources.gpu, resources.memory, resources.gpu_memory or 0, resources.labels
+        )
     except UsageError as error:
         error.message = f"Job {name}: {error.message}"
         error.param = "resources"

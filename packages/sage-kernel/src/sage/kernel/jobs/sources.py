@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from sage.common.errors import BadRequestError, NotFoundError
-from sage.kernel.compile import compile_plan
+from sage.kernel.compile import Compiled, compile_plan
 from sage.kernel.flow import Flow
 from sage.kernel.jobs.messages import Source
-from sage.kernel.options import Checkpoints
 from sage.kernel.plan import PlanError
 from sage.kernel.registry import Registry, nearest
-from sage.kernel.runtime.checkpoint import Coordinator
+from sage.kernel.runtime.keeper import need_checkpointable
+from sage.kernel.runtime.shared import ServiceFactory
 from sage.kernel.schema import VERBS
 from sage.kernel.serial import import_named
 
-__all__ = ["check", "load", "with_settings"]
+__all__ = ["check", "load", "services_of", "with_settings"]
 
 
 def load(source: Source) -> Flow:
@@ -39,11 +39,47 @@ def load(source: Source) -> Flow:
     return _called(source.flow, import_named(source.flow, source.allow), source.settings)
 
 
-def check(flow: Flow, registry: Registry) -> None:
-    """Raises PlanError with all that keeps the flow from being run as a job."""
-    if any(node.verb == "requests" for node in flow.plan.nodes):
+def services_of(source: Source) -> dict[str, ServiceFactory]:
+    """What makes each service, once the flow is loaded: nothing is made yet.
+
+    Raises BadRequestError for code that is not allowed or makes none.
+    """
+    found: dict[str, ServiceFactory] = {}
+    for name, code in source.services.items():
+        try:
+            made = import_named(code, source.allow)
+        except BadRequestError as error:
+            error.message = f"service {name!r}: {error.message}"
+            raise
+        if not isinstance(made, Flow) and not callable(made):
+            raise BadRequestError(
+                f"service {name!r}: {code!r} is a {type(made).__name__}; valid is a class or function that "
+                "makes the service, or a Flow that answers requests."
+            )
+        found[name] = made
+    return found
+
+
+def check(flow: Flow, registry: Registry, services: Mapping[str, ServiceFactory]) -> list[Compiled]:
+    """The flow, and those behind its services, compiled.
+
+    Raises PlanError with all that keeps one of them from being run.
+    """
+    if _answers(flow):
         raise PlanError(flow.name, ["it answers requests: a job reads its sources to their ends"])
-    Coordinator(compile_plan(flow.plan, registry), Checkpoints(Path()))
+    plan = compile_plan(flow.plan, registry, services)
+    need_checkpointable(plan)
+    plans = [plan]
+    for name, made in services.items():
+        if isinstance(made, Flow):
+            if not _answers(made):
+                raise PlanError(made.name, [f"it is service {name!r} and answers no requests"])
+            plans.append(compile_plan(made.plan, registry, services))
+    return plans
+
+
+def _answers(flow: Flow) -> bool:
+    return any(node.verb == "requests" for node in flow.plan.nodes)
 
 
 def with_settings(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

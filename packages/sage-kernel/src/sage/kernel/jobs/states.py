@@ -64,6 +64,7 @@ class Job:
     restart: Restart
     every: float
     source: str = ""
+    services: dict[str, str] = field(default_factory=dict)
     resources: JobResources = field(default_factory=JobResources)
     state: JobState = "queued"
     detail: str = ""

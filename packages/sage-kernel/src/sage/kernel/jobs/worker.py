@@ -13,15 +13,18 @@ from dataclasses import asdict
 from typing import Any
 
 from sage.common.errors import BadRequestError, SageError, UnavailableError
+from sage.kernel.jobs.demand import demand_of
 from sage.kernel.jobs.line import Line
 from sage.kernel.jobs.messages import (
     Beat,
     Begin,
     Check,
     Checked,
+    Decide,
     Drain,
     Failed,
     Finished,
+    Gates,
     Order,
     Pause,
     Paused,
@@ -29,7 +32,8 @@ from sage.kernel.jobs.messages import (
     Saved,
     Word,
 )
-from sage.kernel.jobs.sources import check, load
+from sage.kernel.jobs.parked import answer
+from sage.kernel.jobs.sources import check, load, services_of
 from sage.kernel.options import Checkpoints
 from sage.kernel.registry import default_registry
 from sage.kernel.runtime.local import LocalEnvironment
@@ -50,13 +54,16 @@ class _Work:
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._moved = time.monotonic()
         self._run: Run | None = None
+        self._gates: dict[str, int] = {}
+        self._answering: set[asyncio.Task[None]] = set()
         self._cut = False  # its end is ours, behind a checkpoint
         self._saved: int | None = None  # the newest checkpoint that was told; None = it has not begun
 
     async def run(self) -> Word:
         """Until its end; the last word."""
         flow = load(self._order.source)
-        check(flow, default_registry())
+        services = services_of(self._order.source)
+        check(flow, default_registry(), services)
         loop = asyncio.get_running_loop()
         pulse = asyncio.create_task(self._pulse())
         self._line.beat = self._beat
@@ -66,7 +73,10 @@ class _Work:
 
         self._line.listen(hand_over)
         checkpoints = Checkpoints(self._order.checkpoints, self._order.every)
-        self._run = run = await LocalEnvironment(checkpoints=checkpoints).start(flow)
+        environment = LocalEnvironment(checkpoints=checkpoints)
+        for name, factory in services.items():
+            environment.register_service(name, factory)
+        self._run = run = await environment.start(flow)
         obeying = asyncio.create_task(self._obey(run))
         ending = asyncio.create_task(_ended(run))
         try:
@@ -74,6 +84,7 @@ class _Work:
                 self._saved, _ = run.epochs
                 self._line.say(Running(self._saved or None))
             await asyncio.wait({obeying, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.gather(*self._answering)  # the run is over, so that they end
             return await obeying if self._cut or obeying.done() else ending.result()
         finally:
             for task in (pulse, obeying, ending):
@@ -83,7 +94,11 @@ class _Work:
         """Follow orders until one of them has ended the run."""
         while True:
             order = await self._orders.get()
-            if isinstance(order, Drain):
+            if isinstance(order, Gates | Decide):
+                task = asyncio.create_task(self._answer(run, order))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+            elif isinstance(order, Drain):
                 await run.stop()
             elif isinstance(order, Pause):
                 with contextlib.suppress(UnavailableError):  # it has come to its end meanwhile
@@ -94,11 +109,15 @@ class _Work:
                     await run.stop(drain=False)
                     return Paused()
 
+    async def _answer(self, run: Run, order: Gates | Decide) -> None:
+        self._line.say(await answer(run, order))
+
     async def _pulse(self) -> None:
         while True:
             self._moved = time.monotonic()
             if self._run is not None:
                 self._tell_saved(self._run)
+                self._gates = self._run.inboxes.waiting()
             await asyncio.sleep(_PULSE_S)
 
     def _tell_saved(self, run: Run) -> None:
@@ -110,7 +129,7 @@ class _Work:
     def _beat(self) -> Beat:
         stuck = time.monotonic() - self._moved
         reports = self._run.reports() if self._run else ()
-        return Beat(round(stuck, 3) if stuck > 2 * _PULSE_S else 0.0, plain(reports))
+        return Beat(round(stuck, 3) if stuck > 2 * _PULSE_S else 0.0, plain(reports), self._gates)
 
 
 async def _ended(run: Run) -> Word:
@@ -137,8 +156,8 @@ def failed(error: Exception) -> Failed:
 def _answer(order: Order | None, line: Line) -> Word:
     if isinstance(order, Check):
         flow = load(order.source)
-        check(flow, default_registry())
-        return Checked(flow.name)
+        plans = check(flow, default_registry(), services_of(order.source))
+        return Checked(flow.name, demand_of(plans))
     if isinstance(order, Begin):
         return asyncio.run(_Work(order, line).run())
     raise BadRequestError(f"The first order is {order}; valid is one to check or to begin.")

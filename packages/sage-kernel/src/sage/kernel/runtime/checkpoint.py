@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sage.common.errors import UnavailableError
 from sage.kernel.compile import Compiled
 from sage.kernel.options import Checkpoints
-from sage.kernel.plan import PlanError
-from sage.kernel.runtime.archive import Archive, Restored
+from sage.kernel.runtime.archive import Restored
 from sage.kernel.runtime.columns import Barrier
-from sage.kernel.runtime.manifest import Manifest, misfits, shape_of
+from sage.kernel.runtime.keeper import Keeper, whatever_comes
 from sage.kernel.runtime.paid import ResultLog
 from sage.kernel.runtime.participant import Participant, Snapshot
-from sage.kernel.runtime.report import CheckpointError
 from sage.kernel.runtime.sinks import SinkEnd
-from sage.kernel.runtime.sources import once_only
 from sage.kernel.runtime.state import pickled, unpickled
-from sage.kernel.runtime.store import FolderStore
 
 __all__ = ["Coordinator"]
 
@@ -32,21 +26,11 @@ PATIENCE = 0.1
 """Seconds that a barrier has to pass all stages behind what is queued; then it overtakes it."""
 
 
-class Coordinator:
+class Coordinator(Keeper):
     """Takes checkpoints of one run, one at a time, and knows the one that it goes on from."""
 
     def __init__(self, plan: Compiled, options: Checkpoints) -> None:
-        problems = [*_problems(plan)]
-        if problems:
-            raise PlanError(plan.name, problems)
-        folder = options.folder
-        self._store = FolderStore(folder) if isinstance(folder, str | Path) else folder
-        self._flow = plan.name
-        self._shape = shape_of(plan)
-        self._every = options.every
-        self._archive = Archive(self._store, options.keep)
-        self._thread = ThreadPoolExecutor(1, "sage-checkpoints")
-        self._lock = asyncio.Lock()
+        super().__init__(plan, options)
         self._members: dict[str, Participant] = {}
         self._ends: list[SinkEnd] = []
         self._finished: dict[str, Snapshot] = {}
@@ -59,11 +43,7 @@ class Coordinator:
         self._running = asyncio.Event()
         self.log = ResultLog(self._store)
         self.found: Restored | None = None
-        self.epoch = 0
-        """That of the last checkpoint that is complete; 0 = none yet."""
-        self.resumed = 0
         self.already_done = False
-        self.warnings: tuple[str, ...] = ()
 
     # ---- from start to end -----------------------------------------------------------------------------
 
@@ -71,26 +51,21 @@ class Coordinator:
     async def opened(self) -> AsyncIterator[None]:
         """Open the store and find the newest sound checkpoint that fits; close it at the end."""
         try:
-            await self._do(self._store.open)
-            self.found, warnings = await self._do(self._archive.newest)
-            self.warnings = tuple(warnings)
+            self.found = await self._newest()
             if self.found is not None:
-                self._check(self.found.manifest)
-                self.epoch = self.resumed = self.found.manifest.epoch
                 self.already_done = await self._do(self._is_marked) and self.found.manifest.done
             await self.log.open(self.epoch)
             yield
         finally:
             self._over = True
             self._running.set()
-            await _whatever_comes(self._close())
+            await whatever_comes(self._close())
 
     async def _close(self) -> None:
         try:
             await self.log.close()
         finally:
-            await self._do(self._store.close)
-            self._thread.shutdown(wait=False)
+            await self._close_store()
 
     def join(self, members: Iterable[Participant], ends: Iterable[SinkEnd]) -> None:
         """Take these stages and sinks in, and restore what they held."""
@@ -232,7 +207,7 @@ class Coordinator:
             given = await end.prepare(epoch) if share.ended else share.prepared
             if end.transactional:
                 prepared[end.name] = given
-        manifest = Manifest(self._flow, epoch, done, self._shape, (), prepared)
+        manifest = self._manifest(epoch, prepared, done=done)
         plain = {name: share.plain for name, share in handed.items()}
         changes = {name: found for share in handed.values() for name, found in share.changes.items()}
         await self._do(self._archive.save, manifest, plain, changes)
@@ -256,42 +231,3 @@ class Coordinator:
             if name != self._mark:
                 self._store.remove(name)  # of a later checkpoint, which was damaged
         return self._mark in marks
-
-    def _check(self, manifest: Manifest) -> None:
-        if manifest.flow != self._flow:
-            raise CheckpointError(
-                f"the checkpoints are those of flow {manifest.flow!r}, and this is flow {self._flow!r}.",
-                hint="Give each flow a folder of its own.",
-            )
-        problems = list(misfits(manifest.shape, self._shape))
-        if problems:
-            lines = "".join(f"\n  - {problem}" for problem in problems)
-            raise CheckpointError(
-                f"flow {self._flow!r} does not fit to its checkpoint {manifest.epoch}:{lines}\n",
-                hint="Undo that, or begin anew in another folder.",
-            )
-
-    async def _do(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
-
-
-async def _whatever_comes(work: Coroutine[Any, Any, None]) -> None:
-    """Do it to its end, also when it is cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
-
-
-def _problems(plan: Compiled) -> Iterable[str]:
-    """Why there can be no checkpoints of this plan."""
-    owners: dict[int, str] = {}
-    for op in plan.ops:
-        if op.node.verb == "source" and (problem := once_only(op)):
-            yield f"checkpoints: {problem}"
-        elif op.node.verb == "sink" and hasattr(op.fn, "prepare"):
-            other = owners.setdefault(id(op.fn), op.node.name)
-            if other != op.node.name:
-                yield f"checkpoints: sinks {other!r} and {op.node.name!r} are one object: make one for each"

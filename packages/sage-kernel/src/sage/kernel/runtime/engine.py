@@ -12,6 +12,7 @@ from sage.common.clock import Clock, SystemClock
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.inbox import Inboxes
+from sage.kernel.runtime.ledger import Ledger
 from sage.kernel.runtime.mutation import Shares
 from sage.kernel.runtime.replicas.entrance import Entrance
 from sage.kernel.runtime.replicas.opening import opened_pools
@@ -52,10 +53,13 @@ class Engine:
     """The workers of each stage that has some, by the name of its first operator, once they are there."""
     services: dict[str, Any] = field(default_factory=dict)
     shares: Shares | None = None
+    ledger: Ledger | None = None
+    """What keeps the requests of a job that has checkpoints."""
 
     def __post_init__(self) -> None:
         if self.around.debug:
             self.shares = Shares()
+        self.inboxes.kept |= self.ledger is not None
 
     @property
     def clock(self) -> Clock:

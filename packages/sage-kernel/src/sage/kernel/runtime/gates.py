@@ -16,10 +16,13 @@ from sage.kernel.plan import Gate
 from sage.kernel.runtime.columns import LAST, Barrier, Columns, Control, Watermark
 from sage.kernel.runtime.columns import Batch as Records
 from sage.kernel.runtime.engine import Engine
-from sage.kernel.runtime.inbox import Decision, Inbox
+from sage.kernel.runtime.inbox import Decision, Inbox, Place, RejectedError
 from sage.kernel.runtime.kernels import ChosenError, Faults
+from sage.kernel.runtime.ledger import Kept
 from sage.kernel.runtime.participant import Participant
+from sage.kernel.runtime.requests import Note
 from sage.kernel.runtime.stages import collect
+from sage.kernel.runtime.state import unpickled
 
 __all__ = ["GateCall", "GateStage"]
 
@@ -37,7 +40,8 @@ class GateCall:
         self._spec: Gate = op.fn
         self._on_error = op.node.call.on_error
         self._room = asyncio.Semaphore(self._spec.limit) if engine.waits else None
-        self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._waiting: dict[str, tuple[asyncio.Future[Decision], Callable[[Decision], None]]] = {}
+        self._kept = Kept(op.node.name, engine.ledger) if engine.ledger else None
         self.inbox = Inbox(self._spec, engine.clock, self._decided)
         self.orphaned: Callable[[Decision], None] | None = None
         engine.inboxes.add(self._spec.inbox, self.inbox)
@@ -48,11 +52,11 @@ class GateCall:
             return item
         if self._room is not None:
             async with self._room:
-                return await self._decision(item)
-        if self.inbox.full:
-            text = f"inbox {self._spec.inbox!r} holds {self._spec.limit} undecided records, its limit."
-            raise ChosenError(item, OverloadedError(text, retry_after=FULL_FOR), "fail")
-        return await self._decision(item)
+                return await self._parked(self.inbox.park(item), lambda _: None)
+        if self._kept is not None:
+            return await self._kept_decision(self._kept, item)
+        self._need_room(item)
+        return await self._parked(self.inbox.park(item), lambda _: None)
 
     async def outcome(self, decision: Decision) -> Any:
         """What goes on after a decision; raises what a rejected record fails with."""
@@ -60,9 +64,31 @@ class GateCall:
             raise ChosenError(decision.place.item, decision.rejected, self._on_error)
         return decision.value
 
-    async def _decision(self, item: Any) -> Any:
-        ident = self.inbox.park(item)
-        waiter = self._waiting[ident] = asyncio.get_running_loop().create_future()
+    def _need_room(self, item: Any) -> None:
+        if self.inbox.full:
+            text = f"inbox {self._spec.inbox!r} holds {self._spec.limit} undecided records, its limit."
+            raise ChosenError(item, OverloadedError(text, retry_after=FULL_FOR), "fail")
+
+    async def _kept_decision(self, kept: Kept, item: Any) -> Any:
+        """The decision that was made before a crash, or the one on a record that waits as it did before."""
+        digest = kept.digest(item)
+        if (data := kept.find(digest)) is None:
+            self._need_room(item)
+            ident = self.inbox.park(item)
+            parked = (ident, self.inbox.states[ident].since)
+            kept.note(Note(kept.operator, digest, kept.pickled(item, parked)))
+        else:
+            ident, since = unpickled(data, f"the place of {kept.what(item)}")
+            if (data := kept.find(ident.encode())) is not None:
+                value, why = unpickled(data, f"the decision on {kept.what(item)}")
+                rejected = RejectedError(why) if why else None
+                return await self.outcome(Decision(Place(item, since, 0), value, rejected))
+            self.inbox.park_again(ident, item, since)
+        return await self._parked(ident, _noting(kept, ident))
+
+    async def _parked(self, ident: str, noting: Callable[[Decision], None]) -> Any:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[ident] = (waiter, noting)
         try:
             return await self.outcome(await waiter)
         finally:
@@ -70,12 +96,26 @@ class GateCall:
             self.inbox.leave(ident)
 
     def _decided(self, ident: str, decision: Decision) -> None:
-        waiter = self._waiting.get(ident)
+        waiter, noting = self._waiting.get(ident, (None, None))
         if waiter is not None and not waiter.done():  # else its request was cancelled a moment ago
+            if noting is not None:
+                noting(decision)
             waiter.set_result(decision)
         elif waiter is None and self.orphaned is not None:
             self.inbox.leave(ident)
             self.orphaned(decision)
+
+
+def _noting(kept: Kept, ident: str) -> Callable[[Decision], None]:
+    """What keeps the decision on the record that the present request has parked."""
+    note = kept.later()
+
+    def decided(decision: Decision) -> None:
+        why = decision.rejected.message if decision.rejected else ""
+        what = (None if why else decision.value, why)
+        note(Note(kept.operator, ident.encode(), kept.pickled(decision.place.item, what)))
+
+    return decided
 
 
 class GateStage:

@@ -82,6 +82,11 @@ class Inbox:
         """Whether no other record finds room."""
         return len(self.states) >= self._spec.limit
 
+    @property
+    def waiting(self) -> int:
+        """How many records are not decided on."""
+        return len(self.states) - len(self._settled)
+
     def park(self, item: Any, position: int = 0, time: float = 0.0) -> str:
         """Keep a record; returns its id."""
         ident = new_id("item")
@@ -89,6 +94,13 @@ class Inbox:
         self.dirty.add(ident)
         self._arm()
         return ident
+
+    def park_again(self, ident: str, item: Any, since: float) -> None:
+        """Keep a record that had waited before, under its id and with its time."""
+        self.states[ident] = Place(item, since, 0)
+        self.states = dict(sorted(self.states.items(), key=_age))
+        self.close()
+        self._arm()
 
     def parked(self) -> list[Parked]:
         """What waits, the longest first."""
@@ -170,6 +182,8 @@ class Inboxes:
 
     def __init__(self) -> None:
         self._inboxes: dict[str, Inbox] = {}
+        self.kept = False
+        """Whether the requests whose records wait here are kept by checkpoints."""
 
     def add(self, name: str, inbox: Inbox) -> None:
         """Take the inbox of a gate in; raises `UsageError` where a service has one of that name."""
@@ -180,6 +194,10 @@ class Inboxes:
     def names(self) -> list[str]:
         """The inboxes there are."""
         return sorted(self._inboxes)
+
+    def waiting(self) -> dict[str, int]:
+        """How many records are not decided on, by inbox."""
+        return {name: self._inboxes[name].waiting for name in self.names()}
 
     def parked(self, inbox: str) -> list[Parked]:
         """What waits in an inbox, the longest first."""
@@ -205,7 +223,10 @@ class Inboxes:
         """Park what a `snapshot` holds, with its ids and times, before any request comes.
 
         Whoever waited for a reply is gone: what is sent on walks to the sinks, and its reply goes nowhere.
+        Raises `UsageError` for a job with checkpoints, which takes its requests up again by itself.
         """
+        if self.kept:
+            raise UsageError("The checkpoints of this job park what had waited again: restore nothing.")
         for name, states in snapshot.items():
             self.get(name).begin(states.items(), None)
 

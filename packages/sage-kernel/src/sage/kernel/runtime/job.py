@@ -8,27 +8,33 @@ requests together, in a batch of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from time import perf_counter
 from typing import Any
 
-from sage.common.errors import OverloadedError, UnavailableError, UsageError
+from sage.common.errors import ConflictError, OverloadedError, UnavailableError, UsageError
 from sage.kernel.compile import Compiled
 from sage.kernel.runtime.channel import Channel, Writer
 from sage.kernel.runtime.engine import Engine, running
 from sage.kernel.runtime.inbox import APPROVED, Decision, Inboxes, Parked
 from sage.kernel.runtime.kernels import PARTS
+from sage.kernel.runtime.ledger import Ledger
 from sage.kernel.runtime.mutation import guarded
-from sage.kernel.runtime.report import RunReport, reports
+from sage.kernel.runtime.report import CheckpointError, RunReport, reports, spell
+from sage.kernel.runtime.requests import NOTHING, Request
 from sage.kernel.runtime.resources import begin_anew, commit
-from sage.kernel.runtime.walk import NOTHING, ReplyError, Station, Walk, visit, wire
+from sage.kernel.runtime.state import pickled, plain_bytes, unpickled
+from sage.kernel.runtime.walk import ReplyError, Station, Walk, visit, wire
 from sage.kernel.services import bound
 
 __all__ = ["Job", "ReplyStream"]
 
 PARTS_AHEAD = 16
+LONGEST_ID = 512
 
 
 class Job:
@@ -39,6 +45,7 @@ class Job:
         self._limit = limit
         self._engine = engine
         self._services = engine.services
+        self._ledger = engine.ledger
         self._wired = wire(plan, engine)
         for gate, behind in self._wired.gates:
             gate.orphaned = partial(self._resume, behind)
@@ -49,6 +56,8 @@ class Job:
         self._cut = False
         self._stack = AsyncExitStack()
         self._started = perf_counter()
+        self.taken_up = 0
+        """How many requests that were not answered before it began it has taken up."""
 
     @classmethod
     async def start(
@@ -62,53 +71,52 @@ class Job:
         plan = guarded(plan, engine.shares) if engine.shares else plan
         job = cls(plan, limit, engine)
         async with AsyncExitStack() as stack:
+            if engine.ledger is not None:
+                await stack.enter_async_context(engine.ledger.opened())
             with bound(engine.services):
                 await stack.enter_async_context(running(plan, engine, before))
-                await begin_anew(plan.ops)
+                if engine.ledger is None:
+                    await begin_anew(plan.ops)
+                else:
+                    await engine.ledger.recover()
+                    helper = asyncio.create_task(engine.ledger.run())
+                    stack.callback(helper.cancel)
             job._stack = stack.pop_all()
+        if engine.ledger is not None:
+            job._take_up(engine.ledger)
         return job
 
-    async def request(self, item: Any) -> Any:
+    async def request(self, item: Any, *, id: str = "") -> Any:
         """Send one item through the flow and return its reply.
 
-        Raises `OverloadedError` over the limit, `UnavailableError` when stopped, `ReplyError` when no reply
-        comes out, and what an operator raised. Parts of streaming operators are dropped; see `stream`.
+        With checkpoints, who asks again with the same `id` gets the same reply, also after a crash; raises
+        `ConflictError` if it is another item. Raises `OverloadedError` over the limit, `UnavailableError`
+        when stopped, `ReplyError` when no reply comes out, and what an operator raised. Parts of streaming
+        operators are dropped; see `stream`.
         """
-        if self._state != "running":
-            raise UnavailableError(f"flow {self._plan.name!r} is {self._state} and takes no requests.")
-        if len(self._live) >= self._limit:
-            raise OverloadedError(
-                f"flow {self._plan.name!r} has {self._limit} requests in flight, its limit.", retry_after=1.0
+        if self._ledger is not None:
+            return await self._kept_request(self._ledger, item, id)
+        if id:
+            raise UsageError(
+                f"flow {self._plan.name!r} keeps no requests by their ids, as it runs without checkpoints.",
+                hint="LocalEnvironment(checkpoints=Checkpoints(folder)) keeps them.",
             )
-        walk = Walk(asyncio.current_task())
-        self._live.add(walk)
-        self._idle.clear()
+        self._need_room()
+        walk = self._enter()
         try:
-            self._wired.counters[0].items_out += 1
-            if self._services:
-                with bound(self._services):
-                    await visit(self._wired.entry, item, walk)
-            else:
-                await visit(self._wired.entry, item, walk)
+            return await self._answer(item, walk)
         except asyncio.CancelledError:
-            # Only a cancellation of our own making becomes an error; the caller's own goes on.
-            if walk.killed and walk.task and walk.task.uncancel() == 0:
-                raise UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.") from None
+            self._need_other(walk)
             raise
         finally:
-            self._live.discard(walk)
-            if not self._live:
-                self._idle.set()
-        if walk.reply is NOTHING:
-            raise ReplyError(f"flow {self._plan.name!r} gave no reply: filtered, skipped or diverted.")
-        return walk.reply
+            self._gone(walk)
 
     __call__ = request
     """A job is a service that the operators of other flows may call."""
 
-    def stream(self, item: Any) -> ReplyStream:
+    def stream(self, item: Any, *, id: str = "") -> ReplyStream:
         """`request`, with the partial results on the way: iterate, then `await stream.reply()`."""
-        return ReplyStream(self, item)
+        return ReplyStream(self, item, id)
 
     @property
     def inboxes(self) -> Inboxes:
@@ -125,14 +133,31 @@ class Job:
         Raises `NotFoundError` for an inbox or record that is not there.
         """
         self.inboxes.resolve(inbox, item_id, value)
+        if self._ledger is not None:
+            await self._ledger.durable()
+
+    async def checkpoint(self) -> int:
+        """Have a checkpoint take the place of the journal; gives its epoch, once that is durable."""
+        if self._ledger is None:
+            raise UsageError(
+                f"flow {self._plan.name!r} runs without checkpoints: "
+                "LocalEnvironment(checkpoints=Checkpoints(folder)) takes them."
+            )
+        return await self._ledger.checkpoint()
 
     def report(self) -> RunReport:
         """The counts since the start."""
         counters = reports(self._wired.counters.values())
-        return RunReport(self._plan.name, perf_counter() - self._started, self._cut, counters)
+        found = RunReport(self._plan.name, perf_counter() - self._started, self._cut, counters)
+        if (kept := self._ledger) is None:
+            return found
+        return replace(found, resumed=kept.resumed, epoch=kept.epoch, warnings=kept.warnings)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Take no more requests, wait for those in flight (or cancel them), commit the sinks, close."""
+        """Take no more requests, wait for those in flight, commit the sinks, close.
+
+        Without `drain` they are cut off; with checkpoints the next job that is started takes them up.
+        """
         if self._state == "stopped":
             return
         self._state = "stopping"
@@ -147,31 +172,163 @@ class Job:
             self._state = "stopped"
             with bound(self._services):
                 async with self._stack:
-                    await commit(self._plan.ops, {})
+                    if self._ledger is None:
+                        await commit(self._plan.ops, {})
+                    elif drain:
+                        await self._ledger.checkpoint()
+
+    def _need_room(self) -> None:
+        if self._state != "running":
+            raise UnavailableError(f"flow {self._plan.name!r} is {self._state} and takes no requests.")
+        if len(self._live) >= self._limit:
+            raise OverloadedError(
+                f"flow {self._plan.name!r} has {self._limit} requests in flight, its limit.", retry_after=1.0
+            )
+
+    def _enter(self) -> Walk:
+        """A request is under way in this task, until it is `_gone`."""
+        walk = Walk(asyncio.current_task())
+        self._live.add(walk)
+        self._idle.clear()
+        return walk
+
+    def _gone(self, walk: Walk) -> None:
+        self._live.discard(walk)
+        if not self._live:
+            self._idle.set()
+
+    def _need_other(self, walk: Walk) -> None:
+        """Only a cancellation of our own making becomes an error; the caller's own goes on."""
+        if walk.killed and walk.task and walk.task.uncancel() == 0:
+            raise self._stopped() from None
+
+    def _stopped(self) -> UnavailableError:
+        return UnavailableError(f"flow {self._plan.name!r} was stopped before it replied.")
+
+    async def _answer(self, item: Any, walk: Walk) -> Any:
+        self._wired.counters[0].items_out += 1
+        if self._services:
+            with bound(self._services):
+                await visit(self._wired.entry, item, walk)
+        else:
+            await visit(self._wired.entry, item, walk)
+        if walk.reply is NOTHING:
+            raise self._no_reply()
+        return walk.reply
+
+    def _no_reply(self) -> ReplyError:
+        return ReplyError(f"flow {self._plan.name!r} gave no reply: filtered, skipped or diverted.")
+
+    # ---- with checkpoints ----------------------------------------------------------------------------------
+
+    async def _kept_request(self, ledger: Ledger, item: Any, ident: str) -> Any:
+        if type(ident) is not str or len(ident) > LONGEST_ID:
+            raise UsageError(f"id={spell(ident, 60)}: valid is a text of up to {LONGEST_ID} characters.")
+        data = pickled(item, lambda: f"a request of flow {self._plan.name!r} ({spell(item)})")
+        digest = blake2b(plain_bytes(item), digest_size=16).digest() if ident else b""
+        while (there := ledger.table.by_id.get(ident)) is not None:
+            self._need_same(there.digest, digest, ident)
+            there.over = there.over or asyncio.Event()
+            await there.over.wait()
+            await ledger.durable()
+            if there.error is not None:
+                raise there.error
+            if there.reply is not NOTHING:
+                return there.reply
+            # Who asked first has cancelled it.
+        if ident in ledger.table.replies:
+            _, first, reply = ledger.table.replies[ident]
+            self._need_same(first, digest, ident)
+            await ledger.durable()
+            if not reply:
+                raise self._no_reply()
+            return unpickled(reply, f"the reply to request {ident!r}")
+        self._need_room()
+        ledger.need_sound()
+        walk = self._enter()
+        try:
+            return await self._serve(ledger, ledger.open(ident, digest, data), item, walk)
+        except asyncio.CancelledError:
+            self._need_other(walk)
+            raise
+        finally:
+            self._gone(walk)
+
+    async def _serve(self, ledger: Ledger, request: Request, item: Any, walk: Walk) -> Any:
+        """Answer a request that is open, and end it, unless the job is cut off."""
+        kept, token = None, ledger.begin(request)
+        try:
+            await ledger.durable()
+            request.reply = await self._answer(item, walk)
+            reply = request.reply
+            kept = pickled(reply, lambda: f"a reply of flow {self._plan.name!r} ({spell(reply)})")
+        except asyncio.CancelledError:
+            if not walk.killed:
+                ledger.end(request, None)
+            elif request.over is not None:
+                request.error = self._stopped()
+                request.over.set()
+            raise
+        except Exception as error:
+            request.reply, request.error = NOTHING, error
+            # It went all its way, if to no reply; one that failed may be asked again.
+            kept = b"" if isinstance(error, ReplyError) else None
+        finally:
+            ledger.leave(token)
+        ledger.end(request, kept)
+        await ledger.durable()
+        if request.error is not None:
+            raise request.error
+        return request.reply
+
+    def _need_same(self, first: bytes, digest: bytes, ident: str) -> None:
+        if first != digest:
+            raise ConflictError(
+                f"flow {self._plan.name!r} was asked with id {ident!r} before, and for another item.",
+                hint="An id is for one request: give this one another.",
+            )
+
+    def _take_up(self, ledger: Ledger) -> None:
+        """Go on with what was not answered."""
+        self.taken_up = len(ledger.table.open)
+        for request in list(ledger.table.open.values()):
+            self._spawn(partial(self._again, ledger, request))
+
+    async def _again(self, ledger: Ledger, request: Request, walk: Walk) -> None:
+        try:
+            item = unpickled(request.item, f"a request of flow {self._plan.name!r}")
+        except CheckpointError as error:
+            request.error = error  # it stays: the next start may know its class again
+            request.over = request.over or asyncio.Event()
+            request.over.set()
+            raise
+        with suppress(ReplyError):  # it has none, and nobody waits for one
+            await self._serve(ledger, request, item, walk)
+
+    # ---- records whose request is gone ---------------------------------------------------------------------
 
     def _resume(self, behind: Station, decision: Decision) -> None:
-        """A record was decided on whose request is gone: it walks on, and its reply goes nowhere."""
-        mine = Walk(None)
-        self._live.add(mine)
-        self._idle.clear()
-        mine.task = asyncio.create_task(self._go_on(behind, decision, mine))
+        """A record was decided on: it walks on, and its reply goes nowhere."""
+        self._spawn(partial(visit, behind, decision))
 
-    async def _go_on(self, behind: Station, decision: Decision, mine: Walk) -> None:
+    def _spawn(self, work: Callable[[Walk], Coroutine[Any, Any, None]]) -> None:
+        walk = Walk(None)
+        self._live.add(walk)
+        self._idle.clear()
+        walk.task = asyncio.create_task(self._alone(work, walk))
+        walk.task.add_done_callback(lambda _: self._gone(walk))  # also of one that never began
+
+    async def _alone(self, work: Callable[[Walk], Coroutine[Any, Any, None]], walk: Walk) -> None:
         try:
             with bound(self._services):
-                await visit(behind, decision, mine)
+                await work(walk)
         except Exception as error:
             from sage.common.log import get_logger  # 50 ms of imports, which most runs do without
 
             # What the error says quotes the record, and no log does that.
-            name = type(error).__name__
             get_logger(__name__).warning(
-                "flow %s: a record failed behind its gate: %s", self._plan.name, name
+                "flow %s: a record whose request is gone failed: %s", self._plan.name, type(error).__name__
             )
-        finally:
-            self._live.discard(mine)
-            if not self._live:
-                self._idle.set()
 
     async def __aenter__(self) -> Job:
         return self
@@ -186,8 +343,9 @@ class ReplyStream:
     Leaving the iteration early cancels the request.
     """
 
-    def __init__(self, job: Job, item: Any) -> None:
+    def __init__(self, job: Job, item: Any, ident: str) -> None:
         self._job = job
+        self._id = ident
         self._item = item
         self._begun = False
         self._reply: Any = NOTHING
@@ -223,6 +381,6 @@ class ReplyStream:
 
         PARTS.set(send)
         try:
-            return await self._job.request(self._item)
+            return await self._job.request(self._item, id=self._id)
         finally:
             writer.close()

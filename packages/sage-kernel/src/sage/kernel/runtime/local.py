@@ -27,6 +27,7 @@ from sage.kernel.runtime.engine import Engine, Surroundings, running
 from sage.kernel.runtime.gates import GateStage
 from sage.kernel.runtime.job import Job
 from sage.kernel.runtime.kernels import Faults, call_of
+from sage.kernel.runtime.ledger import Ledger
 from sage.kernel.runtime.mutation import SharingOutputs, guarded
 from sage.kernel.runtime.outputs import Outputs
 from sage.kernel.runtime.participant import Participant
@@ -147,16 +148,15 @@ class LocalEnvironment:
         return asyncio.run(main())
 
     async def submit(self, flow: Flow, *, limit: int = LIMIT) -> Job:
-        """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`."""
-        if self._checkpoints:
-            raise UsageError(
-                f"flow {flow.name!r} answers requests, of which there are no checkpoints.",
-                hint="A request that was not answered is asked again: submit it without checkpoints.",
-            )
+        """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`.
+
+        With checkpoints, requests that an earlier job of the folder has not answered are taken up again.
+        """
         plan = compile_plan(flow.plan, self._registry, self._services)
         if not any(op.node.verb == "requests" for op in plan.ops):
             raise PlanError(flow.name, ["it has no requests: run it with run(flow), not submit(flow)"])
-        engine = Engine(flow.name, self._around)
+        ledger = Ledger(plan, self._checkpoints) if self._checkpoints else None
+        engine = Engine(flow.name, self._around, ledger=ledger)
         before = serving(self._services, self._registry, engine)
         return await Job.start(plan, limit, engine, before)
 

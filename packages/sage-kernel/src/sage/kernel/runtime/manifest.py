@@ -11,8 +11,9 @@ from typing import Any
 from sage.kernel.compile import Compiled, Op
 from sage.kernel.plan import Join, WindowFold
 from sage.kernel.runtime.frames import DamagedError
+from sage.kernel.runtime.report import CheckpointError
 
-__all__ = ["FileMark", "Manifest", "misfits", "shape_of"]
+__all__ = ["FileMark", "Manifest", "misfits", "need_fit", "shape_of"]
 
 VERSION = 1
 
@@ -76,6 +77,22 @@ def _shape(op: Op, names: list[str]) -> dict[str, Any]:
     elif isinstance(op.fn, Join):
         found["within"] = op.fn.within
     return found
+
+
+def need_fit(manifest: Manifest, flow: str, shape: dict[str, dict[str, Any]]) -> None:
+    """Raise `CheckpointError` unless it is a checkpoint of this flow as it is now."""
+    if manifest.flow != flow:
+        raise CheckpointError(
+            f"the checkpoints are those of flow {manifest.flow!r}, and this is flow {flow!r}.",
+            hint="Give each flow a folder of its own.",
+        )
+    problems = list(misfits(manifest.shape, shape))
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise CheckpointError(
+            f"flow {flow!r} does not fit to its checkpoint {manifest.epoch}:{lines}\n",
+            hint="Undo that, or begin anew in another folder.",
+        )
 
 
 def misfits(then: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> Iterable[str]:

@@ -20,7 +20,7 @@ from sage.kernel.runtime.frames import DamagedError, frame, unframed
 from sage.kernel.runtime.report import CheckpointError, spell
 from sage.kernel.runtime.state import pickled, plain_bytes, unpickled
 
-__all__ = ["Paid", "ResultLog"]
+__all__ = ["Calls", "Paid", "ResultLog"]
 
 T = TypeVar("T")
 
@@ -132,25 +132,11 @@ class ResultLog:
             return  # what was being written when the run was killed: its calls are made again
 
 
-class Paid:
-    """The results of one operator: those of an earlier run to give back, and new ones to keep."""
+class Calls:
+    """The calls of one operator, which are made only if their results are not there."""
 
-    def __init__(self, operator: str, log: ResultLog, epoch: int) -> None:
-        self.epoch = epoch
-        self._operator = operator
-        self._log = log
-        self._left: dict[bytes, list[tuple[bytes, tuple[bytes, int]]]] = {}
-
-    def turn(self, epoch: int) -> None:
-        """A barrier has passed: what comes now is of `epoch`, and so is what was not given back yet."""
-        self.epoch = epoch
-        for digest, results in self._left.items():
-            for data, which in results:
-                self._log.add(epoch, (self._operator, digest, data, which))
-
-    def give(self, digest: bytes, data: bytes, which: tuple[bytes, int]) -> None:
-        """A result that is to be given back."""
-        self._left.setdefault(digest, []).append((data, which))
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
 
     def digest(self, item: Any) -> bytes:
         """What stands for an input."""
@@ -158,7 +144,7 @@ class Paid:
             data = plain_bytes(item)
         except Exception as error:
             raise CheckpointError(
-                f"{self._what(item)} cannot be pickled: {type(error).__name__}: {error}.",
+                f"{self.what(item)} cannot be pickled: {type(error).__name__}: {error}.",
                 hint="With checkpoints on, what is in flight is kept: give async operators plain data.",
             ) from error
         return blake2b(data, digest_size=16).digest()
@@ -168,35 +154,73 @@ class Paid:
 
         async def paid(item: Any) -> Any:
             digest = self.digest(item)
-            if (data := self._find(digest)) is not None:
-                return unpickled(data, f"the result of {self._what(item)}")
-            return await self._keep(digest, item, await call(item))
+            if (data := self.find(digest)) is not None:
+                return unpickled(data, f"the result of {self.what(item)}")
+            return await self.keep(digest, item, await call(item))
 
         return paid
+
+    def find(self, digest: bytes) -> bytes | None:
+        """A result of this input, which is given back once."""
+        raise NotImplementedError
+
+    async def keep(self, digest: bytes, item: Any, result: Any) -> Any:
+        """Have a result kept; gives it."""
+        raise NotImplementedError
+
+    def pickled(self, item: Any, result: Any) -> bytes:
+        """A result as it is kept."""
+        return pickled(result, lambda: f"what operator {self.operator!r} gave for {spell(item)}")
+
+    def what(self, item: Any) -> str:
+        """An input in words."""
+        return f"an item of operator {self.operator!r} ({spell(item)})"
+
+
+class Paid(Calls):
+    """The results of one operator: those of an earlier run to give back, and new ones to keep."""
+
+    def __init__(self, operator: str, log: ResultLog, epoch: int) -> None:
+        super().__init__(operator)
+        self.epoch = epoch
+        self._log = log
+        self._left: dict[bytes, list[tuple[bytes, tuple[bytes, int]]]] = {}
+
+    def turn(self, epoch: int) -> None:
+        """A barrier has passed: what comes now is of `epoch`, and so is what was not given back yet."""
+        self.epoch = epoch
+        for digest, results in self._left.items():
+            for data, which in results:
+                self._log.add(epoch, (self.operator, digest, data, which))
+
+    def give(self, digest: bytes, data: bytes, which: tuple[bytes, int]) -> None:
+        """A result that is to be given back."""
+        self._left.setdefault(digest, []).append((data, which))
 
     def batch(self, call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
         """The call of a batch, which is made with those items whose results are not here."""
 
         async def paid(items: list[Any]) -> list[Any]:
             digests = [self.digest(item) for item in items]
-            found = [self._find(digest) for digest in digests]
+            found = [self.find(digest) for digest in digests]
             missing = [at for at, data in enumerate(found) if data is None]
             made = iter(await call([items[at] for at in missing]) if missing else ())
             results = []
             for item, digest, data in zip(items, digests, found, strict=True):
                 if data is None:
-                    results.append(await self._keep(digest, item, next(made)))
+                    results.append(await self.keep(digest, item, next(made)))
                 else:
-                    results.append(unpickled(data, f"the result of {self._what(item)}"))
+                    results.append(unpickled(data, f"the result of {self.what(item)}"))
             return results
 
         return paid
 
     def preset(self, item: Any, result: Any) -> None:
         """Give this result back for this item."""
-        self.give(self.digest(item), self._pickled(item, result), self._log.which())
+        self.give(self.digest(item), self.pickled(item, result), self._log.which())
 
-    def _find(self, digest: bytes) -> bytes | None:
+    def find(self, digest: bytes) -> bytes | None:
+        """See `Calls`."""
         left = self._left.get(digest)
         if not left:
             return None
@@ -205,17 +229,12 @@ class Paid:
             del self._left[digest]
         return data
 
-    async def _keep(self, digest: bytes, item: Any, result: Any) -> Any:
-        data = self._pickled(item, result)
-        self._log.add(self.epoch, (self._operator, digest, data, self._log.which()))
+    async def keep(self, digest: bytes, item: Any, result: Any) -> Any:
+        """See `Calls`."""
+        data = self.pickled(item, result)
+        self._log.add(self.epoch, (self.operator, digest, data, self._log.which()))
         await self._log.room()
         return result
-
-    def _pickled(self, item: Any, result: Any) -> bytes:
-        return pickled(result, f"what operator {self._operator!r} gave for {spell(item)}")
-
-    def _what(self, item: Any) -> str:
-        return f"an item of operator {self._operator!r} ({spell(item)})"
 
 
 def _name(epoch: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sage.kernel.compile import Compiled, Op
 from sage.kernel.runtime.report import operator_error
@@ -20,14 +22,26 @@ from sage.kernel.scheduler import (
     select_group,
 )
 
-__all__ = ["Room", "this_machine"]
+__all__ = ["Room", "shown_devices", "this_machine", "units_of"]
 
 
 def this_machine() -> Node:
     """What this process may use."""
     from sage.platform.nodes import inventory
 
-    return node_of("this machine", inventory())
+    node = node_of("this machine", inventory())
+    shown = shown_devices(os.environ)
+    if shown is None:
+        return node
+    return replace(node, gpus=tuple(node.gpus[number] for number in shown if number < len(node.gpus)))
+
+
+def shown_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """The numbers of the devices that a process is shown; None = all of them."""
+    text = environment.get("CUDA_VISIBLE_DEVICES")
+    names = [one.strip() for one in (text or "").split(",") if one.strip()]
+    # One that is named by its UUID cannot be found in an inventory of numbers.
+    return None if text is None or not all(map(str.isdigit, names)) else [int(one) for one in names]
 
 
 class Room:
@@ -35,7 +49,7 @@ class Room:
 
     def __init__(self, plan: Compiled, machine: Node) -> None:
         """Raises InfeasibleError naming what the operators of the plan want more of than there is."""
-        units = [unit for stage in plan.all_stages for unit in _units(stage.on_workers, stage.ops, plan.name)]
+        units = units_of(plan)
         self._policy = load_policy("pack")
         self._first: dict[str, Placement] = {}
         self._snapshot = Snapshot([machine])
@@ -63,6 +77,11 @@ class Room:
     def give(self, placement: Placement) -> None:
         """It has ended."""
         self._snapshot = self._snapshot.release(placement)
+
+
+def units_of(plan: Compiled) -> list[Unit]:
+    """What a run of the plan takes when it begins, all of it at once."""
+    return [unit for stage in plan.all_stages for unit in _units(stage.on_workers, stage.ops, plan.name)]
 
 
 def _units(on_workers: Sequence[Op], ops: Sequence[Op], group: str) -> list[Unit]:

@@ -30,14 +30,15 @@ class SinkEnd:
         self._lock = asyncio.Lock()
         self._is_sink = hasattr(op.fn, "write")
 
-    async def write(self, items: list[Any]) -> None:
-        """Write items of the present epoch."""
+    async def write(self, items: list[Any]) -> int:
+        """Write items of the present epoch, which it gives: no other has begun when this returns."""
         if not self._is_sink:
             for item in items:
                 await self._op.fn(item)
-            return
+            return self.epoch
         async with self._lock:
             await self._op.fn.write(self.epoch, items)
+            return self.epoch
 
     async def prepare(self, epoch: int) -> Any:
         """End an epoch; gives what the sink wants to be told again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -19,6 +19,7 @@ __all__ = [
     "Stateful",
     "Untracked",
     "changed",
+    "changed_now",
     "pickled",
     "pickled_batch",
     "plain_bytes",
@@ -72,26 +73,39 @@ async def changed(operator: str, stateful: Stateful) -> Changes:
     import asyncio  # which worker processes never need
 
     found = Changes()
-    keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
     start = perf_counter()
-    for count, (key, state) in enumerate(stateful.changes(), 1):
-        try:
-            keep_key(dumps(key, _PROTOCOL) if type(key) in _SIMPLE else plain_bytes(_canonical(key)))
-            keep_state(b"" if state is GONE else dumps(state, _PROTOCOL))
-        except Exception as error:
-            raise _unpicklable(f"the state of operator {operator!r} for key {spell(key)}", error) from error
+    for count, _ in enumerate(_pickling(operator, stateful, found), 1):
         if not count % _CHECK_EVERY and perf_counter() - start > LOOP_SECONDS:
             await asyncio.sleep(0)
             start = perf_counter()
     return found
 
 
-def pickled(value: Any, what: str) -> bytes:
+def changed_now(operator: str, stateful: Stateful) -> Changes:
+    """The same at once, where little has changed."""
+    found = Changes()
+    for _ in _pickling(operator, stateful, found):
+        pass
+    return found
+
+
+def _pickling(operator: str, stateful: Stateful, found: Changes) -> Iterator[None]:
+    keep_key, keep_state, dumps = found.keys.append, found.states.append, pickle.dumps
+    for key, state in stateful.changes():
+        try:
+            keep_key(dumps(key, _PROTOCOL) if type(key) in _SIMPLE else plain_bytes(_canonical(key)))
+            keep_state(b"" if state is GONE else dumps(state, _PROTOCOL))
+        except Exception as error:
+            raise _unpicklable(f"the state of operator {operator!r} for key {spell(key)}", error) from error
+        yield
+
+
+def pickled(value: Any, what: str | Callable[[], str]) -> bytes:
     """The value as bytes; raises `CheckpointError` that says what it is."""
     try:
         return pickle.dumps(value, _PROTOCOL)
     except Exception as error:
-        raise _unpicklable(what, error) from error
+        raise _unpicklable(what if isinstance(what, str) else what(), error) from error
 
 
 def pickled_batch(batch: Batch | Control, stage: str) -> bytes:

@@ -8,14 +8,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sage.common.errors import ConflictError, NotFoundError, UsageError
+from sage.kernel.options import Checkpoints
+from sage.kernel.ports import SnapshotStore
 from sage.platform.state import FileSystem, StateDirectory, explain, owner_of
 
-__all__ = ["FolderStore"]
+__all__ = ["FolderStore", "store_of"]
 
 _BLOCK = 1 << 20
 _LOCK = "owner.lock"
 _HALF_WRITTEN = re.compile(r"\.[a-z]+-\d+m?\.")
 """What a temporary file begins with: a point, and the name of the file that it would have become."""
+
+
+def store_of(options: Checkpoints) -> SnapshotStore:
+    """Where the checkpoints are kept."""
+    folder = options.folder
+    return FolderStore(folder) if isinstance(folder, str | Path) else folder
 
 
 class FolderStore:

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter_ns
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from sage.common.errors import SageError
 from sage.kernel.compile import Compiled, Op, Stage
@@ -20,10 +20,10 @@ from sage.kernel.runtime.gates import GateCall
 from sage.kernel.runtime.kernels import AsyncCall, ChosenError, Faults, Kernel, call_of, check_length
 from sage.kernel.runtime.replicas.entrance import Entrance
 from sage.kernel.runtime.report import Counters
+from sage.kernel.runtime.requests import NOTHING
 from sage.kernel.runtime.results import ResultFile, cached, namespace_of
 
 __all__ = [
-    "NOTHING",
     "ReplyError",
     "RoundsError",
     "Station",
@@ -34,9 +34,6 @@ __all__ = [
     "visit",
     "wire",
 ]
-
-NOTHING: Final[Any] = object()
-"""What stands for a reply that is not there yet."""
 
 
 class ReplyError(SageError):
@@ -167,7 +164,8 @@ def wire(plan: Compiled, engine: Engine) -> Wired:
 def _fused(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Kernel:
     behind = stage.fused[max(0, len(stage.on_workers) - 1) :]
     ops = [op for op in behind if op.node.verb != "reply"]
-    return Chain([step_of(op, faults[op.index], engine.clock) for op in ops]).run
+    steps = [step_of(op, faults[op.index], engine.clock) for op in ops]
+    return Chain([engine.ledger.step(step) for step in steps] if engine.ledger else steps).run
 
 
 def _entrance(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Entrance:
@@ -180,6 +178,8 @@ def _entrance(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Entran
 
 def _head_call(op: Op, counters: Counters, engine: Engine) -> AsyncCall:
     written = op.node.verb == "sink" and hasattr(op.fn, "write")
+    if written and engine.ledger:
+        return engine.ledger.sink(op)
     return _written(op) if written else item_call(op, counters, engine)
 
 
@@ -212,6 +212,13 @@ class _Unbounded(asyncio.Semaphore):
 
 def item_call(op: Op, counters: Counters, engine: Engine) -> AsyncCall:
     """The call of an operator for one item, whatever it is made of."""
+    call = _item_call(op, counters, engine)
+    # What is asked in a loop is kept call by call, and a gate keeps what was decided itself.
+    kept = op.mode != "sync" and op.node.verb not in ("gate", "iterate")
+    return engine.ledger.call(op.node.name, call) if engine.ledger and kept else call
+
+
+def _item_call(op: Op, counters: Counters, engine: Engine) -> AsyncCall:
     if op.node.verb == "gate":
         return GateCall(op, engine)
     if op.node.verb == "iterate":

@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL at random moments, and gone on with, come to what they should.
+"""What is killed with SIGKILL at random moments, and gone on with, comes to what it should.
 
 python -m sage.kernel.testing.crash --seconds 600
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from sage.kernel import Checkpoints, LocalEnvironment
 from sage.kernel.testing.plans import STEPS, Recipe, build, collected, expected
+from sage.kernel.testing.requests import random_service, survive_asked
 
 __all__ = ["Crashes", "local", "random_recipe", "survive"]
 
@@ -113,7 +114,7 @@ def _rounds(seconds: float, seed: int) -> Iterator[int]:
 
 
 def main() -> None:
-    """Random plans, until the time is over; the first that differs ends it, with its seed."""
+    """Random plans and services in turn, until the time is over; the first that differs ends it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -125,15 +126,25 @@ def main() -> None:
         found = json.loads(options.run)
         _run(Recipe(**{**found, "steps": tuple(found["steps"])}), options.folder, options.on)
         return
-    kills = plans = resumed = 0
+    kills = plans = resumed = services = taken_up = 0
     for seed in _rounds(options.seconds, options.seed):
+        if seed % 2:
+            recipe = random_service(Random(seed), requests=1000)  # noqa: S311
+            with tempfile.TemporaryDirectory(prefix="sage-crash-") as folder:
+                print(f"seed {seed}: requests of {recipe}", flush=True)
+                asked = survive_asked(recipe, Path(folder), seed=seed, kills=8)
+            services, kills, taken_up = services + 1, kills + asked.kills, taken_up + asked.taken_up
+            continue
         recipe = random_recipe(Random(seed), records=2000)  # noqa: S311
         with tempfile.TemporaryDirectory(prefix="sage-crash-") as folder:
             print(f"seed {seed}: {recipe}", flush=True)
             crashes = survive(recipe, Path(folder), seed=seed, kills=8)
         kills, plans = kills + crashes.kills, plans + 1
         resumed += sum(epoch > 0 for epoch in crashes.resumed)
-    print(f"{plans} plans, {kills} kills, {resumed} went on from a checkpoint to their end: as they should")
+    print(f"{plans} plans, {services} services, {kills} kills: as they should")
+    print(
+        f"{resumed} plans went on from a checkpoint to their end; {taken_up} requests were taken up at last"
+    )
 
 
 if __name__ == "__main__":

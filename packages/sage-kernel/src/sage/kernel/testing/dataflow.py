@@ -6,6 +6,7 @@ import asyncio
 import os
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Environment, Flow, Run
+from sage.kernel import Environment, Flow, Job, ReplyError, Run
 from sage.kernel.testing.crash import random_recipe, survive
 from sage.kernel.testing.plans import Recipe, build, collected, expected, hop, negated, triple
+from sage.kernel.testing.requests import random_service, service, survive_asked
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
 __all__ = ["Backend", "DataflowSuite"]
@@ -34,6 +36,7 @@ class Backend(Protocol):
 
 
 _RECIPES = st.integers(0, 10**9).map(lambda seed: random_recipe(Random(seed), records=40))  # noqa: S311
+_SERVICES = st.integers(0, 10**9).map(lambda seed: random_service(Random(seed), 40))  # noqa: S311
 _SIZES = st.integers(1, 64)
 _CUTS = st.lists(st.tuples(st.integers(0, 400), st.booleans()), max_size=4)
 
@@ -50,6 +53,44 @@ async def _checkpoints(run: Run, pause: int) -> None:
             await _turns(pause)
     except UnavailableError:
         return
+
+
+async def _ask(
+    environment: Environment,
+    recipe: Recipe,
+    folder: Path,
+    cut: int | None,
+    pause: int,
+    replies: dict[int, int | None],
+) -> None:
+    """Ask for all of a recipe, and note the replies; cut the job off after so many turns."""
+    job = await environment.submit(service(recipe, folder))
+
+    async def one(number: int) -> None:
+        try:
+            reply = await job.request(number, id=str(number))
+        except ReplyError:
+            reply = None
+        except UnavailableError:
+            return
+        assert replies.setdefault(number, reply) == reply
+
+    asking = [asyncio.create_task(one(number)) for number in range(recipe.records)]
+    taking = asyncio.create_task(_folded(job, pause))
+    if cut is None:
+        await asyncio.gather(*asking)
+    else:
+        await _turns(cut)
+    await job.stop(drain=cut is None)
+    await asyncio.gather(*asking)
+    await taking
+
+
+async def _folded(job: Job, pause: int) -> None:
+    with suppress(UnavailableError):  # it has been stopped
+        while True:
+            await _turns(pause + 1)
+            await job.checkpoint()
 
 
 def check(recipe: Recipe, folder: Path) -> None:
@@ -108,6 +149,27 @@ class DataflowSuite:
         """With SIGKILL, in a process of its own."""
         recipe = random_recipe(Random(seed), records=2000)  # noqa: S311
         survive(recipe, tmp_path, seed=seed, kills=3, backend=backend.name)
+
+    @settings(suppress_health_check=list(HealthCheck), max_examples=30)
+    @given(_SERVICES, st.lists(st.integers(0, 400), max_size=4), st.integers(0, 40))
+    def test_requests_that_are_cut_off_are_taken_up(
+        self, backend: Backend, recipe: Recipe, cuts: list[int], pause: int
+    ) -> None:
+        """Cut off at any turn, as often as may be, with checkpoints at any time: each has one reply."""
+        with tempfile.TemporaryDirectory() as name:
+            folder, replies = Path(name), dict[int, int | None]()
+            for cut in [*cuts, None]:
+                asyncio.run(_ask(backend(folder / "checkpoints"), recipe, folder, cut, pause, replies))
+            check(recipe, folder / "sinks")
+            given = Counter(reply for reply in replies.values() if reply is not None)
+            assert given == expected(recipe)["out"]
+            assert len(replies) == recipe.records
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_killed_requests_are_taken_up(self, backend: Backend, seed: int, tmp_path: Path) -> None:
+        """With SIGKILL, in a process of its own."""
+        recipe = random_service(Random(seed), requests=500)  # noqa: S311
+        survive_asked(recipe, tmp_path, seed=seed, kills=3, backend=backend.name)
 
     async def test_falsy_records_and_keys_are_records_and_keys(
         self, backend: Backend, tmp_path: Path

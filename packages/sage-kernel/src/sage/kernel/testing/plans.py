@@ -16,7 +16,18 @@ from typing import TypeAlias
 from sage.kernel import Batch, Cache, Failure, Flow, Pane, Parallel, Stream, Window
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
-__all__ = ["STEPS", "Recipe", "build", "collected", "expected", "hop", "negated", "triple"]
+__all__ = [
+    "STEPS",
+    "Recipe",
+    "build",
+    "collected",
+    "diverting",
+    "expected",
+    "hop",
+    "negated",
+    "odd",
+    "triple",
+]
 
 _Records: TypeAlias = list[tuple[int, float]]
 _Build: TypeAlias = Callable[[Stream[int]], Stream[int]]
@@ -250,9 +261,14 @@ def build(recipe: Recipe, folder: Path) -> Flow:
     for number, step in enumerate(recipe.steps):
         stream = STEPS[step][0](stream)
         if step.endswith("divert"):
-            stream.diverted.map(item_of).sink(EpochFiles(folder / f"bad-{number}"), name=f"bad-{number}")
+            diverting(stream, folder, number)
     stream.sink(EpochFiles(folder / "out"), name="out")
     return flow
+
+
+def diverting(stream: Stream[int], folder: Path, number: int) -> None:
+    """Have what step `number` diverts in the folder "bad-NUMBER"."""
+    stream.diverted.map(item_of).sink(EpochFiles(folder / f"bad-{number}"), name=f"bad-{number}")
 
 
 def expected(recipe: Recipe) -> dict[str, Counter[int]]:

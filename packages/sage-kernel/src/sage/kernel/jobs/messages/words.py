@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-__all__ = ["Beat", "Checked", "Failed", "Finished", "Paused", "Running", "Saved", "Word"]
+__all__ = ["Answer", "Beat", "Checked", "Failed", "Finished", "Paused", "Running", "Saved", "Word"]
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """It lives. `stuck`: seconds for which its event loop has not moved; `operators`: their counts."""
+    """It lives. `stuck`: seconds for which its event loop has not moved; `operators`: their counts; `gates`:
+    how many records wait at each.
+    """
 
     stuck: float = 0.0
     operators: tuple[dict[str, Any], ...] = ()
+    gates: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """It can run; the flow's name."""
+    """It can run; the flow's name, and what its operators ask for: see `demand_of`."""
 
     flow: str
+    demand: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +63,15 @@ class Failed:
     code: str = ""
 
 
-Word: TypeAlias = Beat | Checked | Running | Saved | Paused | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the order of this number asked for; or why it cannot be, with the code of the error."""
+
+    number: int
+    found: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+    hint: str = ""
+    code: str = ""
+
+
+Word: TypeAlias = Answer | Beat | Checked | Running | Saved | Paused | Finished | Failed

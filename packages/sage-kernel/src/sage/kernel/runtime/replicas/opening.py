@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -79,7 +80,11 @@ def _devices(place: Placement | None) -> dict[str, str]:
     """What shows a process the devices that it was given, and no other."""
     if place is None or not place.devices:
         return {}
+    from sage.kernel.runtime.room import shown_devices
+
+    shown = shown_devices(os.environ)  # a place counts those that this process is shown
+    numbers = place.devices if shown is None else [shown[number] for number in place.devices]
     return {
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, place.devices)),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, numbers)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # in which the inventory counts them
     }
