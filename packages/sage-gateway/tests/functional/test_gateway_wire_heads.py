@@ -60,7 +60,7 @@ async def test_the_same_head_again_whole_in_halves_and_over_the_limit(front: Any
 
 
 async def test_a_known_head_is_answered_in_the_dialect_of_its_route(front: Any) -> None:
-    """Errors of `/v1/messages` have Anthropic's form, and its answers name the request, the first and later."""
+    """Errors of `/v1/messages` have Anthropic's form, and answers name the request, the first and later."""
     for path, kind in (("/v1/messages", "error"), ("/v1/chat/completions", None)):
         wire = await front.connect()
         for _ in range(3):
