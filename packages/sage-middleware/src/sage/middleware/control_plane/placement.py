@@ -186,7 +186,7 @@ class Placement:
                 tokens -= record.cached.get(load.name, 0)
             if tokens < 1:
                 tokens = 1
-            outstanding = record.cost_tokens
+            outstanding = record.prompt_tokens + (record.job.max_tokens or 0)
             ready = silence = llm.ttft(load.prefill_tokens + tokens, load.running)
             if not record.job.stream:
                 silence += record.output_p90 * llm.tpot(load.max_running)
