@@ -109,7 +109,7 @@ class Estimator:
         if job.stream:
             if not attempt.learns:
                 return
-        elif (load.media and asks_media(job.needs)) or not _worth_learning(load, now):
+        elif asks_media(job.needs) or not _worth_learning(load, now):
             return
         if usage.completion_tokens:
             self._lengths.observe(job.model, job.tenant, job.max_tokens, usage.completion_tokens)
