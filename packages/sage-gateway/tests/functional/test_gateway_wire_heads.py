@@ -59,6 +59,19 @@ async def test_the_same_head_again_whole_in_halves_and_over_the_limit(front: Any
     assert await wire.closed()
 
 
+async def test_a_known_head_is_answered_in_the_dialect_of_its_route(front: Any) -> None:
+    """Errors of `/v1/messages` have Anthropic's form, and answers name the request, the first and later."""
+    for path, kind in (("/v1/messages", "error"), ("/v1/chat/completions", None)):
+        wire = await front.connect()
+        for _ in range(3):
+            await wire.send(front.post(b'{"do": "overloaded"}', path))
+            answer = await wire.answer()
+            assert answer.status == 429
+            assert answer.json.get("type") == kind
+            named = answer.headers["x-request-id"] if kind else None
+            assert answer.headers.get("request-id") == named
+
+
 async def test_an_admin_after_a_key_on_one_connection_is_an_admin(front: Any) -> None:
     wire = await front.connect()
     for key in (front.keys.default, front.keys.admin, front.keys.default):

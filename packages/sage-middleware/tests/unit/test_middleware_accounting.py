@@ -223,12 +223,6 @@ def test_what_was_not_predicted_or_ran_twice_says_nothing_of_predictions(fields:
     assert books.calls() == []
 
 
-def test_overhead_is_kept() -> None:
-    books = Books()
-    books.dispatch_overhead(2e-5)
-    assert books.overhead.quantile(0.5) == pytest.approx(2e-5, rel=0.1)
-
-
 def test_a_generation_costs_the_pace_at_which_its_tokens_come() -> None:
     """An engine that begins at once and writes a token each 20 ms, whatever else it does, in four slots."""
     load = EngineLoad(EngineSpec("e", "openai", "m", frozenset((Capability.CHAT,)), 4))

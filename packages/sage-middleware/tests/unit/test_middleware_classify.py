@@ -63,6 +63,11 @@ def test_a_request_id_that_could_do_harm_in_a_log_is_replaced(value: str) -> Non
     assert read(Route.CHAT, CHAT, {"x-request-id": value}).job.id.startswith("req-")
 
 
+def test_an_id_that_is_known_is_taken_as_it_is() -> None:
+    parsed = read(Route.CHAT, CHAT, {"x-request-id": "theirs"}, ident="ours")
+    assert (parsed.job.id, parsed.call.request_id) == ("ours", "ours")
+
+
 @pytest.mark.parametrize(
     ("fields", "needs"),
     [

@@ -7,7 +7,7 @@ from msgspec import structs
 
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.placement import MEDIA_SILENT_S
-from sage.middleware.control_plane.types import Job
+from sage.middleware.control_plane.types import EngineChanged, Job
 from sage.middleware.engines.port import Capability, Usage
 from sage.middleware.testing.core import CoreBench
 from sage.middleware.testing.policies import chat_job, chat_spec
@@ -70,3 +70,15 @@ def test_they_take_a_slot_and_give_it_back() -> None:
     assert one.waiting(RequestClass.COMPLETION) == 1
     one.cancel("a")
     assert one.engine("b") == "e0"
+
+
+def test_an_engine_that_is_described_anew_is_what_it_says_now() -> None:
+    """One that gets a voice while it runs has the time that sound takes from then on."""
+    spec = chat_spec("e0", max_running=1)
+    one = CoreBench("hybrid", spec)
+    assert not one.core.engines["e0"].media
+    spoken = structs.replace(spec, capabilities=spec.capabilities | {Capability.SPEECH})
+    one.core.handle(EngineChanged(one.at, spoken))
+    one.arrive(media_job("m", stream=False))
+    (attempt,) = one.core.engines["e0"].attempts.values()
+    assert attempt.silence == MEDIA_SILENT_S

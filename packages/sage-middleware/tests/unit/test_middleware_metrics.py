@@ -76,7 +76,7 @@ def books() -> Books:
     books.ended(refused, 0.6)
     load = SimpleNamespace(name="embed-0")
     books.answered(cast(Attempt, SimpleNamespace(engine=load, texts=4, tokens=100)))
-    books.dispatch_overhead(2e-5)
+    books.overhead.add(2e-5)
     return books
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -16,7 +16,6 @@ from sage.common.telemetry import (
     HEADER_FALLBACK,
     HEADER_QUEUE_MS,
     HEADER_REASON,
-    HEADER_REQUEST_ID,
     Bound,
 )
 from sage.gateway.accounts import Accounts, Visit, lowered
@@ -36,6 +35,7 @@ __all__ = ["DataPlane", "Submitter"]
 
 _WISHES: Final = frozenset(name.encode() for name in WISHES)
 _MAX_REASON: Final = 512
+_NONE: Final[Mapping[str, str]] = {}
 
 
 class Submitter(Protocol):
@@ -166,32 +166,22 @@ class DataPlane:
     ) -> Parsed:
         """What is asked for, and charged. Raises the SageError that answers it."""
         try:
-            parsed = self._parse(request, body, principal, route)
+            parsed = parse(
+                route,
+                body,
+                limits=self._bound if principal.tenant else self._limits,
+                tenant=principal.tenant or principal.id,
+                headers=_headers(request, principal, route),
+                ident=request.id,
+                decode_tokens=self._decoder,
+                blocks=self._prefixes(),
+            )
+            if principal.models:
+                principal.check_model(parsed.job.model)
             visit.admit(parsed.job)
         except SageError as error:
             self._watch.met(error)  # what is met from here on the control plane counts itself
             raise
-        return parsed
-
-    def _parse(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
-        """What is asked for."""
-        headers = {HEADER_REQUEST_ID: request.id}
-        for raw in _WISHES.intersection(request.headers):
-            headers[raw.decode()] = request.headers[raw].decode("latin-1")
-        if route in FORMS:
-            headers["content-type"] = request.headers.get(b"content-type", b"").decode("latin-1")
-        if principal.lowered:
-            lowered(headers, route)
-        parsed = parse(
-            route,
-            body,
-            limits=self._bound if principal.tenant else self._limits,
-            tenant=principal.tenant or principal.id,
-            headers=headers,
-            decode_tokens=self._decoder,
-            blocks=self._prefixes(),
-        )
-        principal.check_model(parsed.job.model)
         return parsed
 
     def _explain(self, request_id: str) -> Sequence[tuple[str, str]]:
@@ -204,6 +194,19 @@ class DataPlane:
         if decision.fallback:
             told.append((HEADER_FALLBACK, _line(decision.fallback)))
         return told
+
+
+def _headers(request: HotRequest, principal: Principal, route: Route) -> Mapping[str, str]:
+    """Those that the control plane looks at. Raises ForbiddenError for a class that the key may not have."""
+    sent = request.headers
+    if _WISHES.isdisjoint(sent) and route not in FORMS and not principal.lowered:
+        return _NONE  # as a rule
+    headers = {raw.decode(): sent[raw].decode("latin-1") for raw in _WISHES.intersection(sent)}
+    if route in FORMS:
+        headers["content-type"] = sent.get(b"content-type", b"").decode("latin-1")
+    if principal.lowered:
+        lowered(headers, route)
+    return headers
 
 
 def _line(words: str) -> str:

@@ -138,7 +138,8 @@ class Gate(HttpToolsProtocol):
         body = seen.head.body(data, seen.admission.max_body)
         if body is None or seen.version != self._settings.edge.version:
             return False
-        self._item = item = Pending(seen.own_id or new_id("req"), headers=seen.headers)
+        ident = seen.own_id or new_id("req")
+        self._item = item = Pending(ident, headers=seen.headers, admission=seen.admission)
         self._start_hot(item, seen.admission, body)
         return True
 

@@ -88,11 +88,6 @@ def reason_of(error: SageError) -> str:
     return error.code if error.bound is None else f"{error.code}: {error.bound.value}"
 
 
-def no_headers() -> Sequence[tuple[str, str]]:
-    """Nothing to add."""
-    return ()
-
-
 class Reply:
     """The `Sink` of one request, and the writer of its errors.
 
@@ -106,11 +101,11 @@ class Reply:
         "_bare",
         "_common",
         "_envelope",
-        "_events",
         "_extra",
         "_flow",
         "_head",
         "_http10",
+        "_kind",
         "_last",
         "_parts",
         "_stream",
@@ -146,12 +141,12 @@ class Reply:
         self._http10 = http10
         self._bare = bare  # the answer to a HEAD has no body: what follows would be taken for another answer
         self._stream = False
-        self._extra: ExtraHeaders = no_headers
+        self._extra: ExtraHeaders | None = None
         self._always: ExtraHeaders | None = None
         self._head = b""
         self._parts: list[bytes] = []
         self._last = b""
-        self._events = False  # it can tell of a fault at its end
+        self._kind = ""  # its content type
         self.chunks = 0  # of a stream, passed on
         self.paused = False  # the client was slower than the engine
         self.record: Record | None = None  # what was decided about it, once it has ended
@@ -185,8 +180,8 @@ class Reply:
 
     def head(self, status: int, content_type: str) -> None:
         """Begin the answer."""
-        self._events = is_events(content_type)
-        self._head = self._line(status, content_type, self._extra())
+        self._kind = content_type
+        self._head = self._line(status, content_type, () if self._extra is None else self._extra())
 
     def data(self, chunk: bytes) -> None:
         """Pass on the next bytes."""
@@ -237,7 +232,7 @@ class Reply:
         if self.done:
             return
         self.reason = reason_of(error)
-        if self.started and not self._events:
+        if self.started and not is_events(self._kind):
             self._transport.abort()
             self.closes = self.done = True
             return

@@ -93,7 +93,7 @@ def reply_to(item: Pending, transport: asyncio.Transport, flow: Flow, common: by
         common=common,
         close=item.close,
         http10=item.version == "1.0",
-        trace=trace_of(item.headers),
+        trace=trace_of(item.headers) if b"traceparent" in item.headers else b"",
         bare=item.method == b"HEAD",
     )
 

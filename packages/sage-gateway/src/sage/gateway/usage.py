@@ -163,8 +163,10 @@ class Meter:
         tally.requests += 1
         tally.prompt_tokens += usage.prompt_tokens
         tally.completion_tokens += usage.completion_tokens
-        tally.errors += error
-        tally.refusals += refused
+        if error:
+            tally.errors += 1
+        if refused:
+            tally.refusals += 1
         tally.last = self.last_used[row[0]] = at
 
     async def flush(self) -> None:

@@ -168,7 +168,7 @@ class Books:
     def __init__(self, tenants: int = 64, engines: int = 256) -> None:
         self._tenants = _Newest(_Classes, tenants)
         self._engines = _Newest(Calls, engines)
-        self.overhead = LogHistogram()  # seconds of the control plane itself, for each event
+        self.overhead = LogHistogram()  # seconds of the control plane itself, for each newcomer
         self.bounds: Counter[Bound] = Counter()  # that were met here and at engines
         self.tokens: dict[str, list[int]] = {}  # by model, of what is done: read, written
 
@@ -211,10 +211,6 @@ class Books:
         """Something has failed: at a bound, if the error names one."""
         if error.bound is not None:
             self.bounds[error.bound] += 1
-
-    def dispatch_overhead(self, seconds: float) -> None:
-        """The control plane took so long to handle one event."""
-        self.overhead.add(seconds)
 
     def _done(self, record: Record, tally: Tally, now: float) -> bool:
         """Observe its times; whether it met its goals."""

@@ -55,11 +55,14 @@ class Breaker(msgspec.Struct):
         self.dead = False
 
 
-class Silence(msgspec.Struct):
+class Silence:
     """How long an engine with work has had nothing to say. `since`: its last sign of life."""
 
-    since: float = 0.0
-    degraded: bool = False
+    __slots__ = ("degraded", "since")
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.degraded = False
 
     def sign(self, now: float) -> None:
         """It lives."""

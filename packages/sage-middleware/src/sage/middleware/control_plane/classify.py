@@ -41,12 +41,14 @@ def parse(
     limits: ParseLimits,
     tenant: str,
     headers: Mapping[str, str],
+    ident: str = "",
     decode_tokens: DecodeTokens | None = None,
     blocks: bool = False,
 ) -> Parsed:
     """Judge a body and say what it asks for. `headers` have lower-case names; `tenant` is whose key it is.
 
-    A form is read by its `content-type` there. `decode_tokens` turns token ids into text (embedding input may
+    A form is read by its `content-type` there. `ident`: the id of the request, where it is known to be good;
+    else it is looked for in the headers. `decode_tokens` turns token ids into text (embedding input may
     be ids) and raises ValueError for an id that it does not know. `blocks`: hash the prompt for a policy that
     looks for cached prefixes. Raises BadRequestError with `param` naming the field or header.
     """
@@ -56,7 +58,7 @@ def parse(
     elif facts is None:
         facts = read_body(route, body, limits, decode_tokens, blocks=blocks)
     wishes = read_wishes(route, headers, tenant=tenant, tenants=limits.tenants)
-    ident = request_id(headers)
+    ident = ident or request_id(headers)
     request_class = _request_class(route, facts, limits, wishes)
     # in the order of the fields: by name it would take twice as long
     job = Job(

@@ -233,7 +233,8 @@ class Core(Requests):
             self._place(now)
 
     def _complete(self, record: Record, usage: Usage, load: EngineLoad, now: float) -> None:
-        self.policy.settle(record, load.seconds(record, record.units, usage.completion_tokens))
+        seconds = load.seconds(record, record.units, usage.completion_tokens)
+        self._placement.policy.settle(record, seconds)
         self._end(record, "done", "", now)
 
     def _failed(self, event: Failed) -> None:

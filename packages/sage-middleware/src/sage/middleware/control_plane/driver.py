@@ -258,7 +258,7 @@ class ControlPlane:
         if actions or self._timer is None or self._core.waiting or self._trace is not None:
             self._carry_out(event, actions)
         if type(event) is Arrived:
-            self._core.books.dispatch_overhead(self._clock.now() - event.at)
+            self._core.books.overhead.add(self._clock.now() - event.at)
 
     def _carry_out(self, event: Event, actions: list[Action]) -> None:
         if self._trace is not None:

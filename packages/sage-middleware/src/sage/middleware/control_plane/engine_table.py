@@ -15,7 +15,7 @@ from sage.middleware.control_plane.breaker import FAULTS_TO_EJECT, Breaker, Sile
 from sage.middleware.control_plane.cost import EmbedCost, LlmCost, Quantile
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import Capability, EngineSpec
+from sage.middleware.engines.port import Capability, EngineSpec, asks_media
 
 __all__ = ["Attempt", "EngineLoad", "EngineTable"]
 
@@ -85,6 +85,7 @@ class EngineLoad:
         "learned",
         "llm",
         "max_running",
+        "media",
         "name",
         "outstanding_tokens",
         "prefill_tokens",
@@ -100,6 +101,7 @@ class EngineLoad:
         self.spec = spec
         self.name = spec.name
         self.generates = spec.task == "generate"
+        self.media = asks_media(spec.capabilities)
         self.max_running = spec.max_running
         self.state: EngineState = "starting"
         self.detail = "starting"
@@ -202,6 +204,7 @@ class EngineLoad:
             self.llm, self.embed, self.latency = LlmCost(), EmbedCost(), Quantile(0.95, 1.0)
         self.spec, self.max_running = spec, spec.max_running
         self.generates = spec.task == "generate"
+        self.media = asks_media(spec.capabilities)
         self.llm.chunk = spec.chunk
         self.device = [self]
         self._count_slots()

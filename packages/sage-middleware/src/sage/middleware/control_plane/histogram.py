@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, repeat
 from typing import Final
@@ -41,8 +42,8 @@ class LogHistogram:
         fresh, counts = self._fresh, self._counts
         if fresh:
             self._total += sum(fresh)
-            for bucket in map(bisect_left, repeat(_BOUNDS), fresh):
-                counts[bucket] += 1
+            for bucket, count in Counter(map(bisect_left, repeat(_BOUNDS), fresh)).items():
+                counts[bucket] += count
             fresh.clear()
         return counts
 

@@ -152,10 +152,12 @@ class Placement:
         for record, start, stop, _ in taken:
             job = record.job
             record.outcome, record.engine, record.reason = "running", name, reason
-            record.policy = self.name
+            if record.policy != self.name:  # it has waited while that was changed
+                record.policy = self.name
             record.attempts += 1
             record.predicted = choice.predicted
-            record.candidates = detail
+            if detail or record.candidates:
+                record.candidates = detail
             if record.dispatched is None:
                 record.dispatched = now
             charge(record, record.cost * (stop - start) / record.units)
@@ -184,11 +186,11 @@ class Placement:
                 tokens -= record.cached.get(load.name, 0)
             if tokens < 1:
                 tokens = 1
-            outstanding = record.cost_tokens
+            outstanding = record.prompt_tokens + (record.job.max_tokens or 0)
             ready = silence = llm.ttft(load.prefill_tokens + tokens, load.running)
             if not record.job.stream:
                 silence += record.output_p90 * llm.tpot(load.max_running)
-            if asks_media(record.job.needs):
+            if load.media and asks_media(record.job.needs):
                 silence = MEDIA_SILENT_S
         # in the order of the fields: by name it would take three times as long
         return Attempt(

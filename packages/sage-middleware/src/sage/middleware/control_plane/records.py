@@ -86,11 +86,6 @@ class Record(msgspec.Struct, eq=False, gc=False):
             waiting += sum(stop - start for start, stop, _ in self.returned)
         return waiting
 
-    @property
-    def cost_tokens(self) -> int:
-        """Tokens it may take of an engine: its prompt, and the longest answer where it names one."""
-        return self.prompt_tokens + (self.job.max_tokens or 0)
-
     def end(self, outcome: Outcome, reason: str, now: float) -> None:
         """Close it. `reason` is kept only where it says more than why its engine was chosen."""
         self.outcome = outcome

@@ -69,7 +69,8 @@ class Ticket(msgspec.Struct, eq=False):
     def close(self) -> None:
         """`submit` returns. An error that was raised there leads back here: a circle, for a collector."""
         self.closed = True
-        self.error = self.fault = None
+        if self.error is not None or self.fault is not None:
+            self.error = self.fault = None
 
     def wake(self) -> None:
         """Let its task look at it."""

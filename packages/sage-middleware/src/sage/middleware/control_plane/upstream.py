@@ -71,7 +71,8 @@ class Upstreams:
         if len(parts) == 1 and ticket.own is None and not action.hedge and parts[0].whole:
             ticket.own = up
             up.task = ticket.task
-            ticket.wake()
+            if ticket.waiter is not None:
+                ticket.wake()
             return
         ticket.hedged |= action.hedge
         task = up.task = asyncio.get_running_loop().create_task(self.run(up))
@@ -126,7 +127,8 @@ class Upstreams:
         if relay.committed:
             ticket.outcome = "done"
         self._handle(Finished(self._clock.now(), up.number, usage))
-        ticket.wake()
+        if ticket.waiter is not None:
+            ticket.wake()
 
     def _first_byte(self, number: int) -> None:
         self._handle(FirstByte(self._clock.now(), number))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import msgspec
 
-__all__ = ["Head"]
+from sage.middleware.native import uses_native
+
+__all__ = ["Head", "python_body"]
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)\r\n", re.IGNORECASE)
-_LONGEST: Final = 16  # digits of a length
+_LONGEST: Final = 16  # digits of a length, and what ends it
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -21,8 +25,6 @@ class Head(msgspec.Struct, frozen=True):
 
     before: bytes
     after: bytes
-    start: int  # where the digits begin
-    rest: int  # bytes of the head from their end on
 
     @classmethod
     def of(cls, data: bytes, size: int) -> Head | None:
@@ -32,16 +34,30 @@ class Head(msgspec.Struct, frozen=True):
         if length is None or len(data) != end + size:
             return None
         start, stop = length.span(1)
-        return cls(data[:start], data[stop:end], start, end - stop)
+        return cls(data[:start], data[stop:end])
 
     def body(self, data: bytes, most: int) -> bytes | None:
         """The body of `data` if that is one whole message with this head, and of at most `most` bytes."""
-        if not data.startswith(self.before):
-            return None
-        start = self.start
-        end = data.find(b"\r", start, start + _LONGEST)
-        digits = data[start:end]
-        if not digits.isdigit() or not data.startswith(self.after, end):
-            return None
-        body = data[end + self.rest :]
-        return body if int(digits) == len(body) <= most else None
+        return _reader()(data, self.before, self.after, most)
+
+
+@cache
+def _reader() -> Callable[[bytes, bytes, bytes, int], bytes | None]:
+    if not uses_native():
+        return python_body
+    from sage.middleware import _native
+
+    return _native.body_after
+
+
+def python_body(data: bytes, before: bytes, after: bytes, most: int) -> bytes | None:
+    """What `Head.body` does, in Python: its definition, and what runs with `SAGE_NATIVE=0`."""
+    if not data.startswith(before):
+        return None
+    start = len(before)
+    end = data.find(b"\r", start, start + _LONGEST)
+    digits = data[start:end]
+    if not digits.isdigit() or not data.startswith(after, end):
+        return None
+    body = data[end + len(after) :]
+    return body if int(digits) == len(body) <= most else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import inf
 from typing import Final
 
@@ -73,8 +74,14 @@ class Forecast(msgspec.Struct):
         if engine is not self.best:
             return f"to learn how it does: {self.seconds:.3f} s were predicted elsewhere"
         lent = self.lent.get(engine.name, 0)
-        beside = f", on {lent} idle cores beside its own" if lent else ""
-        return f"first to have it of {count}: {self.seconds:.3f} s predicted{beside}"
+        return _first_of(count, round(self.seconds, 3), lent)
+
+
+@lru_cache(1024)
+def _first_of(count: int, seconds: float, lent: int) -> str:
+    """The same words for many requests, of which thousands are remembered."""
+    beside = f", on {lent} idle cores beside its own" if lent else ""
+    return f"first to have it of {count}: {seconds:.3f} s predicted{beside}"
 
 
 class LlmForecast:
