@@ -21,6 +21,7 @@ from sage.common.errors import (
     SageError,
     UnavailableError,
 )
+from sage.common.tracing import TRACEPARENT
 from sage.kernel import Batch, Flow, Part
 from sage.middleware.answers import ChatReader
 from sage.middleware.client import Delta, ModelClient
@@ -37,6 +38,8 @@ from sage.middleware.pipelines.pool import Pipelines
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 
 HERE = __name__
+
+TRACE = "00-1-2-01"
 
 
 class Speak(Connected):
@@ -135,6 +138,7 @@ class Site:
             headers=headers or {},
             blocks=False,
         )
+        parsed = msgspec.structs.replace(parsed, call=msgspec.structs.replace(parsed.call, trace=TRACE))
         self.usage: Usage | None = None
 
         def used(usage: Usage) -> None:
@@ -186,7 +190,8 @@ async def test_each_call_carries_who_asked_for_what() -> None:
         record = site.plane.core.record(inner[0].request_id)
         assert record is not None
         assert (record.job.parent, record.job.priority, record.job.max_tokens) == ("outer", 3, 7)
-        assert CALLER.get().request_id == ""
+        assert [call.trace for call in site.engine.calls] == [TRACE]
+        assert CALLER.get().request_id == TRACEPARENT.get() == ""
 
 
 async def test_the_deadline_of_the_caller_ends_the_calls() -> None:
