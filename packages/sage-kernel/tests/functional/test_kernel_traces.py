@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode, Tracer, get_current_span
 
 from sage.common.tracing import TRACEPARENT
-from sage.kernel import Batch, Flow, LocalEnvironment, OperatorError, Parallel, Part, ReplyError
+from sage.kernel import Batch, Checkpoints, Flow, LocalEnvironment, OperatorError, Parallel, Part, ReplyError
 from sage.kernel.testing.sinks import Numbers
 
 HERE = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -140,6 +141,19 @@ async def test_a_request_has_a_span_with_a_child_for_each_operator_it_passed(tol
     assert told.children(other) == ["first", "ask", "batch", "then", "low"]
     calls = {ident(span) for span in told.spans if span.name == "ask"}
     assert {parent_of(traceparent) for traceparent in seen.values()} == calls
+
+
+async def test_a_request_that_is_kept_has_them_too(told: Told, tmp_path: Path) -> None:
+    async def ask(n: int) -> int:
+        return n + 1
+
+    flow = Flow("kept")
+    flow.reply(flow.requests(int).map(ask, name="ask").map(lambda n: -n, name="last"))
+    environment = LocalEnvironment(tracer=told.tracer, checkpoints=Checkpoints(tmp_path))
+    async with await environment.submit(flow) as job:
+        assert await job.request(1, id="one") == -2
+        assert await job.request(1, id="one") == -2  # answered from what is kept: nothing is passed
+    assert told.children(told.named("request kept")) == ["ask", "last"]
 
 
 async def test_a_stream_a_loop_and_what_fails_are_in_the_trace_of_their_request(told: Told) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ __all__ = ["HeadCall", "Runner", "Spans", "Visit"]
 
 Runner: TypeAlias = Callable[[asyncio.TaskGroup], Coroutine[Any, Any, None]]
 HeadCall: TypeAlias = Callable[[Any], Coroutine[Any, Any, list[Any]]]
-Visit: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+Visit: TypeAlias = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 
 class Spans:
