@@ -21,7 +21,8 @@ _OFFLINE = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
 
-_KEPT = ("SAGE_DATA_DIR", "SAGE_NATIVE", "SAGE_VLLM_PYTHON")  # what a caller of the tests may choose
+# What a caller of the tests may choose.
+_KEPT = ("SAGE_DATA_DIR", "SAGE_KAFKA", "SAGE_NATIVE", "SAGE_VLLM_PYTHON")
 
 
 class NetworkUseError(RuntimeError):

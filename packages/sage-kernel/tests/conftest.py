@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sage.kernel.testing.kafka import KafkaCluster, mock_cluster
 from sage.platform.testing.postgres import postgres_programs, postgres_server
 from sage.platform.testing.redis import redis_server
 
@@ -80,3 +82,15 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("redis-server is not installed")
     with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+@pytest.fixture(scope="session", params=["mock", "real"])
+def kafka(request: pytest.FixtureRequest) -> Iterator[KafkaCluster]:
+    """librdkafka's mock cluster, and the cluster that SAGE_KAFKA names (host:port,…), if it does."""
+    if request.param == "mock":
+        with mock_cluster() as cluster:
+            yield cluster
+    elif servers := os.environ.get("SAGE_KAFKA"):
+        yield KafkaCluster(servers, mock=False)
+    else:
+        pytest.skip("SAGE_KAFKA names no Kafka cluster")

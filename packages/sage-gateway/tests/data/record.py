@@ -1,8 +1,8 @@
 """Record the metrics of a real run: python packages/sage-gateway/tests/data/record.py > run.txt
 
-A stack of its own (a random-weight model and MiniLM) gets chats, embeddings, a batch, requests that are over
-a bound and some whose deadline is too near. Each line of the output is a series and its values, one for each
-scrape; `_` where it was not there yet.
+A stack of its own (a random-weight model and MiniLM) gets chats, embeddings, a batch, a job, requests that
+are over a bound and some whose deadline is too near. Each line of the output is a series and its values, one
+for each scrape; `_` where it was not there yet.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sage.common.config import EngineConfig, ModelConfig, TargetConfig
+from sage.common.jobs import JobSpec
 from sage.common.paths import SagePaths
 from sage.middleware import stack
 from sage.platform.state import read_secret
@@ -82,6 +83,21 @@ def batch(base: str, key: str, line: Mapping[str, Any]) -> None:
     post(f"{base}/batches", key, asked)
 
 
+def job(paths: SagePaths, folder: Path) -> None:
+    """Begin to index more than can be done meanwhile."""
+    (folder / "texts").mkdir()
+    for number in range(400):
+        (folder / "texts" / f"{number}.md").write_text(f"Text {number} says something of its own. " * 500)
+    steps: list[dict[str, Any]] = [
+        {"source": {"use": "documents", "with": {"folder": "texts"}}},
+        {"flatmap": {"use": "split", "with": {"size": 800}}},
+        {"map_batch": {"use": "embed", "with": {"model": "all-MiniLM-L6-v2"}, "batch": {"size": 8}}},
+        {"sink": {"use": "index", "with": {"folder": "index"}}},
+    ]
+    plan = {"name": "index", "steps": steps}
+    stack.job_client(paths).submit(JobSpec(plan=plan, every=5.0, folder=str(folder.absolute())))
+
+
 def load(base: str, admin: str, key: str, token: str, stop: threading.Event) -> None:
     """Ask for what is refused, then for all that is served until told to stop."""
     made = json.loads(post(f"{admin}/admin/v1/keys", token, {"name": "limited", "rpm": 1}))
@@ -129,6 +145,7 @@ def record(paths: SagePaths) -> list[dict[str, str]]:
     found = []
     try:
         worker.start()
+        job(paths, Path.cwd())
         for _ in range(SCRAPES):
             time.sleep(EVERY_S)
             found.append(scrape(run.admin_url, token))

@@ -114,6 +114,15 @@ BAD: dict[str, list[Series]] = {
         series('sage_prediction_error_ratio_p50{engine="e"}', rises(0.1, 1.5)),
         series('sage_predictions_total{engine="e"}', rises(100, 500)),
     ],
+    "SageJobFailed": [series('sage_jobs{state="failed"}', rises(0, 1))],
+    "SageJobRestarts": [series("sage_job_restarts_total", rises(0, 1, 2, 3))],
+    "SageJobCheckpointOld": [series('sage_job_checkpoint_age_seconds{job="j"}', rises(5, 700))],
+    "SageJobStuck": [series('sage_job_loop_stuck_seconds{job="j"}', rises(0, 40))],
+    "SageJobDiverts": [
+        series('sage_job_operator_records_total{job="j",operator="o",way="in"}', grows(80)),
+        series('sage_job_operator_records_total{job="j",operator="o",way="diverted"}', grows(5)),
+        series('sage_job_operator_records_total{job="j",operator="o",way="skipped"}', grows(5)),
+    ],
 }
 
 
@@ -167,17 +176,14 @@ def test_every_metric_is_on_a_dashboard() -> None:
         "sage_embedding_call_tokens",
         "sage_predictions_total",
         "sage_prediction_calibration_p90",
-        "sage_jobs",
-        "sage_job_restarts_total",
-        "sage_job_checkpoint_age_seconds",
     }
 
 
-def test_five_dashboards_and_the_rules_are_written(tmp_path: Path) -> None:
+def test_six_dashboards_and_the_rules_are_written(tmp_path: Path) -> None:
     observe(tmp_path / "new" / "folder")
     written = sorted(file.name for file in (tmp_path / "new" / "folder").iterdir())
     assert written == ["sage-alerts.yaml", *sorted(f"sage-{name}.json" for name in DASHBOARDS)]
-    assert len(DASHBOARDS) == 5
+    assert len(DASHBOARDS) == 6
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="Cannot write to"):
         observe(tmp_path / "file")

@@ -18,6 +18,7 @@ import apsw
 
 from sage.kernel.connectors import Csv, Jsonl, Parquet
 from sage.kernel.testing.connectors import gathered
+from sage.kernel.testing.kafka import KafkaCluster
 from sage.platform.queue import Message, QueueOptions
 from sage.platform.queue.sqlite import SqliteQueue
 from sage.platform.storage.sqlite import Database
@@ -51,6 +52,24 @@ flow = Flow("queues")
 queue = f"sqlite:///{folder}/queues/queues.db"
 records = flow.source(use("queue", queue=queue, name="in", wait=1.0, lease=0.6, batch=20))
 records.sink(use("queue", queue=queue, name="out"))
+LocalEnvironment(checkpoints=Checkpoints(folder / "checkpoints", every=0.02)).run_sync(flow)
+"""
+KAFKA = """
+import asyncio, sys
+from pathlib import Path
+from sage.kernel import Checkpoints, Flow, LocalEnvironment, use
+
+async def same(record):
+    await asyncio.sleep(0)
+    return record
+
+folder = Path(sys.argv[1])
+servers, topic, out = (folder / "kafka").read_text().split()
+flow = Flow("kafka")
+messages = flow.source(use("kafka", servers=servers, topic=topic, end="latest", batch=20))
+records = messages.map(same, order="input")
+records.sink(use("jsonl", path=str(folder / "out.jsonl")), name="jsonl")
+records.sink(use("kafka", servers=servers, topic=out), name="out")
 LocalEnvironment(checkpoints=Checkpoints(folder / "checkpoints", every=0.02)).run_sync(flow)
 """
 
@@ -111,3 +130,21 @@ async def test_messages_are_moved_once(tmp_path: Path) -> None:
     await database.close()
     assert sorted(record["n"] for record in found) == list(range(1500))
     assert (left.items, left.dead) == (0, 0)
+
+
+async def test_a_topic_is_read_once_and_written_once_where_transactions_are_kept(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topic, out = kafka.topic(), kafka.topic()
+    for number in range(4):
+        mine = RECORDS[number::4]
+        kafka.put(topic, [json.dumps(record).encode() for record in mine], number)
+    (tmp_path / "kafka").write_text(f"{kafka.servers} {topic} {out}")
+    assert await asyncio.to_thread(survive, KAFKA, tmp_path, kills=5, seed=3) > 0
+    read = [record["n"] for record in await gathered(Jsonl(tmp_path / "out.jsonl"))]
+    assert sorted(read) == list(range(len(RECORDS)))
+    assert [n for n in read if n % 4 == 2] == list(range(2, len(RECORDS), 4))
+    written = [json.loads(message.value() or b"")["n"] for message in kafka.messages(out)]
+    assert set(written) == set(read)
+    if kafka.remembers and kafka.hides:
+        assert len(written) == len(read)

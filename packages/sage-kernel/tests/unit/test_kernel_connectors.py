@@ -117,7 +117,7 @@ async def test_a_jsonl_file_needs_its_folder(tmp_path: Path) -> None:
         await LocalEnvironment().run(flow)
 
 
-HEAVY = ("aiohttp", "apsw", "psycopg", "pyarrow", "redis", "sqlalchemy")
+HEAVY = ("aiohttp", "apsw", "confluent_kafka", "psycopg", "pyarrow", "redis", "sqlalchemy")
 
 
 def test_a_library_is_imported_by_the_connector_that_needs_it() -> None:

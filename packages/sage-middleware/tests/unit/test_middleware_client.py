@@ -26,6 +26,7 @@ from sage.common.errors import (
     UnreachableError,
 )
 from sage.common.ports import find_free
+from sage.common.tracing import TRACEPARENT
 from sage.middleware.answers import ChatReader, error_from, read_embeddings, read_ranking
 from sage.middleware.client import HttpClient, ModelClient
 from sage.middleware.control_plane.driver import ControlPlane
@@ -181,6 +182,18 @@ async def test_the_key_and_the_path_are_sent(server: Server, client: ModelClient
     assert path == "/v1/embeddings"
     assert headers["Authorization"] == "Bearer sk-test"
     assert json.loads(body) == {"model": "m", "input": ["a"], "encoding_format": "base64"}
+
+
+async def test_a_call_carries_the_trace_that_it_belongs_to(server: Server, client: ModelClient) -> None:
+    server.say(200, ONE)
+    token = TRACEPARENT.set("00-1-2-01")
+    await client.embed(["a"], model="m", bulk=True)
+    TRACEPARENT.reset(token)
+    server.say(200, ONE)
+    await client.embed(["a"], model="m")
+    found = [headers.get("traceparent") for _, headers, _ in server.requests]
+    assert found == ["00-1-2-01", None]
+    assert server.requests[0][1]["x-sage-class"] == "embed_bulk"
 
 
 @pytest.mark.parametrize("bulk", [True, False])

@@ -96,6 +96,12 @@ def metrics(books: Books) -> MetricList:
         (telemetry.JOBS, 1.0, {"state": "running"}),
         (telemetry.JOB_RESTARTS, 2.0, {}),
         (telemetry.JOB_CHECKPOINT_AGE, 3.0, {"job": "one"}),
+        (telemetry.JOB_STUCK, 0.0, {"job": "one"}),
+        (telemetry.JOB_RECORDS, 9.0, {"job": "one", "operator": "ask", "way": "in"}),
+        (telemetry.JOB_RETRIES, 1.0, {"job": "one", "operator": "ask"}),
+        (telemetry.JOB_IN_FLIGHT, 2.0, {"job": "one", "operator": "ask"}),
+        (telemetry.JOB_BUSY, 0.5, {"job": "one", "operator": "ask"}),
+        (telemetry.JOB_WAIT, 0.1, {"job": "one", "operator": "ask"}),
     ]
     return collect(books, ENGINES, QUEUES, policy="fifo", uptime=12.0, others=others)
 

@@ -9,6 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import Tracer
 
 from sage.common.clock import SystemClock
 from sage.common.config import ControlPlaneConfig, ModelConfig, PipelineConfig, TargetConfig
@@ -21,6 +25,7 @@ from sage.common.errors import (
     SageError,
     UnavailableError,
 )
+from sage.common.tracing import TRACEPARENT
 from sage.kernel import Batch, Flow, Part
 from sage.middleware.answers import ChatReader
 from sage.middleware.client import Delta, ModelClient
@@ -37,6 +42,8 @@ from sage.middleware.pipelines.pool import Pipelines
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 
 HERE = __name__
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 class Speak(Connected):
@@ -100,7 +107,9 @@ def whole_chats() -> Flow:
 class Site:
     """A control plane with one engine and the pipelines of some flows."""
 
-    def __init__(self, *pipelines: PipelineConfig, again_s: float = 0.01) -> None:
+    def __init__(
+        self, *pipelines: PipelineConfig, again_s: float = 0.01, tracer: Tracer | None = None
+    ) -> None:
         self.engine = MemoryEngine()
         self.plane = ControlPlane(ControlPlaneConfig(), SystemClock())
         self.plane.add_engine(self.engine)
@@ -109,7 +118,7 @@ class Site:
             [ModelConfig(name="alias", to=(TargetConfig(model="memory"),))], ControlPlaneConfig()
         )
         self.client: ModelClient = InProcessClient(self.plane, door=self.router, patience_s=0.0)
-        self.pipelines = Pipelines(self.plane, self.client, again_s=again_s)
+        self.pipelines = Pipelines(self.plane, self.client, again_s=again_s, tracer=tracer)
         self.configs = pipelines
 
     async def __aenter__(self) -> Site:
@@ -135,6 +144,7 @@ class Site:
             headers=headers or {},
             blocks=False,
         )
+        parsed = msgspec.structs.replace(parsed, call=msgspec.structs.replace(parsed.call, trace=TRACE))
         self.usage: Usage | None = None
 
         def used(usage: Usage) -> None:
@@ -186,7 +196,25 @@ async def test_each_call_carries_who_asked_for_what() -> None:
         record = site.plane.core.record(inner[0].request_id)
         assert record is not None
         assert (record.job.parent, record.job.priority, record.job.max_tokens) == ("outer", 3, 7)
-        assert CALLER.get().request_id == ""
+        assert [call.trace for call in site.engine.calls] == [TRACE]
+        assert CALLER.get().request_id == TRACEPARENT.get() == ""
+
+
+async def test_spans_of_a_pipeline_are_between_its_request_and_its_calls() -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    async with Site(config("speak", "speaking"), tracer=provider.get_tracer("test")) as site:
+        await site.serving()
+        for stream in ("", ',"stream":true'):
+            spans.clear()
+            await site.ask("pipeline/speak", stream)
+            told = {span.name: span for span in spans.get_finished_spans()}
+            request, operator = told["request speak"], told["Speak"]
+            assert request.parent is not None
+            assert (f"{request.parent.trace_id:x}", f"{request.parent.span_id:x}") == ("a" * 32, "b" * 16)
+            assert operator.context is not None
+            assert operator.parent == request.context
+            assert site.engine.calls[-1].trace == f"00-{'a' * 32}-{operator.context.span_id:016x}-01"
 
 
 async def test_the_deadline_of_the_caller_ends_the_calls() -> None:

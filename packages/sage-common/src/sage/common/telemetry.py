@@ -366,5 +366,28 @@ JOB_CHECKPOINT_AGE: Final = Metric(
     "since the newest checkpoint of a job that runs, or since its start",
     ("job",),
 )
+JOB_STUCK: Final = Metric(
+    "sage_job_loop_stuck_seconds", "gauge", "s", "since its event loop has last moved", ("job",)
+)
+_JOB_OPERATOR: Final = ("job", "operator")
+JOB_RECORDS: Final = Metric(
+    "sage_job_operator_records_total",
+    "counter",
+    "records",
+    "records of an operator of a job that runs, by what it did with them: in, out, diverted, skipped",
+    (*_JOB_OPERATOR, "way"),
+)
+JOB_RETRIES: Final = Metric(
+    "sage_job_operator_retries_total", "counter", "calls", "calls that were made again", _JOB_OPERATOR
+)
+JOB_IN_FLIGHT: Final = Metric(
+    "sage_job_operator_in_flight_records", "gauge", "records", "records under way in it", _JOB_OPERATOR
+)
+JOB_BUSY: Final = Metric(
+    "sage_job_operator_busy_seconds_total", "counter", "s", "time inside its code", _JOB_OPERATOR
+)
+JOB_WAIT: Final = Metric(
+    "sage_job_operator_wait_seconds_total", "counter", "s", "time that its stage had to wait", _JOB_OPERATOR
+)
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

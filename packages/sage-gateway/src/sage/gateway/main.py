@@ -110,7 +110,7 @@ class Gateway:
         limits = ParseLimits.of(config.gateway, config.control_plane)
         # Whoever asks a pipeline is told of overload at once, as by any model, and comes back by Retry-After.
         client = InProcessClient(services.control_plane, door=services.router, limits=limits, patience_s=0.0)
-        self._pipelines = Pipelines(services.control_plane, client)
+        self._pipelines = Pipelines(services.control_plane, client, tracer=services.telemetry.tracer)
         self._front = Front(config, services, self._clock.now)
         caller = LineCaller(
             self._front.handler, services.access.ring, self._front.bodies, services.router.decision

@@ -13,6 +13,8 @@ from sage.middleware.engines.port import EngineKind
 from sage.middleware.engines.registry import engine_kind
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from sage.gateway.tracing import Traces
 
 __all__ = ["Telemetry"]
@@ -43,6 +45,11 @@ class Telemetry:
         """A kind of engine by its name; where traces are on, its engines have a span for each call."""
         kind = engine_kind(name)
         return kind if self._traces is None else self._traces.kind(kind)
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """For the pipelines that are served, where traces are on."""
+        return None if self._traces is None else self._traces.tracer
 
     async def close(self) -> None:
         """Send what is left of the traces."""

@@ -70,15 +70,15 @@ class Traces:
         logging.getLogger("opentelemetry").setLevel(
             logging.CRITICAL
         )  # it tells each failure; we tell the first
-        self._tracer = self._provider.get_tracer("sage.gateway", VERSION)
+        self.tracer = self._provider.get_tracer("sage.gateway", VERSION)
 
     def around(self, handler: Handler) -> Handler:
         """The handler of the hot routes, with a span for each request."""
-        return Traced(handler, self._tracer)
+        return Traced(handler, self.tracer)
 
     def kind(self, kind: EngineKind) -> EngineKind:
         """A kind whose engines have a span for each call."""
-        return _TracedKind(kind, self._tracer)
+        return _TracedKind(kind, self.tracer)
 
     async def close(self) -> None:
         """Export what is left, for a moment. The thread is a daemon: it does not hold up the end."""

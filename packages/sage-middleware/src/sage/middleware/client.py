@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sage.common.errors import EngineError, SageError, UnreachableError
-from sage.common.telemetry import HEADER_CLASS, HEADER_REQUEST_ID, RequestClass
+from sage.common.telemetry import HEADER_CLASS, HEADER_REQUEST_ID, HEADER_TRACE, RequestClass
+from sage.common.tracing import TRACEPARENT
 from sage.middleware.answers import ChatReader, Patience, error_from, read_embeddings, read_ranking
 from sage.middleware.engines.port import Usage
 
@@ -181,6 +182,8 @@ class HttpClient:
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=10.0)
             self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
         url = self._base_url + path
+        if trace := TRACEPARENT.get():
+            headers = {**(headers or {}), HEADER_TRACE: trace}
         try:
             response = await self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False

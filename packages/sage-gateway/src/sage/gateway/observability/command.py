@@ -18,7 +18,7 @@ __all__ = ["observe"]
 def observe(
     folder: Annotated[Path, typer.Argument(help="where to; made if it is not there")],
 ) -> None:
-    """Write five dashboards for Grafana (JSON) and alert rules for Prometheus (YAML) into a folder."""
+    """Write six dashboards for Grafana (JSON) and alert rules for Prometheus (YAML) into a folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, board in DASHBOARDS.items():

@@ -199,4 +199,50 @@ DASHBOARDS: Final[dict[str, Board]] = {
             Panel("Tokens by type", "short", {"{{type}}": "sum by (type) (increase(sage_tokens_total[1h]))"}),
         ),
     ),
+    "jobs": Board(
+        "jobs",
+        (
+            Panel("Jobs by state", "short", {"{{state}}": "sum by (state) (sage_jobs)"}),
+            Panel(
+                "Restarts after a crash", "short", {"all jobs": "sum(increase(sage_job_restarts_total[15m]))"}
+            ),
+            Panel("Since the newest checkpoint", "s", {"{{job}}": "sage_job_checkpoint_age_seconds"}),
+            Panel("Event loop has not moved for", "s", {"{{job}}": "sage_job_loop_stuck_seconds"}),
+            Panel(
+                "Records out of each operator",
+                "short",
+                {
+                    "{{job}} {{operator}}": "sum by (job, operator) "
+                    '(rate(sage_job_operator_records_total{way="out"}[5m]))'
+                },
+            ),
+            Panel(
+                "Diverted, skipped and tried again",
+                "short",
+                {
+                    "{{job}} {{operator}} {{way}}": "sum by (job, operator, way) "
+                    '(rate(sage_job_operator_records_total{way=~"diverted|skipped"}[5m]))',
+                    "{{job}} {{operator}} again": "sum by (job, operator) "
+                    "(rate(sage_job_operator_retries_total[5m]))",
+                },
+            ),
+            Panel(
+                "Seconds of work in a second",
+                "short",
+                {
+                    "{{job}} {{operator}}": "sum by (job, operator) "
+                    "(rate(sage_job_operator_busy_seconds_total[5m]))"
+                },
+            ),
+            Panel(
+                "Share of the time that a stage waits",
+                "percentunit",
+                {
+                    "{{job}} {{operator}}": "sum by (job, operator) "
+                    "(rate(sage_job_operator_wait_seconds_total[5m]))"
+                },
+            ),
+            Panel("Under way", "short", {"{{job}} {{operator}}": "sage_job_operator_in_flight_records"}),
+        ),
+    ),
 }

@@ -9,6 +9,8 @@ from sage.kernel.connectors.delimited import Csv, CsvFile
 from sage.kernel.connectors.folder import Document, Files
 from sage.kernel.connectors.http import HttpLines, HttpPages, HttpPost
 from sage.kernel.connectors.jsonl import Jsonl, JsonlFile
+from sage.kernel.connectors.kafka_sink import KafkaSink
+from sage.kernel.connectors.kafka_source import KafkaMessage, KafkaSource, kafka_timestamp
 from sage.kernel.connectors.lines import Lines, LinesFile
 from sage.kernel.connectors.parquet import Parquet, ParquetFolder
 from sage.kernel.connectors.plain import to_json
@@ -25,6 +27,9 @@ __all__ = [
     "HttpPost",
     "Jsonl",
     "JsonlFile",
+    "KafkaMessage",
+    "KafkaSink",
+    "KafkaSource",
     "Lines",
     "LinesFile",
     "Parquet",
@@ -35,5 +40,6 @@ __all__ = [
     "SqlTable",
     "Stdout",
     "items",
+    "kafka_timestamp",
     "to_json",
 ]

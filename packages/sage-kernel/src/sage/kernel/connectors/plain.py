@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from sage.common.errors import BadRequestError
 
-__all__ = ["as_mapping", "json_lines", "to_json"]
+__all__ = ["Form", "as_mapping", "as_message", "json_lines", "of_message", "to_json"]
+
+Form: TypeAlias = Literal["json", "text", "bytes"]
 
 
 def to_json(item: Any) -> str:
@@ -36,6 +38,24 @@ def as_mapping(item: Any) -> Mapping[str, Any]:
     raise BadRequestError(
         f"a record is {type(item).__name__}, which has no columns.", hint="Map it to a dict or a dataclass."
     )
+
+
+def as_message(item: Any, form: Form) -> bytes:
+    """A record as the body of a message; raises BadRequestError for one that is not of this form."""
+    if form == "json":
+        return json_lines([item])[:-1]
+    wanted = str if form == "text" else bytes
+    if not isinstance(item, wanted):
+        raise BadRequestError(f"a record is {type(item).__name__}, not {form}.", hint="Say format: json.")
+    return item.encode() if isinstance(item, str) else item
+
+
+def of_message(body: bytes, form: Form, *where: object) -> Any:
+    """The body of a message as a record; raises BadRequestError that says `where` it is, if it cannot be."""
+    try:
+        return json.loads(body) if form == "json" else body.decode() if form == "text" else body
+    except ValueError as error:
+        raise BadRequestError(f"{' '.join(map(str, where))} is not {form}: {error}.") from error
 
 
 def _plain(value: Any) -> Any:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from sage.common.errors import BadRequestError, OverloadedError, UsageError
+from sage.common.errors import BadRequestError, UsageError
 from sage.common.ids import new_id
-from sage.kernel.connectors.plain import json_lines
+from sage.kernel.connectors.held import Held
+from sage.kernel.connectors.plain import as_message, of_message
 from sage.platform.queue import Lease, LeaseLostError, Message, Queue
 
 __all__ = ["QueueSink", "QueueSource"]
@@ -99,7 +99,8 @@ class QueueSource:
                 self._keeper.result()  # raises why no lease is extended any more
             fresh = await self._fresh(leases)
             if fresh:
-                yield self._position(fresh), [self._record(lease) for lease in fresh]
+                records = [of_message(lease.body, self._format, "message", lease.id) for lease in fresh]
+                yield self._position(fresh), records
 
     async def committed(self, position: Any) -> None:
         """Acknowledge what is covered."""
@@ -139,12 +140,6 @@ class QueueSource:
         # The batches are shared by all positions, so one costs little; they never change.
         done = [[(ident, 0) for ident in sorted(self._done)]] if self._done else []
         return {"last": self._read, "open": [*done, *self._batches.values()]}
-
-    def _record(self, lease: Lease) -> Any:
-        try:
-            return json.loads(lease.body) if self._format == "json" else lease.body.decode()
-        except ValueError as error:
-            raise BadRequestError(f"message {lease.id} is not {self._format}: {error}.") from error
 
     async def _acknowledge(self, leases: list[Lease]) -> bool:
         """Whether every one of these leases was still held."""
@@ -193,12 +188,11 @@ class QueueSink:
         max_bytes: int = 64 << 20,
     ) -> None:
         self._where, self._name, self._format = queue, name, format
-        self._at, self._max_bytes = at, max_bytes
+        self._at = at
         self._stack = AsyncExitStack()
         self._queue: Queue | None = None
         self._run = new_id("run")
-        self._bodies: dict[int, list[bytes]] = {}  # by epoch
-        self._size = 0
+        self._held = Held(max_bytes)
 
     async def setup(self) -> None:
         """Open the queue."""
@@ -206,27 +200,20 @@ class QueueSink:
 
     async def write(self, epoch: int, items: Sequence[Any]) -> None:
         """Hold them, or put them; raises OverloadedError where an epoch is more than `max_bytes`."""
-        bodies = [self._body(item) for item in items]
+        bodies = [as_message(item, self._format) for item in items]
         if self._at == "write":
             await self._opened().put_many([Message(body) for body in bodies])
-            return
-        self._size += sum(map(len, bodies))
-        if self._size > self._max_bytes:
-            raise OverloadedError(
-                f"the records of an epoch, held until its commit, are more than {self._max_bytes} bytes.",
-                hint="Take checkpoints more often, raise max_bytes, or put with at: write.",
-            )
-        self._bodies.setdefault(epoch, []).extend(bodies)
+        else:
+            self._held.add(epoch, [(None, body) for body in bodies])
 
     async def prepare(self, epoch: int) -> dict[str, Any]:
         """The messages of this epoch."""
-        return {"run": self._run, "bodies": [body.decode() for body in self._bodies.get(epoch, [])]}
+        return {"run": self._run, "bodies": [body.decode() for _, body in self._held.of(epoch)]}
 
     async def commit(self, epoch: int) -> None:
         """Put the messages of this epoch."""
-        bodies = self._bodies.pop(epoch, [])
-        self._size -= sum(map(len, bodies))
-        await self._put(epoch, bodies)
+        await self._put(epoch, [body for _, body in self._held.of(epoch)])
+        self._held.drop(epoch)
 
     async def recover(self, epoch: int, prepared: Any) -> None:
         """Put what was prepared, once more."""
@@ -252,10 +239,3 @@ class QueueSink:
     def _key(self, epoch: int, number: int, body: bytes) -> str:
         # With the body: a run that goes on from an older checkpoint may cut its epochs elsewhere.
         return f"{self._run}-{epoch}-{number}-{hashlib.sha256(body).hexdigest()[:16]}"
-
-    def _body(self, item: Any) -> bytes:
-        if self._format == "json":
-            return json_lines([item])[:-1]
-        if isinstance(item, str):
-            return item.encode()
-        raise BadRequestError(f"a record is {type(item).__name__}, not text.", hint="Say format: json.")

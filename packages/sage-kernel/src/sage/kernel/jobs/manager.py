@@ -9,9 +9,8 @@ from typing import Final, Self
 
 from sage.common.clock import Clock, SystemClock
 from sage.common.errors import NotFoundError, SageError
-from sage.common.jobs import STATES, JobDecided, JobDecision, JobGates, JobInfo, JobSpec
+from sage.common.jobs import JobDecided, JobDecision, JobGates, JobInfo, JobSpec
 from sage.common.paths import SagePaths
-from sage.common.telemetry import JOB_CHECKPOINT_AGE, JOB_RESTARTS, JOBS, Metric
 from sage.kernel.jobs import states
 from sage.kernel.jobs.folders import Folders
 from sage.kernel.jobs.held import Held, info
@@ -21,6 +20,7 @@ from sage.kernel.jobs.logs import read_log
 from sage.kernel.jobs.messages import Decide, Drain, Gates, Pause
 from sage.kernel.jobs.options import JobOptions
 from sage.kernel.jobs.placement import Placed, Placer, unit_of
+from sage.kernel.jobs.samples import Sample, samples
 from sage.kernel.jobs.states import Edit
 from sage.kernel.jobs.store import JobStore
 from sage.kernel.scheduler import Node
@@ -136,17 +136,9 @@ class JobManager:
         more = (lambda: not held.over and not self._closed) if follow else None
         return read_log(self._folders.log(held.job.id), lines, more)
 
-    def samples(self) -> Iterator[tuple[Metric, float, dict[str, str]]]:
+    def samples(self) -> Iterator[Sample]:
         """Its metrics."""
-        now = self._clock.wall()
-        jobs = [held.job for held in self._held.values()]
-        for state in STATES:
-            yield JOBS, sum(1 for job in jobs if job.state == state), {"state": state}
-        yield JOB_RESTARTS, self.restarts, {}
-        for held in self._held.values():
-            if held.job.state == "running":
-                newest = held.job.checkpoint.at if held.job.checkpoint else 0.0
-                yield JOB_CHECKPOINT_AGE, max(0.0, now - max(newest, held.since)), {"job": held.job.name}
+        return samples(self._held.values(), self.restarts, self._clock.wall())
 
     # ---- what is asked for ---------------------------------------------------------------------------------
 

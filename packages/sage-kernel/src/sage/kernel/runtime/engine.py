@@ -19,8 +19,11 @@ from sage.kernel.runtime.replicas.opening import opened_pools
 from sage.kernel.runtime.replicas.pool import Pool
 from sage.kernel.runtime.resources import opened
 from sage.kernel.runtime.results import ResultFile
+from sage.kernel.runtime.spans import Spans
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from sage.kernel.scheduler import Node
 
 __all__ = ["Engine", "Surroundings", "running"]
@@ -31,11 +34,13 @@ class Surroundings:
     """What an environment gives to all that runs in it, the flows behind services too.
 
     `machine`: what operators with `resources` find, None = look. `debug`: look after shared records.
+    `tracer`: what is told of it all, None = nothing.
     """
 
     clock: Clock = field(default_factory=SystemClock)
     machine: Node | None = None
     debug: bool = False
+    tracer: Tracer | None = None
 
 
 @dataclass(slots=True)
@@ -55,11 +60,16 @@ class Engine:
     shares: Shares | None = None
     ledger: Ledger | None = None
     """What keeps the requests of a job that has checkpoints."""
+    spans: Spans = field(default_factory=Spans)
 
     def __post_init__(self) -> None:
         if self.around.debug:
             self.shares = Shares()
         self.inboxes.kept |= self.ledger is not None
+        if self.around.tracer is not None:
+            from sage.kernel.runtime.traced import TracedSpans  # needs OpenTelemetry, as the tracer did
+
+            self.spans = TracedSpans(self.around.tracer, self.flow)
 
     @property
     def clock(self) -> Clock:

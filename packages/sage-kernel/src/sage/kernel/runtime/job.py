@@ -46,6 +46,7 @@ class Job:
         self._engine = engine
         self._services = engine.services
         self._ledger = engine.ledger
+        self._visit = engine.spans.visit(visit)
         self._wired = wire(plan, engine)
         for gate, behind in self._wired.gates:
             gate.orphaned = partial(self._resume, behind)
@@ -209,9 +210,9 @@ class Job:
         self._wired.counters[0].items_out += 1
         if self._services:
             with bound(self._services):
-                await visit(self._wired.entry, item, walk)
+                await self._visit(self._wired.entry, item, walk)
         else:
-            await visit(self._wired.entry, item, walk)
+            await self._visit(self._wired.entry, item, walk)
         if walk.reply is NOTHING:
             raise self._no_reply()
         return walk.reply
@@ -309,7 +310,7 @@ class Job:
 
     def _resume(self, behind: Station, decision: Decision) -> None:
         """A record was decided on: it walks on, and its reply goes nowhere."""
-        self._spawn(partial(visit, behind, decision))
+        self._spawn(partial(self._visit, behind, decision))
 
     def _spawn(self, work: Callable[[Walk], Coroutine[Any, Any, None]]) -> None:
         walk = Walk(None)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -34,10 +32,11 @@ from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.replicas.stage import ParallelStage
 from sage.kernel.runtime.report import Counters, OperatorReport, RunReport, reports
 from sage.kernel.runtime.resources import begin_anew, commit
-from sage.kernel.runtime.run import Run
+from sage.kernel.runtime.run import Run, interruptible
 from sage.kernel.runtime.shared import LIMIT, ServiceFactory, serving
 from sage.kernel.runtime.sinks import SinkEnd, write
 from sage.kernel.runtime.sources import Reader, Stop
+from sage.kernel.runtime.spans import Runner
 from sage.kernel.runtime.stages import pump, tell_time
 from sage.kernel.runtime.timed import Clock as EventClock
 from sage.kernel.runtime.walk import as_stage, by_item, item_call
@@ -45,13 +44,14 @@ from sage.kernel.runtime.weight import CHANNEL_BYTES
 from sage.kernel.services import bound
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from sage.kernel.scheduler import Node
 
 __all__ = ["LocalEnvironment", "Progress"]
 
 Progress: TypeAlias = Callable[[tuple[OperatorReport, ...]], None]
 PROGRESS_EVERY = 0.1
-_Runner: TypeAlias = Callable[[asyncio.TaskGroup], Coroutine[Any, Any, None]]
 PER_WORKER = 16
 """How many times `batch` a worker takes at once, at most: the way there costs as much as 600 quick calls."""
 
@@ -66,6 +66,7 @@ class LocalEnvironment:
     `clock` is what time is told by where records have none of their own: caches, kept state, gates.
     `machine` is what operators with `resources` find here; without it, what this process may use.
     `debug` finds operators that change records which others have as well; it is slow.
+    `tracer` is one of OpenTelemetry, which gets a span for each run, request and operator.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class LocalEnvironment:
         clock: Clock | None = None,
         machine: Node | None = None,
         debug: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         if min(batch, capacity, capacity_bytes) < 1:
             given = f"batch={batch}, capacity={capacity}, capacity_bytes={capacity_bytes}"
@@ -87,7 +89,7 @@ class LocalEnvironment:
         self._settings = _Settings(Batch(batch), capacity, capacity_bytes, on_progress)
         self._registry = registry or default_registry()
         self._checkpoints = checkpoints
-        self._around = Surroundings(clock or SystemClock(), machine, debug)
+        self._around = Surroundings(clock or SystemClock(), machine, debug, tracer)
         self._services: dict[str, ServiceFactory] = {}
 
     def register_service(self, name: str, factory: ServiceFactory) -> None:
@@ -132,20 +134,7 @@ class LocalEnvironment:
 
     def run_sync(self, flow: Flow) -> RunReport:
         """`run` for code without an event loop; the first Ctrl-C drains, the second one stops at once."""
-
-        async def main() -> RunReport:
-            stop = asyncio.Event()
-            if threading.current_thread() is threading.main_thread():
-                loop = asyncio.get_running_loop()
-
-                def interrupt() -> None:
-                    stop.set()
-                    loop.remove_signal_handler(signal.SIGINT)
-
-                loop.add_signal_handler(signal.SIGINT, interrupt)
-            return await self.run(flow, stop=stop)
-
-        return asyncio.run(main())
+        return asyncio.run(interruptible(partial(self.run, flow)))
 
     async def submit(self, flow: Flow, *, limit: int = LIMIT) -> Job:
         """Start a flow of requests; over `limit` in flight, they are refused with `OverloadedError`.
@@ -253,7 +242,7 @@ class _Execution:
         """Set up, run every stage, commit, close."""
         start = time.perf_counter()
         try:
-            with bound(self._engine.services):
+            with self._engine.spans.run(), bound(self._engine.services):
                 if self._coordinator is None:
                     async with self._running():
                         await begin_anew(self._plan.ops)
@@ -290,7 +279,11 @@ class _Execution:
 
     async def _run_stages(self) -> None:
         # All are there before the first of them runs: a checkpoint may begin at any time.
-        runners = [self._runner(*one) for one in zip(self._plan.stages, self._members, strict=True)]
+        wrap = self._engine.spans.stage
+        runners = [
+            wrap([self._counters[op.index] for op in stage.ops], self._runner(stage, member))
+            for stage, member in zip(self._plan.stages, self._members, strict=True)
+        ]
         if self._coordinator:
             await self._coordinator.acknowledge()
         self.begun.set()
@@ -356,7 +349,7 @@ class _Execution:
     def _lead(self, stage: Stage) -> Counters:
         return self._counters[stage.ops[0].index] if stage.ops else Counters("", "merge")
 
-    def _runner(self, stage: Stage, member: Participant) -> _Runner:
+    def _runner(self, stage: Stage, member: Participant) -> Runner:
         head, lead = stage.head, self._lead(stage)
         if head is None:
             return lambda _: pump(member, self._batch, lead)

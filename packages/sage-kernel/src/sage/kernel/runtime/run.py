@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import signal
+import threading
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sage.common.errors import UnavailableError
 from sage.kernel.runtime.inbox import APPROVED, Inboxes, Parked
 from sage.kernel.runtime.report import OperatorReport, RunReport
 
-__all__ = ["Execution", "Run", "State"]
+__all__ = ["Execution", "Run", "State", "interruptible"]
 
 State: TypeAlias = Literal["running", "paused", "stopping", "done", "failed"]
 
@@ -155,3 +157,17 @@ class Run:
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def interruptible(run: Callable[..., Coroutine[Any, Any, RunReport]]) -> RunReport:
+    """`run(stop=event)`, whose event the first Ctrl-C sets; the second one stops at once."""
+    stop = asyncio.Event()
+    if threading.current_thread() is threading.main_thread():
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            stop.set()
+            loop.remove_signal_handler(signal.SIGINT)
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    return await run(stop=stop)

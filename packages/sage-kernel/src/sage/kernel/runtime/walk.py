@@ -14,7 +14,7 @@ from sage.kernel.options import Batch
 from sage.kernel.ports import FIRST_EPOCH
 from sage.kernel.runtime.batcher import Batcher
 from sage.kernel.runtime.calls import BATCH_CALLS, CALLS
-from sage.kernel.runtime.chain import Chain, step_of
+from sage.kernel.runtime.chain import step_of
 from sage.kernel.runtime.engine import Engine
 from sage.kernel.runtime.gates import GateCall
 from sage.kernel.runtime.kernels import AsyncCall, ChosenError, Faults, Kernel, call_of, check_length
@@ -151,13 +151,14 @@ def wire(plan: Compiled, engine: Engine) -> Wired:
         if stage.fused and stage.fused[-1].node.verb == "reply":
             station.reply = counters[stage.fused[-1].index]
         if stage.on_workers:
-            station.head = _entrance(stage, faults, engine)
+            station.head = engine.spans.head(stage.on_workers[0].node.name, _entrance(stage, faults, engine))
         elif stage.head is not None:
             mine, room = faults[stage.head.index], _room(stage.head)
             call = _head_call(stage.head, mine.counters, engine)
-            station.head = partial(_call, call, mine, room)
+            wrap = partial(engine.spans.head, stage.head.node.name)
+            station.head = wrap(partial(_call, call, mine, room))
             if isinstance(call, GateCall):
-                gates.append((call, replace(station, head=partial(_call, call.outcome, mine, room))))
+                gates.append((call, replace(station, head=wrap(partial(_call, call.outcome, mine, room)))))
     return Wired(stations[0], counters, gates)
 
 
@@ -165,7 +166,7 @@ def _fused(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Kernel:
     behind = stage.fused[max(0, len(stage.on_workers) - 1) :]
     ops = [op for op in behind if op.node.verb != "reply"]
     steps = [step_of(op, faults[op.index], engine.clock) for op in ops]
-    return Chain([engine.ledger.step(step) for step in steps] if engine.ledger else steps).run
+    return engine.spans.kernel([engine.ledger.step(step) for step in steps] if engine.ledger else steps)
 
 
 def _entrance(stage: Stage, faults: dict[int, Faults], engine: Engine) -> Entrance:

@@ -9,16 +9,17 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sage.common.errors import UnavailableError
-from sage.kernel import Environment, Flow, Job, ReplyError, Run
+from sage.kernel import Batch, Environment, Flow, Job, Parallel, ReplyError, Run
 from sage.kernel.testing.crash import random_recipe, survive
 from sage.kernel.testing.plans import Recipe, build, collected, expected, hop, negated, triple
+from sage.kernel.testing.replicas import OneSlow
 from sage.kernel.testing.requests import random_service, service, survive_asked
 from sage.kernel.testing.sinks import EpochFiles, Numbers
 
@@ -201,6 +202,34 @@ class DataflowSuite:
             [-1, *(3 * (x + 1) for x in range(50))]
         )
         assert EpochFiles.records(tmp_path / "join") == [(1, 1)]
+
+    @pytest.mark.parametrize("kind", ["process", "thread"])
+    @pytest.mark.parametrize(("order", "ahead"), [("input", 3), ("any", 24)])
+    async def test_one_slow_replica_of_two(
+        self,
+        backend: Backend,
+        tmp_path: Path,
+        kind: Literal["process", "thread"],
+        order: Literal["input", "any"],
+        ahead: int,
+    ) -> None:
+        """It loses nothing and keeps the order that is asked for; meanwhile the other one goes on."""
+        flow = Flow("skew")
+        slow = OneSlow(tmp_path, ahead)
+        numbers = flow.source(range(100)).map_batch(slow, Batch(2), parallelism=Parallel(2, kind, order))
+        numbers.sink(EpochFiles(tmp_path / "out"))
+        await backend(None, 4, 16).run(flow)
+        found = EpochFiles.records(tmp_path / "out")
+        records = [record for record, _ in found]
+        replicas = [replica for _, replica in found]
+        late = (tmp_path / "slow").read_text()
+        assert sorted(records) == list(range(100))
+        assert len(set(replicas)) == 2
+        assert len(found) - replicas.count(late) >= ahead
+        if order == "input":
+            assert records == list(range(100))
+        else:  # what the other did meanwhile has not waited
+            assert replicas.index(late) >= ahead - 1
 
     @pytest.mark.parametrize("checkpoints", [False, True])
     async def test_a_slow_sink_costs_no_record_and_no_memory(

@@ -33,7 +33,6 @@ class Caller:
     lowered: bool = False
     priority: int = 0
     max_tokens: int | None = None
-    trace: str = ""
     used: Callable[[Usage], None] = _unused
     within: tuple[str, ...] = ()
 

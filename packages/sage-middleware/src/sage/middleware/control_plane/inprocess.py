@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import structs
 
 from sage.common.errors import SageError
+from sage.common.tracing import TRACEPARENT
 from sage.middleware.answers import ChatReader, Patience, read_embeddings, read_ranking
 from sage.middleware.client import Delta, FloatMatrix, FloatVector, Message
 from sage.middleware.control_plane.callers import CALLER
@@ -120,8 +121,8 @@ class InProcessClient:
             headers=caller.headers(route, bulk=bulk),
             blocks=self._control_plane.core.policy.traits.prefixes,
         )
-        if caller.trace:
-            return structs.replace(parsed, call=structs.replace(parsed.call, trace=caller.trace))
+        if trace := TRACEPARENT.get():
+            return structs.replace(parsed, call=structs.replace(parsed.call, trace=trace))
         return parsed
 
     async def _chunks(self, parsed: Parsed) -> AsyncGenerator[bytes, None]:

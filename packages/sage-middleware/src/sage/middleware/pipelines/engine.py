@@ -11,6 +11,7 @@ import msgspec
 from sage.common.config import PipelineConfig
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import RequestClass
+from sage.common.tracing import TRACEPARENT
 from sage.kernel.runtime.job import Job as FlowJob
 from sage.middleware.control_plane.callers import CALLER, Caller
 from sage.middleware.control_plane.types import Job
@@ -78,7 +79,7 @@ class PipelineEngine:
         spent = _Spent()
         caller = self._caller(call, fields, spent)
         writer = ChatWriter(call.request_id, self._spec.model, int(time.time()))
-        token = CALLER.set(caller)
+        token, around = CALLER.set(caller), TRACEPARENT.set(call.trace)
         try:
             if call.stream:
                 await self._stream(asked, writer, sink)
@@ -91,6 +92,7 @@ class PipelineEngine:
         except SageError as error:
             raise self._told(error) from error
         finally:
+            TRACEPARENT.reset(around)
             CALLER.reset(token)
         return spent.usage
 
@@ -132,7 +134,6 @@ class PipelineEngine:
             lowered=job is not None and job.request_class is RequestClass.BATCH,
             priority=0 if job is None else job.priority,
             max_tokens=min((bound for bound in most if bound is not None), default=None),
-            trace=call.trace,
             used=spent.add,
             within=(*around.within, model),
         )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sage.common.api import EngineStatus
 from sage.common.config import PipelineConfig
@@ -20,6 +20,9 @@ from sage.middleware.engines.dialects.interpreter import Interpreter
 from sage.middleware.operators.connect import serving
 from sage.middleware.pipelines.engine import PipelineEngine, pipeline_spec
 from sage.middleware.pipelines.flows import flow_of
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 __all__ = ["Pipelines"]
 
@@ -41,13 +44,21 @@ class Pipelines:
     """Runs pipelines in this process, with `client` for their operators to call models.
 
     Each is announced at once, and answered with 503 and the reason until it is set up: that is tried again
-    every `again_s` seconds, as an index that is missing now may come.
+    every `again_s` seconds, as an index that is missing now may come. `tracer`: see `LocalEnvironment`.
     """
 
-    def __init__(self, control_plane: ControlPlane, client: ModelClient, *, again_s: float = AGAIN_S) -> None:
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        client: ModelClient,
+        *,
+        again_s: float = AGAIN_S,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._control_plane = control_plane
         self._client = client
         self._again_s = again_s
+        self._environment = LocalEnvironment(tracer=tracer)
         self._live: dict[str, _Live] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -97,7 +108,7 @@ class Pipelines:
             try:
                 flow = await asyncio.to_thread(flow_of, config)
                 with serving(self._client):
-                    job = await LocalEnvironment().submit(flow, limit=config.concurrency)
+                    job = await self._environment.submit(flow, limit=config.concurrency)
                 break
             except Exception as error:  # whatever a user's flow raises
                 ours = isinstance(error, SageError)
