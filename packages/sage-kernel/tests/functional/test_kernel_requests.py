@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kernel_served import Calls, cut, service, submit
 
-from sage.common.errors import ConflictError, OverloadedError, UsageError
+from sage.common.errors import ConflictError, OverloadedError, UsageError, UnavailableError
 from sage.kernel import (
     Batch,
     CheckpointError,
@@ -246,6 +246,21 @@ async def test_who_waits_for_what_was_taken_up_is_told_when_it_is_cut_off(tmp_pa
     asking = asyncio.create_task(job.request(1, id="x"))
     await asyncio.sleep(0)
     await cut(job, asking)
+
+
+async def test_who_asks_for_what_was_cut_off_before_it_went_on_is_told_so(tmp_path: Path) -> None:
+    calls = Calls(1)
+    flow = service(lambda s: s.map(calls))
+    job = await submit(tmp_path, flow)
+    asking = asyncio.create_task(job.request(1, id="x"))
+    await calls.reached.wait()
+    await cut(job, asking)
+    job = await submit(tmp_path, flow)
+    asking = asyncio.create_task(job.request(1, id="x"))
+    await cut(job, asking)  # before what was taken up has had a turn
+    async with asyncio.timeout(30):
+        with pytest.raises(UnavailableError, match="was stopped before it replied"):
+            await job.request(1, id="x")
 
 
 async def test_what_was_taken_up_counts_to_the_limit(tmp_path: Path) -> None:

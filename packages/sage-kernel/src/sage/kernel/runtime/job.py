@@ -169,6 +169,9 @@ class Job:
                 if walk.task:
                     walk.task.cancel()
         await self._idle.wait()
+        if self._ledger is not None:
+            for request in self._ledger.table.open.values():
+                self._cut_off(request)  # also one whose walk was cancelled before it began
         if self._state == "stopping":
             self._state = "stopped"
             with bound(self._services):
@@ -229,6 +232,8 @@ class Job:
         digest = blake2b(plain_bytes(item), digest_size=16).digest() if ident else b""
         while (there := ledger.table.by_id.get(ident)) is not None:
             self._need_same(there.digest, digest, ident)
+            if self._state == "stopped":
+                raise self._stopped()
             there.over = there.over or asyncio.Event()
             await there.over.wait()
             await ledger.durable()
@@ -266,9 +271,8 @@ class Job:
         except asyncio.CancelledError:
             if not walk.killed:
                 ledger.end(request, None)
-            elif request.over is not None:
-                request.error = self._stopped()
-                request.over.set()
+            else:
+                self._cut_off(request)
             raise
         except Exception as error:
             request.reply, request.error = NOTHING, error
@@ -281,6 +285,12 @@ class Job:
         if request.error is not None:
             raise request.error
         return request.reply
+
+    def _cut_off(self, request: Request) -> None:
+        """It stays for the next job, and whoever waits for it here is told so."""
+        if request.over is not None and not request.over.is_set():
+            request.error = self._stopped()
+            request.over.set()
 
     def _need_same(self, first: bytes, digest: bytes, ident: str) -> None:
         if first != digest:
