@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kernel_served import Calls, cut, service, submit
 
-from sage.common.errors import ConflictError, OverloadedError, UsageError, UnavailableError
+from sage.common.errors import ConflictError, OverloadedError, UnavailableError, UsageError
 from sage.kernel import (
     Batch,
     CheckpointError,
