@@ -1,0 +1,175 @@
+"""The model: a plain Llama that starts with attention for equal tokens, and heads that exist in training only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from layout import FIRST_E, FIRST_S, MARKS
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+__all__ = ["Heads", "Shape", "build", "config_of"]
+
+_HEAD = 64
+_THETA = 1e6
+_SHARP = 1.8
+_CONSTANT, _IS_START, _IS_END, _IS_OTHER = range(4)  # dimensions of the embedding that are set by hand
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a model."""
+
+    width: int = 256
+    layers: int = 4
+    mlp: int = 512
+    vocabulary: int = 4096
+
+
+def config_of(shape: Shape) -> LlamaConfig:
+    """As transformers, vLLM and others read it."""
+    heads = shape.width // _HEAD
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=_HEAD,
+        max_position_embeddings=4096,
+        rope_theta=_THETA,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+def build(shape: Shape, seed: int) -> LlamaForCausalLM:
+    """A new model. Layer 1 looks at the token before and at the mark of the sentence, layer 2 at equal tokens and
+    at what followed equal tokens; everything else is random and small."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config_of(shape))
+    with torch.no_grad():
+        _start(model, shape)
+    return model
+
+
+def _start(model: LlamaForCausalLM, shape: Shape) -> None:
+    d = shape.width
+    table = model.model.embed_tokens.weight
+    table.normal_(0, 0.1)
+    table[:, :4] = 0
+    table[:, _CONSTANT] = 0.3
+    starts, ends = (slice(first, first + MARKS) for first in (FIRST_S, FIRST_E))
+    table[ends] = table[starts]
+    table[starts, _IS_START] = 0.5
+    table[ends, _IS_END] = 0.5
+    table[:FIRST_S, _IS_OTHER] = 0.5
+    model.model.norm.weight.fill_(0.3)
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight.normal_(0, 1 / math.sqrt(d))
+        attention.o_proj.weight.normal_(0, 0.03 / math.sqrt(d))
+        layer.mlp.gate_proj.weight.normal_(0, 1 / math.sqrt(d))
+        layer.mlp.up_proj.weight.normal_(0, 1 / math.sqrt(d))
+        layer.mlp.down_proj.weight.normal_(0, 0.03 / math.sqrt(shape.mlp))
+        heads = d // _HEAD
+        for head in range(heads):
+            _equal(attention, head, torch.eye(d))
+    first, second = (model.model.layers[i].self_attn for i in range(2))
+    _before(first, 0)
+    _latest_start(first, 1)
+    _after_equal(first, second, 0)
+
+
+def _rows(head: int) -> slice:
+    return slice(head * _HEAD, (head + 1) * _HEAD)
+
+
+def _slow() -> Tensor:
+    """The pairs of dimensions that turn so slowly that they compare content at any distance."""
+    pairs = torch.arange(_HEAD // 2)
+    return pairs[_THETA ** (-2.0 * pairs / _HEAD) < 2e-3]
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(columns, rows))[0].T
+
+
+def _equal(attention: Any, head: int, space: Tensor) -> None:
+    """Queries and keys of one projection: equal states meet, whatever lies between them."""
+    slow = _slow()
+    places = torch.cat((slow, slow + _HEAD // 2)) + head * _HEAD
+    projection = _orthonormal(len(places), len(space)) @ space * _SHARP
+    for part in (attention.q_proj.weight, attention.k_proj.weight):
+        part[_rows(head)] *= 0.1
+        part[places] = projection
+
+
+def _turning(attention: Any, head: int, key: int, pairs: Tensor, shift: float, scale: float, q_scale: float) -> None:
+    """Keys from dimension `key` and queries from the constant one, with their peak `shift` tokens back."""
+    for part in (attention.q_proj.weight, attention.k_proj.weight):
+        part[_rows(head)] *= 0.1 / _SHARP
+    speed = _THETA ** (-2.0 * pairs / _HEAD)
+    base = head * _HEAD
+    attention.k_proj.weight[base + pairs, key] = scale
+    attention.q_proj.weight[base + pairs, _CONSTANT] = q_scale * torch.cos(shift * speed)
+    attention.q_proj.weight[base + _HEAD // 2 + pairs, _CONSTANT] = -q_scale * torch.sin(shift * speed)
+
+
+def _before(attention: Any, head: int) -> None:
+    _turning(attention, head, _CONSTANT, torch.arange(10), 1.0, 1.5, 1.5)
+
+
+def _latest_start(attention: Any, head: int) -> None:
+    _turning(attention, head, _IS_START, torch.arange(6, 16), 0.0, 0.8, 1.2)
+
+
+def _after_equal(first: Any, second: Any, head: int) -> None:
+    """Queries of a token and its sentence, keys of the token before and its sentence: what came next there."""
+    slow = _slow()
+    places = torch.cat((slow, slow + _HEAD // 2)) + head * _HEAD
+    width = first.v_proj.weight.shape[1]
+    own, before, sentence, rest = _orthonormal(width, width).split(_HEAD)
+    _through(first, 0, own, before, 0.2)
+    _through(first, 1, own, sentence, 0.2)
+    mix, mark = _orthonormal(len(places), _HEAD), _orthonormal(len(places), _HEAD)
+    second.q_proj.weight[places] = 2.0 * mix @ own + 0.8 * mark @ sentence
+    second.k_proj.weight[places] = 2.0 * mix @ before + 0.8 * mark @ sentence
+    for other in range(1, width // _HEAD):
+        _equal(second, other, torch.cat((own, rest)))
+    out = _orthonormal(_HEAD, width)
+    _through(second, head, out, out, 0.8)
+
+
+def _through(attention: Any, head: int, read: Tensor, write: Tensor, scale: float) -> None:
+    """The values of a head, and where they go."""
+    attention.v_proj.weight[_rows(head)] = read
+    attention.o_proj.weight[:, _rows(head)] = scale * write.T
+
+
+class Heads(nn.Module):
+    """What the hidden states are asked while training; none of it is exported."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.owner = nn.Linear(width, MARKS)
+        self.flag = nn.Linear(width, 1)
+        self.score = nn.Linear(width, 1)
+        self.none = nn.Parameter(torch.zeros(1))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of what the mask keeps."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+__all__ += ["masked_mean", "F"]
