@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from items import Item, Pool, Stage
-from layout import PAD
+from tools.nano.items import Item, Pool, Stage
+from tools.nano.layout import PAD
 
 __all__ = ["Batch", "batches"]
 

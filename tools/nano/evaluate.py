@@ -16,9 +16,9 @@ from random import Random
 from typing import Any
 
 import torch
-from items import Asked, Pool, Stage
-from layout import REFUSAL_TEXT
-from tokenizer import Encoder
+from tools.nano.items import Asked, Pool, Stage
+from tools.nano.layout import REFUSAL_TEXT
+from tools.nano.tokenizer import Encoder
 
 __all__ = ["Reader", "docs_report", "generated_report"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layout import SPECIAL
-from model import Shape, config_of
+from tools.nano.layout import SPECIAL
+from tools.nano.model import Shape, config_of
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["states"]
+__all__ = ["Forward"]
+
+_SHORT = 192  # tokens, up to which a matrix of attention costs less than the flash kernel
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -29,32 +31,48 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
     return x + y.float()
 
 
-_norm, _turn, _gate, _add = (torch.compile(f, dynamic=True) for f in (_norm, _turn, _gate, _add))  # type: ignore[assignment]
+def _soft(scores: Tensor, scale: float) -> Tensor:
+    at = torch.arange(scores.shape[-1])
+    return torch.where(at <= at[:, None], scores.float() * scale, -1e4).softmax(-1).to(torch.bfloat16)
 
 
-def states(model: Any, ids: Tensor) -> list[Tensor]:
-    """The hidden states after each layer (float32), and last the normed one (bfloat16)."""
-    core = model.model
-    rows, length = ids.shape
-    half = core.config.head_dim // 2
-    speed = core.rotary_emb.inv_freq
-    angles = torch.outer(torch.arange(length).float(), speed)[None, :, None, :]
-    cos, sin = angles.cos(), angles.sin()
-    x = F.embedding(ids, core.embed_tokens.weight)
-    width = x.shape[-1]
-    found = []
-    for layer in core.layers:
-        a = layer.self_attn
-        weight = torch.cat((a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)).to(torch.bfloat16)
-        mixed = F.linear(_norm(x, layer.input_layernorm.weight), weight).view(rows, length, -1, 2 * half)
-        heads = width // (2 * half)
-        turned = _turn(mixed[:, :, : 2 * heads], cos, sin).transpose(1, 2)
-        out = F.scaled_dot_product_attention(turned[:, :heads], turned[:, heads:], mixed[:, :, 2 * heads :].transpose(1, 2), is_causal=True)
-        x = _add(x, F.linear(out.transpose(1, 2).reshape(rows, length, width), a.o_proj.weight.to(torch.bfloat16)))
-        m = layer.mlp
-        weight = torch.cat((m.gate_proj.weight, m.up_proj.weight)).to(torch.bfloat16)
-        gated = _gate(F.linear(_norm(x, layer.post_attention_layernorm.weight), weight))
-        x = _add(x, F.linear(gated, m.down_proj.weight.to(torch.bfloat16)))
-        found.append(x)
-    found.append(_norm(x, core.norm.weight))
-    return found
+class Forward:
+    """Matrices in bfloat16, the states between layers in float32. `fused`: compile what is not a matrix product."""
+
+    def __init__(self, fused: bool) -> None:
+        parts = (_norm, _turn, _gate, _add, _soft)
+        self._norm, self._turn, self._gate, self._add, self._soft = (
+            torch.compile(part, dynamic=True) if fused else part for part in parts
+        )
+
+    def __call__(self, model: Any, ids: Tensor) -> list[Tensor]:
+        """The states after each layer, and last those that logits are made of (bfloat16)."""
+        core = model.model
+        length = ids.shape[1]
+        angles = torch.outer(torch.arange(length).float(), core.rotary_emb.inv_freq)[None, :, None, :]
+        turn = (angles.cos(), angles.sin())
+        x = F.embedding(ids, core.embed_tokens.weight)
+        found = []
+        for layer in core.layers:
+            seen = self._attend(layer.self_attn, self._norm(x, layer.input_layernorm.weight), turn)
+            x = self._add(x, seen)
+            mlp = layer.mlp
+            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).to(torch.bfloat16)
+            gated = self._gate(F.linear(self._norm(x, layer.post_attention_layernorm.weight), both))
+            x = self._add(x, F.linear(gated, mlp.down_proj.weight.to(torch.bfloat16)))
+            found.append(x)
+        return [*found, self._norm(x, core.norm.weight)]
+
+    def _attend(self, attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        rows, length, width = x.shape
+        parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+        mixed = F.linear(x, torch.cat(parts).to(torch.bfloat16)).view(rows, length, -1, attention.head_dim)
+        heads = mixed.shape[2] // 3
+        turned = self._turn(mixed[:, :, : 2 * heads], *turn).transpose(1, 2)
+        values = mixed[:, :, 2 * heads :].transpose(1, 2)
+        if length <= _SHORT:
+            scores = turned[:, :heads] @ turned[:, heads:].transpose(-1, -2)
+            out = self._soft(scores, attention.scaling) @ values
+        else:
+            out = F.scaled_dot_product_attention(turned[:, :heads], turned[:, heads:], values, is_causal=True)
+        return F.linear(out.transpose(1, 2).reshape(rows, length, width), attention.o_proj.weight.to(torch.bfloat16))

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
-import layout
-from layout import ANSWER, BEGIN, END, FIRST_E, FIRST_S, MARKS, NONE, PASSAGES, QUESTION, TALK
-from sentences import fact
-from tokenizer import Encoder
-from words import pieces, stem
+from tools.nano import layout
+from tools.nano.layout import ANSWER, BEGIN, END, FIRST_E, FIRST_S, MARKS, NONE, PASSAGES, QUESTION, TALK
+from tools.nano.sentences import fact
+from tools.nano.tokenizer import Encoder
+from tools.nano.words import pieces, stem
 
 __all__ = ["Asked", "Item", "Pool", "Stage"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from layout import FIRST_E, FIRST_S, MARKS
+from tools.nano.layout import FIRST_E, FIRST_S, MARKS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from words import ADJECTIVES, ADVERBS, CALENDAR, FORM, PREPOSITIONS, UNITS, VERBS, code, invented, noun, number, pieces, stem
+from tools.nano.words import ADJECTIVES, ADVERBS, CALENDAR, FORM, PREPOSITIONS, UNITS, VERBS, code, invented, noun, number, pieces, stem
 
 __all__ = ["Fact", "fact"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from layout import SPECIAL
-from sentences import fact
-from words import pieces
+from tools.nano.layout import SPECIAL
+from tools.nano.sentences import fact
+from tools.nano.words import pieces
 
 __all__ = ["VOCABULARY", "Encoder", "train"]
 

@@ -16,12 +16,12 @@ from random import Random
 from typing import Any
 
 import torch
-from batches import Batch, batches
-from forward import states
-from items import Pool, Stage
-from model import Heads, Shape, build
-from tokenizer import Encoder
-from tokenizer import train as train_tokenizer
+from tools.nano.batches import Batch, batches
+from tools.nano.forward import Forward
+from tools.nano.items import Pool, Stage
+from tools.nano.model import Heads, Shape, build
+from tools.nano.tokenizer import Encoder
+from tools.nano.tokenizer import train as train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,14 +42,13 @@ _RARE = torch.tensor(4.0)
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 1.0, "point": 1.0, "copy": 1.0}
 
 
-def losses(model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """What is minimised, and what share was right.
+def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What is minimised, and what share was right; `hidden` are the states of `Forward`.
 
     `owner`: after layer 1 each token knows its sentence; `flag`: after layer 2 whether its word is in the
     question; `score`: after layer 3 the end of a sentence knows whether it answers; `point` and `copy`: the
     model's own answer, its first token and the others.
     """
-    hidden = states(model, batch.ids)
     rows = torch.arange(len(batch.ids))
     inside = batch.flags >= 0
     truth = batch.flags[inside].float()
@@ -84,7 +83,7 @@ def losses(model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], d
 class Run:
     """A training run in a folder."""
 
-    def __init__(self, folder: Path, seed: int, stage: int) -> None:
+    def __init__(self, folder: Path, seed: int, stage: int, fused: bool = True) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = folder / "tokenizer.json"
@@ -92,6 +91,7 @@ class Run:
             train_tokenizer(_DOCS).save(str(tokenizer))
         self.encoder = Encoder(Tokenizer.from_file(str(tokenizer)))
         self.shape = Shape()
+        self._forward = Forward(fused)
         self.model = build(self.shape, seed)
         self.heads = Heads(self.shape.width)
         self.optimizer = _optimizer(self.model, self.heads)
@@ -143,7 +143,7 @@ class Run:
     def _update(self, batch: Batch, rate: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        found, right = losses(self.model, self.heads, batch)
+        found, right = losses(self._forward(self.model, batch.ids), self.model, self.heads, batch)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
