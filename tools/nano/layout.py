@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["MARKS", "NONE", "REFUSAL", "SPECIAL", "TALK", "TEMPLATE", "Sentence", "begin", "finish", "render", "segment"]
+__all__ = ["ABOUT_TEXT", "MARKS", "REFUSAL_TEXT", "SPECIAL", "Sentence", "begin", "finish", "render"]
 
 MARKS = 96
 """The most sentences that a prompt may hold; the template leaves out what comes after."""

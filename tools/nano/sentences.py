@@ -10,6 +10,7 @@ from tools.nano.words import ADJECTIVES, ADVERBS, CALENDAR, FORM, PREPOSITIONS, 
 
 __all__ = ["Fact", "fact"]
 
+_MANY = 30
 _FUNCTION = sorted(FORM - {"i", "me", "please", "us", "let"})
 
 
@@ -22,8 +23,13 @@ class Fact:
 
 
 def fact(rng: Random, words: int = 24) -> Fact:
-    """One of either kind, of about `words` words at most."""
-    return _pattern(rng) if words >= 10 and rng.random() < 0.5 else _heap(rng, words)
+    """One of either kind, of about `words` words at most; where that is many, now and then several in one."""
+    made = _pattern(rng) if words >= 10 and rng.random() < 0.5 else _heap(rng, words)
+    if words < _MANY or rng.random() > 0.1:
+        return made
+    parts = [made.text, *(fact(rng, 24).text for _ in range(rng.choice((1, 1, 2, 3))))]
+    rng.shuffle(parts)
+    return Fact(rng.choice((" ", ", ", "; ")).join(part.rstrip(".!:") for part in parts) + ".", made.questions)
 
 
 # ---- words that stand together -----------------------------------------------------------------------------

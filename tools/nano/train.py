@@ -29,17 +29,17 @@ from torch.nn import functional as F
 STAGES = (
     Stage((2, 2), (1, 1), 8, 0.0, 0.0),
     Stage((2, 3), (1, 2), 10, 0.2, 0.0),
-    Stage((3, 5), (1, 2), 16, 0.3, 0.1),
-    Stage((3, 6), (1, 3), 24, 0.4, 0.12),
-    Stage((2, 8), (1, 5), 28, 0.4, 0.12),
-    Stage((1, 8), (1, 10), 36, 0.4, 0.12),
+    Stage((3, 5), (1, 2), 14, 0.3, 0.02),
+    Stage((3, 6), (1, 3), 20, 0.4, 0.04),
+    Stage((2, 8), (1, 5), 28, 0.4, 0.1),
+    Stage((1, 8), (1, 10), 36, 0.5, 0.1),
 )
 _DOCS = Path(__file__).parents[2] / "docs"
-_RIGHT = 0.9  # of the answers of 25 steps, twice, and the next stage begins
+_RIGHT = (0.9, 0.83, 0.8, 0.8, 0.8)  # of the answers of 25 steps, twice, and the next stage begins
 _REPORT = 25
 _SAVE = 100
 _RARE = torch.tensor(4.0)
-_WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 1.0, "point": 1.0, "copy": 1.0}
+_WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
 
 
 def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -133,7 +133,7 @@ class Run:
             self.cpu_s, last = self.cpu_s + now - last, now
             if self.step % _REPORT == 0:
                 point = self._report(sums)
-                good = good + 1 if point > _RIGHT else 0
+                good = good + 1 if point > _RIGHT[min(self.stage, len(_RIGHT) - 1)] else 0
                 sums.clear()
                 if good == 2 and self.stage + 1 < len(STAGES):
                     self.stage, good, ready, pool = self.stage + 1, 0, [], None
