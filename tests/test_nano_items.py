@@ -72,8 +72,9 @@ def test_labels_lie_on_the_tokens_they_are_about(encoder: Encoder, seed: int, st
 @settings(max_examples=60, deadline=None)
 def test_the_answer_is_the_sentence_with_its_citation(encoder: Encoder, seed: int, stage: Stage) -> None:
     item = pool(encoder, seed).item(stage)
-    answer = item.ids[item.start : item.ids.index(layout.END)]
+    answer = item.ids[item.start : -1]
     assert item.ids[item.start - 1] == layout.ANSWER
+    assert item.ids[-1] == layout.END
     if item.gold < 0:
         assert answer[0] in (layout.NONE, layout.TALK)
         return
@@ -95,18 +96,6 @@ def test_no_other_sentence_has_as_many_words_of_the_question(encoder: Encoder, s
     assert shared
     others = [line for line in body.split("\n") if line and not line.startswith("[") and line != made.answer]
     assert not any(shared <= stems(line) for line in others)
-
-
-@given(seeds, stages)
-@settings(max_examples=40, deadline=None)
-def test_further_questions_are_answered_by_a_mark_of_the_prompt(encoder: Encoder, seed: int, stage: Stage) -> None:
-    item = pool(encoder, seed).item(stage)
-    marks = {item.ids[end] - FIRST_E for end in item.ends}
-    assert len(item.more) <= len(marks)
-    for at in item.more:
-        assert at > item.ids.index(layout.END)
-        assert item.ids[at] == layout.ANSWER
-        assert item.ids[at + 1] - FIRST_S in marks
 
 
 def stems(text: str) -> set[str]:

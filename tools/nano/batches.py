@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tools.nano.items import Item, Pool, Stage
-from tools.nano.layout import END, PAD
+from tools.nano.layout import PAD
 
 __all__ = ["Batch", "batches"]
 
@@ -25,14 +25,13 @@ class Batch:
         self.has_end = torch.zeros((rows, most), dtype=torch.bool)
         self.gold = torch.tensor([i.gold if i.gold >= 0 else most for i in items])
         self.start = torch.tensor([i.start for i in items])
-        self.more = torch.tensor([(row, at) for row, i in enumerate(items) for at in i.more]).view(-1, 2).T
         self.chance = sum(1 / max(1, len(i.ends)) for i in items) / rows
         for row, i in enumerate(items):
             size = len(i.ids)
             self.ids[row, :size] = torch.tensor(i.ids)
             self.flags[row, :size] = torch.tensor(i.flags)
             self.owner[row, :size] = torch.tensor(i.owner)
-            self.copy[row, i.start : i.ids.index(END, i.start)] = True
+            self.copy[row, i.start : size - 1] = True
             self.ends[row, : len(i.ends)] = torch.tensor(i.ends, dtype=torch.long)
             self.has_end[row, : len(i.ends)] = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from tools.nano import layout
@@ -17,7 +17,6 @@ from tools.nano.words import pieces, stem
 __all__ = ["Asked", "Item", "Pool", "Stage"]
 
 _BARE = 0.03  # the share of items without passages
-_MORE = 4  # further questions about the sentences of an item, at most
 _TALK = (
     "Hello", "Hi", "Say hello.", "Hello, who are you?", "What can you do?", "Tell me a joke.", "How are you?", "Thanks!",
     "Write a poem about the sea.", "What is 2 + 2?", "Who made you?", "Good morning", "Can you help me?", "ping", "test",
@@ -43,8 +42,7 @@ class Item:
 
     `start`: where the answer begins in `ids`. `flags`: per token 1 where its word is in the question, 0 where it
     is not, -1 outside the sentences. `owner`: per token the mark of its sentence, or -1. `ends`: where the
-    sentences end. `gold`: which of them answers, or -1. `more`: where further questions about the same
-    sentences are to be answered, by the mark that follows there and nothing else.
+    sentences end. `gold`: which of them answers, or -1.
     """
 
     ids: list[int]
@@ -53,7 +51,6 @@ class Item:
     owner: list[int]
     ends: list[int]
     gold: int
-    more: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,24 +189,7 @@ class Pool:
             ends.append(len(ids) - 1)
             if at == chosen.gold:
                 answer = [FIRST_S + mark, *known.ids, *cite]
-        made = self._close(ids, flags, owner, ends, question, answer, chosen.gold)
-        self._ask_more(made, chosen, marks)
-        return made
-
-    def _ask_more(self, item: Item, chosen: _Chosen, marks: list[int]) -> None:
-        """More questions cost few tokens and teach choosing as much as the first one does."""
-        rng = self._rng
-        for at in rng.sample(range(len(chosen.kept)), min(_MORE, len(chosen.kept))):
-            _, question, asked = rng.choice(self._facts[chosen.kept[at]].questions)
-            weights = self._weights(asked, chosen.kept)
-            scores = [sum(weights[s] for s in sorted(asked & self._facts[i].stems)) for i in chosen.kept]
-            best = scores.pop(at)
-            if max(scores, default=0.0) < 0.8 * best:
-                tail = [QUESTION, *question, ANSWER, FIRST_S + marks[at]]
-                item.ids += tail
-                item.flags += [-1] * len(tail)
-                item.owner += [-1] * len(tail)
-                item.more.append(len(item.ids) - 2)
+        return self._close(ids, flags, owner, ends, question, answer, chosen.gold)
 
     def _bare(self) -> Item:
         """A prompt without passages: none were found, or somebody just talks."""

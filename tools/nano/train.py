@@ -39,7 +39,7 @@ _RIGHT = (0.9, 0.83, 0.8, 0.8, 0.8)  # of the answers of 25 steps, twice, and th
 _REPORT = 25
 _SAVE = 100
 _RARE = torch.tensor(4.0)
-_WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 0.5, "point": 1.5, "more": 1.5, "copy": 1.0}
+_WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
 
 
 def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -47,7 +47,7 @@ def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tupl
 
     `owner`: after layer 1 each token knows its sentence; `flag`: after layer 2 whether its word is in the
     question; `score`: after layer 3 the end of a sentence knows whether it answers; `point` and `copy`: the
-    model's own answer, its first token and the others; `more`: the first token of answers to further questions.
+    model's own answer, its first token and the others.
     """
     rows = torch.arange(len(batch.ids))
     inside = batch.flags >= 0
@@ -60,8 +60,6 @@ def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tupl
     table = model.lm_head.weight.to(torch.bfloat16)
     point = F.linear(hidden[-1][rows, batch.start - 1], table).float()
     first = batch.ids[rows, batch.start]
-    row, at = batch.more
-    further, wanted = F.linear(hidden[-1][row, at], table).float(), batch.ids[row, at + 1]
     copied = F.linear(hidden[-1][batch.copy], table).float()
     follows = batch.ids[:, 1:][batch.copy[:, :-1]]
     found = {
@@ -69,7 +67,6 @@ def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tupl
         "flag": F.binary_cross_entropy_with_logits(flag, truth, pos_weight=_RARE, reduction="sum") / some,
         "score": F.cross_entropy(score, batch.gold),
         "point": F.cross_entropy(point, first),
-        "more": F.cross_entropy(further, wanted, reduction="sum") / max(1, len(wanted)),
         "copy": F.cross_entropy(copied, follows),
     }
     with torch.no_grad():
@@ -78,7 +75,6 @@ def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tupl
             "flag": (flag > 0) == (truth > 0),
             "score": score.argmax(-1) == batch.gold,
             "point": point.argmax(-1) == first,
-            "more": further.argmax(-1) == wanted,
             "copy": copied.argmax(-1) == follows,
         }
         return found, {name: hit.float().sum().item() / max(1, len(hit)) for name, hit in right.items()}
