@@ -86,7 +86,9 @@ def test_the_answer_is_the_sentence_with_its_citation(encoder: Encoder, seed: in
 
 @given(seeds, stages)
 @settings(max_examples=60, deadline=None)
-def test_no_other_sentence_has_as_many_words_of_the_question(encoder: Encoder, seed: int, stage: Stage) -> None:
+def test_no_other_sentence_has_as_many_words_of_the_question(
+    encoder: Encoder, seed: int, stage: Stage
+) -> None:
     made = pool(encoder, seed).asked(stage)
     body, _, question = made.prompt.rpartition("\n\nQuestion: ")
     asked = stems(question)
@@ -104,7 +106,9 @@ def stems(text: str) -> set[str]:
 
 @given(seeds, stages)
 @settings(max_examples=40, deadline=None)
-def test_the_template_lays_a_prompt_out_as_training_does(encoder: Encoder, template: Any, seed: int, stage: Stage) -> None:
+def test_the_template_lays_a_prompt_out_as_training_does(
+    encoder: Encoder, template: Any, seed: int, stage: Stage
+) -> None:
     made = pool(encoder, seed).asked(stage)
     body, _, question = made.prompt.rpartition("\n\nQuestion: ")
     sentences, number = [], 0
@@ -146,10 +150,12 @@ def test_batches_hold_their_items(encoder: Encoder) -> None:
     for batch in made:
         assert batch.ids.shape[1] % 32 == 0
         assert batch.ids.numel() <= 1024 + batch.ids.shape[1]
-        assert (batch.ids[batch.copy.nonzero(as_tuple=True)[0], batch.copy.nonzero(as_tuple=True)[1]] > 0).all()
+        assert (
+            batch.ids[batch.copy.nonzero(as_tuple=True)[0], batch.copy.nonzero(as_tuple=True)[1]] > 0
+        ).all()
         rows = range(len(batch.ids))
         assert all(batch.ids[r, batch.start[r] - 1] == layout.ANSWER for r in rows)
-        assert all(FIRST_E <= batch.ids[r, e] for r in rows for e in batch.ends[r][batch.has_end[r]])
+        assert all(batch.ids[r, e] >= FIRST_E for r in rows for e in batch.ends[r][batch.has_end[r]])
 
 
 def test_a_batch_of_items_without_passages(encoder: Encoder) -> None:
@@ -160,15 +166,25 @@ def test_a_batch_of_items_without_passages(encoder: Encoder) -> None:
     assert batch.copy[0].nonzero().flatten().tolist() == [7, 8]
 
 
-# ---- the chat template --------------------------------------------------------------------------------------
+# ---- the chat template -------------------------------------------------------------------------------------
 
 
 def test_the_template_takes_what_the_rag_operator_sends(template: Any) -> None:
-    texts = ("# Ports\n\nSAGE has layers. Each may\nimport `x`.", "- One port: 8888.\n- Two, e.g. this!\n\n| a | 3 |\n|---|---|\n| b | 4 |")
+    texts = (
+        "# Ports\n\nSAGE has layers. Each may\nimport `x`.",
+        "- One port: 8888.\n- Two, e.g. this!\n\n| a | 3 |\n|---|---|\n| b | 4 |",
+    )
     found = tuple(Ranked(Passage(f"{n}.md", text, 0, len(text)), 1.0, None) for n, text in enumerate(texts))
     made = prompt()(Retrieval(Question("Which port?"), found))
     laid = template(made.messages[1]["content"], dict(made.messages[0]))
-    wanted = ("SAGE has layers.", 1), ("Each may import `x`.", 1), ("One port: 8888.", 2), ("Two, e.g. this!", 2), ("| a | 3 |", 2), ("| b | 4 |", 2)
+    wanted = (
+        ("SAGE has layers.", 1),
+        ("Each may import `x`.", 1),
+        ("One port: 8888.", 2),
+        ("Two, e.g. this!", 2),
+        ("| a | 3 |", 2),
+        ("| b | 4 |", 2),
+    )
     assert laid == render("Which port?", [Sentence(*each) for each in wanted])
 
 
@@ -185,7 +201,9 @@ def test_a_message_without_passages_is_talk(template: Any) -> None:
 
 
 def test_the_last_question_counts(template: Any) -> None:
-    laid = template("Second?", {"role": "user", "content": "First?"}, {"role": "assistant", "content": "Yes."})
+    laid = template(
+        "Second?", {"role": "user", "content": "First?"}, {"role": "assistant", "content": "Yes."}
+    )
     assert "First" not in laid
     assert laid.count(" Second?") == 2
 
@@ -201,5 +219,3 @@ def test_sentences_beyond_the_last_mark_are_left_out(template: Any) -> None:
     laid = template(f"Passages:\n\n[1] (a.md)\n{many}\n\nQuestion: Which?")
     assert f"<|e{MARKS - 1}|><|question|>" in laid
     assert f"sentence {MARKS}." not in laid
-
-

@@ -17,7 +17,7 @@ seeds = st.integers(0, 2**32)
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory):
     docs = tmp_path_factory.mktemp("docs")
-    (docs / "a.md").write_text("The gateway listens on port 8888 – always.\n")
+    (docs / "a.md").write_text("The gateway listens on port 8888 always.\n")
     return train(docs, facts=400)
 
 

@@ -20,7 +20,9 @@ class Batch:
         self.ids = torch.full((rows, length), PAD)
         self.flags = torch.full((rows, length), -1)
         self.owner = torch.full((rows, length), -1)
-        self.copy = torch.zeros((rows, length), dtype=torch.bool)  # where the next token is one of the answer's
+        self.copy = torch.zeros(
+            (rows, length), dtype=torch.bool
+        )  # where the next token is one of the answer's
         self.ends = torch.zeros((rows, most), dtype=torch.long)
         self.has_end = torch.zeros((rows, most), dtype=torch.bool)
         self.gold = torch.tensor([i.gold if i.gold >= 0 else most for i in items])

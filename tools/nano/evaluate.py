@@ -1,7 +1,7 @@
 """Measure a model folder: `evaluate.py FOLDER [--out FILE] [--items N] [--docs FOLDER]`.
 
 Right sentence and right citation on generated items that training never saw, refusals, the project's own
-documentation through retrieval, and speed. The model runs as its users run it: chat template, greedy, text out.
+documentation through retrieval, and speed. The model runs as its users run it: chat template, greedy, text.
 """
 
 from __future__ import annotations
@@ -30,31 +30,41 @@ _QUESTIONS = Path(__file__).parents[2] / "benchmarks/nano/docs_questions.json"
 class Reader:
     """The model behind its chat template."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, longest: int = 192) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder)
         self.model.eval()
+        self._longest = longest
 
     def answers(self, prompts: Sequence[str], rows: int = 16) -> list[str]:
         """What it says to each user message."""
-        texts = [self.tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
+        texts = [
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True
+            )
+            for p in prompts
+        ]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         said = [""] * len(texts)
         for at in range(0, len(order), rows):
             chosen = order[at : at + rows]
-            batch = self.tokenizer([texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False)
+            batch = self.tokenizer(
+                [texts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+            )
             batch.pop("token_type_ids", None)
             with torch.no_grad():
-                out = self.model.generate(**batch, max_new_tokens=192)
+                out = self.model.generate(**batch, max_new_tokens=self._longest)
             for i, ids in zip(chosen, out[:, batch["input_ids"].shape[1] :], strict=True):
                 said[i] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return said
 
     def speed(self, prompt: str, tokens: int = 64) -> float:
         """New tokens per second for one prompt."""
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
         batch = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
         batch.pop("token_type_ids", None)
         begun = time.perf_counter()
@@ -112,13 +122,14 @@ def _share(hits: Iterable[bool]) -> float:
 
 def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
     """Questions about the documentation: embedded, retrieved, laid out and answered as `docs-qa` does it."""
+    from sentence_transformers import SentenceTransformer
+
     from sage.libs.retrieval import best_sentence, sentences_of
     from sage.middleware.models import minilm_folder
     from sage.middleware.operators.documents import documents, split
     from sage.middleware.operators.generation import prompt
     from sage.middleware.operators.records import Embedded, Question, Retrieval
     from sage.middleware.operators.store import PassageStore
-    from sentence_transformers import SentenceTransformer
 
     embedder = SentenceTransformer(str(minilm_folder()))
     cut = split()
@@ -134,7 +145,9 @@ def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
         found = tuple(store.search(question, vector, 4))
         made = ask(Retrieval(Question(question), found))
         prompts.append(str(made.messages[1]["content"]))
-        found_in.append([number for number, r in enumerate(found, start=1) if _flat(key) in _flat(r.passage.text)])
+        found_in.append(
+            [number for number, r in enumerate(found, start=1) if _flat(key) in _flat(r.passage.text)]
+        )
     said = reader.answers(prompts)
     rows = []
     for (question, key), text, numbers, asked in zip(questions, said, found_in, prompts, strict=True):
@@ -151,7 +164,11 @@ def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
             }
         )
     names = ("retrieved", "right_sentence", "right_citation", "words_alone")
-    return {"questions": len(rows), **{name: _share(bool(r[name]) for r in rows) for name in names}, "rows": rows}
+    return {
+        "questions": len(rows),
+        **{name: _share(bool(r[name]) for r in rows) for name in names},
+        "rows": rows,
+    }
 
 
 def _flat(text: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from tools.nano.layout import SPECIAL
 from tools.nano.model import Shape, config_of
-from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 __all__ = ["export"]
@@ -29,7 +29,9 @@ def write(weights: dict[str, torch.Tensor], shape: Shape, tokenizer: Tokenizer, 
     """The folder. Raises ValueError where it is larger than the model may be."""
     model = LlamaForCausalLM(config_of(shape))
     model.load_state_dict(weights)
-    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model.generation_config = GenerationConfig(
+        do_sample=False, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

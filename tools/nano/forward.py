@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 __all__ = ["Forward"]
 
@@ -24,7 +24,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _gate(x: Tensor) -> Tensor:
     gate, up = x.float().chunk(2, -1)
-    return (F.silu(gate) * up).to(torch.bfloat16)
+    return (functional.silu(gate) * up).to(torch.bfloat16)
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def _soft(scores: Tensor, scale: float) -> Tensor:
 
 
 class Forward:
-    """Matrices in bfloat16, the states between layers in float32. `fused`: compile what is not a matrix product."""
+    """Matrices in bfloat16, states between layers in float32. `fused`: compile what is no matrix product."""
 
     def __init__(self, fused: bool) -> None:
         parts = (_norm, _turn, _gate, _add, _soft)
@@ -51,22 +51,24 @@ class Forward:
         length = ids.shape[1]
         angles = torch.outer(torch.arange(length).float(), core.rotary_emb.inv_freq)[None, :, None, :]
         turn = (angles.cos(), angles.sin())
-        x = F.embedding(ids, core.embed_tokens.weight)
+        x = functional.embedding(ids, core.embed_tokens.weight)
         found = []
         for layer in core.layers:
             seen = self._attend(layer.self_attn, self._norm(x, layer.input_layernorm.weight), turn)
             x = self._add(x, seen)
             mlp = layer.mlp
             both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).to(torch.bfloat16)
-            gated = self._gate(F.linear(self._norm(x, layer.post_attention_layernorm.weight), both))
-            x = self._add(x, F.linear(gated, mlp.down_proj.weight.to(torch.bfloat16)))
+            gated = self._gate(functional.linear(self._norm(x, layer.post_attention_layernorm.weight), both))
+            x = self._add(x, functional.linear(gated, mlp.down_proj.weight.to(torch.bfloat16)))
             found.append(x)
         return [*found, self._norm(x, core.norm.weight)]
 
     def _attend(self, attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         rows, length, width = x.shape
         parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        mixed = F.linear(x, torch.cat(parts).to(torch.bfloat16)).view(rows, length, -1, attention.head_dim)
+        mixed = functional.linear(x, torch.cat(parts).to(torch.bfloat16)).view(
+            rows, length, -1, attention.head_dim
+        )
         heads = mixed.shape[2] // 3
         turned = self._turn(mixed[:, :, : 2 * heads], *turn).transpose(1, 2)
         values = mixed[:, :, 2 * heads :].transpose(1, 2)
@@ -74,5 +76,9 @@ class Forward:
             scores = turned[:, :heads] @ turned[:, heads:].transpose(-1, -2)
             out = self._soft(scores, attention.scaling) @ values
         else:
-            out = F.scaled_dot_product_attention(turned[:, :heads], turned[:, heads:], values, is_causal=True)
-        return F.linear(out.transpose(1, 2).reshape(rows, length, width), attention.o_proj.weight.to(torch.bfloat16))
+            out = functional.scaled_dot_product_attention(
+                turned[:, :heads], turned[:, heads:], values, is_causal=True
+            )
+        return functional.linear(
+            out.transpose(1, 2).reshape(rows, length, width), attention.o_proj.weight.to(torch.bfloat16)
+        )

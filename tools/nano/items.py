@@ -18,16 +18,20 @@ __all__ = ["Asked", "Item", "Pool", "Stage"]
 
 _BARE = 0.03  # the share of items without passages
 _TALK = (
-    "Hello", "Hi", "Say hello.", "Hello, who are you?", "What can you do?", "Tell me a joke.", "How are you?", "Thanks!",
-    "Write a poem about the sea.", "What is 2 + 2?", "Who made you?", "Good morning", "Can you help me?", "ping", "test",
-    "Say hi", "Reply with one word.", "Translate this into German.", "Count to three.", "What is your name?", "Are you a robot?",
+    "Hello", "Hi", "Say hello.", "Hello, who are you?", "What can you do?", "Tell me a joke.",
+    "How are you?", "Thanks!", "Write a poem about the sea.", "What is 2 + 2?", "Who made you?",
+    "Good morning", "Can you help me?", "ping", "test", "Say hi", "Reply with one word.",
+    "Translate this into German.", "Count to three.", "What is your name?", "Are you a robot?",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How hard items are: ranges of passages and of sentences in a passage, words of a sentence at most,
-    the share of sentences with a word of the question, the share of questions that nothing answers."""
+    """How hard items are.
+
+    Ranges of passages and of sentences in a passage, words of a sentence at most, the share of sentences with
+    a word of the question, the share of questions that nothing answers.
+    """
 
     passages: tuple[int, int]
     sentences: tuple[int, int]
@@ -40,8 +44,8 @@ class Stage:
 class Item:
     """Token ids, and what is known of them.
 
-    `start`: where the answer begins in `ids`. `flags`: per token 1 where its word is in the question, 0 where it
-    is not, -1 outside the sentences. `owner`: per token the mark of its sentence, or -1. `ends`: where the
+    `start`: where the answer begins in `ids`. `flags`: per token 1 where its word is in the question, 0 where
+    it is not, -1 outside the sentences. `owner`: per token the mark of its sentence, or -1. `ends`: where the
     sentences end. `gold`: which of them answers, or -1.
     """
 
@@ -55,7 +59,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An item as a user message: `answer` is the sentence of passage `number`, empty and 0 where none answers."""
+    """An item as a user message: `answer` is a sentence of passage `number`; or empty and 0."""
 
     prompt: str
     answer: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ABOUT_TEXT", "MARKS", "REFUSAL_TEXT", "SPECIAL", "Sentence", "begin", "finish", "render"]
+__all__ = ["ABOUT_TEXT", "MARKS", "REFUSAL_TEXT", "SPECIAL", "Sentence", "render"]
 
 MARKS = 96
 """The most sentences that a prompt may hold; the template leaves out what comes after."""
@@ -41,14 +41,4 @@ def render(question: str, sentences: Sequence[Sentence], marks: Sequence[int] | 
     """The whole prompt. `marks`: which pair of marks each sentence has; in order where it is not given."""
     marks = range(len(sentences)) if marks is None else marks
     body = "".join(f"<|s{m}|> {s.text} [{s.number}]<|e{m}|>" for m, s in zip(marks, sentences, strict=True))
-    return f"{begin(question)}{body}{finish(question)}"
-
-
-def begin(question: str) -> str:
-    """What stands before the sentences."""
-    return f"<|begin|><|question|> {question}<|passages|>"
-
-
-def finish(question: str) -> str:
-    """What stands after the sentences."""
-    return f"<|question|> {question}<|answer|>"
+    return f"<|begin|><|question|> {question}<|passages|>{body}<|question|> {question}<|answer|>"

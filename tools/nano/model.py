@@ -1,4 +1,4 @@
-"""The model: a plain Llama that starts with attention for equal tokens, and heads that exist in training only."""
+"""The model: a plain Llama that starts with attention for equal tokens, and heads for training only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from tools.nano.layout import FIRST_E, FIRST_S, MARKS
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 __all__ = ["Heads", "Shape", "build", "config_of"]
@@ -52,8 +51,11 @@ def config_of(shape: Shape) -> LlamaConfig:
 
 
 def build(shape: Shape, seed: int) -> LlamaForCausalLM:
-    """A new model. Layer 1 looks at the token before and at the mark of the sentence, layer 2 at equal tokens and
-    at what followed equal tokens; everything else is random and small."""
+    """A new model, which can nearly copy already.
+
+    Layer 1 looks at the token before and at the mark of the sentence, layer 2 at equal tokens and at what
+    followed equal tokens; everything else is random and small.
+    """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config_of(shape))
     with torch.no_grad():
@@ -114,7 +116,9 @@ def _equal(attention: Any, head: int, space: Tensor) -> None:
         part[places] = projection
 
 
-def _turning(attention: Any, head: int, key: int, pairs: Tensor, shift: float, scale: float, q_scale: float) -> None:
+def _turning(
+    attention: Any, head: int, key: int, pairs: Tensor, shift: float, scale: float, q_scale: float
+) -> None:
     """Keys from dimension `key` and queries from the constant one, with their peak `shift` tokens back."""
     for part in (attention.q_proj.weight, attention.k_proj.weight):
         part[_rows(head)] *= 0.1 / _SHARP
@@ -134,7 +138,7 @@ def _latest_start(attention: Any, head: int) -> None:
 
 
 def _after_equal(first: Any, second: Any, head: int) -> None:
-    """Queries of a token and its sentence, keys of the token before and its sentence: what came next there."""
+    """Queries of a token and its sentence, keys of the one before and its sentence: what came next there."""
     slow = _slow()
     places = torch.cat((slow, slow + _HEAD // 2)) + head * _HEAD
     width = first.v_proj.weight.shape[1]
@@ -165,11 +169,3 @@ class Heads(nn.Module):
         self.flag = nn.Linear(width, 1)
         self.score = nn.Linear(width, 1)
         self.none = nn.Parameter(torch.zeros(1))
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of what the mask keeps."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-__all__ += ["masked_mean", "F"]

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
-from tools.nano.words import ADJECTIVES, ADVERBS, CALENDAR, FORM, PREPOSITIONS, UNITS, VERBS, code, invented, noun, number, pieces, stem
+from tools.nano.words import (
+    ADJECTIVES,
+    ADVERBS,
+    CALENDAR,
+    FORM,
+    PREPOSITIONS,
+    UNITS,
+    VERBS,
+    code,
+    invented,
+    noun,
+    number,
+)
 
 __all__ = ["Fact", "fact"]
 
@@ -29,7 +41,9 @@ def fact(rng: Random, words: int = 24) -> Fact:
         return made
     parts = [made.text, *(fact(rng, 24).text for _ in range(rng.choice((1, 1, 2, 3))))]
     rng.shuffle(parts)
-    return Fact(rng.choice((" ", ", ", "; ")).join(part.rstrip(".!:") for part in parts) + ".", made.questions)
+    return Fact(
+        rng.choice((" ", ", ", "; ")).join(part.rstrip(".!:") for part in parts) + ".", made.questions
+    )
 
 
 # ---- words that stand together -----------------------------------------------------------------------------
@@ -96,11 +110,13 @@ def _cues(rng: Random, matter: list[str]) -> str:
 
 
 _FRAMES = (
-    "what is {}", "what is the {}", "what does {} do", "what does the {} do", "which {}", "which {} is it", "how does {}", "how does the {}",
-    "how do I {}", "how can I {}", "how is the {}", "where is {}", "where is the {}", "where does the {}", "when does {}", "when is {}",
-    "why does the {}", "why is {}", "who can {}", "is there a {}", "does it {}", "can the {}", "what about {}", "what happens to {}",
-    "what happens when {}", "tell me about {}", "what is said about {}", "what if {}", "how many {}", "how much {}", "how long does {}",
-    "how often does {}", "which {} does the {{}}", "what must {}", "should I {}", "{}", "{}", "what are the {}", "what are {}",
+    "what is {}", "what is the {}", "what does {} do", "what does the {} do", "which {}", "which {} is it",
+    "how does {}", "how does the {}", "how do I {}", "how can I {}", "how is the {}", "where is {}",
+    "where is the {}", "where does the {}", "when does {}", "when is {}", "why does the {}", "why is {}",
+    "who can {}", "is there a {}", "does it {}", "can the {}", "what about {}", "what happens to {}",
+    "what happens when {}", "tell me about {}", "what is said about {}", "what if {}", "how many {}",
+    "how much {}", "how long does {}", "how often does {}", "which {} does the {{}}", "what must {}",
+    "should I {}", "{}", "{}", "what are the {}", "what are {}",
 )  # fmt: skip
 
 
@@ -135,33 +151,25 @@ def _form(rng: Random, word: str, endings: tuple[str, ...]) -> str:
 
 # ---- filled patterns ---------------------------------------------------------------------------------------
 
-_Pattern = tuple[str, tuple[str, ...]]
-_PATTERNS: tuple[_Pattern, ...] = (
-    ("The {a} {n} {vs} {p} {x} {u}.", ("How long does the {a} {n} {v}?", "After how many {u} does the {n} {v}?", "What does the {a} {n} {v}?")),
-    ("The {n} {vs} on port {x}.", ("Which port does the {n} {v} on?", "What is the port of the {n}?", "On which port does the {n} {v}?")),
-    ("The {n} of a {m} is {x} {u}.", ("What is the {n} of a {m}?", "How large is the {n} of the {m}?", "How many {u} is the {n} of a {m}?")),
-    ("A {n} {vs} at most {x} {ms}.", ("How many {ms} does a {n} {v}?", "How many {ms} can a {n} {v} at most?", "What is the limit of {ms} of a {n}?")),
-    ("`{c}` {vs} the {a} {n}.", ("What does `{c}` do?", "What {vs} the {a} {n}?", "Which command {vs} the {n}?", "What is `{c}` for?", "How do I {v} the {a} {n}?")),
-    ("To {v} a {n}, {w} the {m} with `{c}`.", ("How do I {v} a {n}?", "How can I {v} the {n}?", "How is a {n} {ved}?", "What is needed to {v} a {n}?")),
-    ("The {n} {vs} the {m} {p} the {o}.", ("What {vs} the {m} {p} the {o}?", "Where does the {n} {v} the {m}?", "What does the {n} {v}?", "Who {vs} the {m}?")),
-    ("When the {n} {vs}, the {m} is {wed}.", ("What happens when the {n} {vs}?", "When is the {m} {wed}?", "What is {wed} when the {n} {vs}?")),
-    ("If a {n} {vs}, `{c}` is {wed} instead.", ("What happens if a {n} {vs}?", "When is `{c}` {wed}?", "What if the {n} {vs}?")),
-    ("Each {n} has its own {m}, so the {o} {vs} {adv}.", ("Why does the {o} {v} {adv}?", "What does each {n} have?", "Does every {n} have a {m}?")),
-    ("A {n} is a {a} {m} that {vs} {os}.", ("What is a {n}?", "Which {m} {vs} {os}?", "What {vs} {os}?", "What does {n} mean?")),
-    ("{N} was {ved} in {d} by the {a} {m}.", ("When was {N} {ved}?", "Who {ved} {N}?", "By whom was {N} {ved}?", "What did the {a} {m} {v} in {d}?")),
-    ("The {a} {m} of {N} is {M}.", ("What is the {a} {m} of {N}?", "Which {m} does {N} have?", "Who is the {m} of {N}?", "Of what is {M} the {m}?")),
-    ("{N} {vs} the {m} {p} {M} every {d}.", ("What does {N} {v} every {d}?", "When does {N} {v} the {m}?", "Who {vs} the {m} {p} {M}?", "How often does {N} {v} the {m}?")),
-    ("There are {x} {ns}: {a} {ms}, {b} {os} and `{c}`.", ("How many {ns} are there?", "Which {ns} are there?", "What are the {ns}?")),
-    ("{Ns} that {v} {adv} are {wed} {p} the {m}.", ("What happens to {ns} that {v} {adv}?", "Which {ns} are {wed}?", "Where are {ns} {wed}?")),
-    ("The default of `{c}` is {x} {u}.", ("What is the default of `{c}`?", "How many {u} is `{c}` by default?", "What is `{c}` set to?")),
-    ("No {n} may {v} the {m} {p} a {a} {o}.", ("May a {n} {v} the {m}?", "What may no {n} do?", "Who may {v} the {m} {p} a {o}?")),
-    ("{a} {ns} | `{c}` | {x} {u}", ("What about {a} {ns}?", "How many {u} do {a} {ns} have?", "What is `{c}`?")),
-    ("**{N} {n}.** It {vs} the {m} and {ws} the {o}, {p} {x} {u}.", ("What does the {N} {n} do?", "What {vs} the {m} and {ws} the {o}?", "What is the {N} {n}?")),
-    ("Nothing {vs} the {m}, because the {a} {n} {ws} it {adv}.", ("Why does nothing {v} the {m}?", "What {vs} the {m}?", "What {ws} the {m} {adv}?")),
-    ("Set `{c}` to {x} if the {n} should {v} {adv}.", ("How do I make the {n} {v} {adv}?", "What should `{c}` be?", "When should I set `{c}`?", "What makes the {n} {v}?")),
-)  # fmt: skip
+_FILE = Path(__file__).with_name("patterns.txt")
+
+
+def read_patterns(text: str) -> list[tuple[str, list[str]]]:
+    """Sentences, and the questions that are indented below each."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            found[-1][1].append(line.strip())
+        elif line and not line.startswith("#"):
+            found.append((line, []))
+    return found
+
+
+_PATTERNS = read_patterns(_FILE.read_text(encoding="utf-8"))
 _TAILS = (
-    ", and the {m2} {vs2} {adv2}", ", but only {p2} the {m2}", " ({x2} {u2})", ", which {vs2} the {a2} {m2}", " and {vs2} `{c2}`", " as long as no {m2} {vs2}", "; see `{c2}`", " unless {N2} {vs2} it", " because the {m2} {vs2}",
+    ", and the {m2} {vs2} {adv2}", ", but only {p2} the {m2}", " ({x2} {u2})",
+    ", which {vs2} the {a2} {m2}", " and {vs2} `{c2}`", " as long as no {m2} {vs2}", "; see `{c2}`",
+    " unless {N2} {vs2} it", " because the {m2} {vs2}",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Train the model: `train.py RUN`, where RUN is a folder; what is there already is gone on with.
 
-RUN gets the tokenizer, `checkpoint.pt` and `curve.jsonl`: every 25 steps the losses and how often the model and
-its helping heads were right. Stages grow harder as soon as the right sentence is chosen often enough.
+RUN gets the tokenizer, `checkpoint.pt` and `curve.jsonl`: every 25 steps the losses and how often the model
+and its helping heads were right. Stages grow harder as soon as the right sentence is chosen often enough.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from random import Random
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from tools.nano.batches import Batch, batches
 from tools.nano.forward import Forward
 from tools.nano.items import Pool, Stage
 from tools.nano.model import Heads, Shape, build
 from tools.nano.tokenizer import Encoder
 from tools.nano.tokenizer import train as train_tokenizer
-from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 STAGES = (
     Stage((2, 2), (1, 1), 8, 0.0, 0.0),
@@ -42,7 +42,9 @@ _RARE = torch.tensor(4.0)
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
 
 
-def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+def losses(
+    hidden: list[Tensor], model: Any, heads: Heads, batch: Batch
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """What is minimised, and what share was right; `hidden` are the states of `Forward`.
 
     `owner`: after layer 1 each token knows its sentence; `flag`: after layer 2 whether its word is in the
@@ -58,16 +60,17 @@ def losses(hidden: list[Tensor], model: Any, heads: Heads, batch: Batch) -> tupl
     score = heads.score(hidden[2][rows[:, None], batch.ends]).squeeze(-1).masked_fill(~batch.has_end, -1e4)
     score = torch.cat((score, heads.none.expand(len(rows), 1)), 1)
     table = model.lm_head.weight.to(torch.bfloat16)
-    point = F.linear(hidden[-1][rows, batch.start - 1], table).float()
+    point = functional.linear(hidden[-1][rows, batch.start - 1], table).float()
     first = batch.ids[rows, batch.start]
-    copied = F.linear(hidden[-1][batch.copy], table).float()
+    copied = functional.linear(hidden[-1][batch.copy], table).float()
     follows = batch.ids[:, 1:][batch.copy[:, :-1]]
     found = {
-        "owner": F.cross_entropy(owner, batch.owner[inside], reduction="sum") / some,
-        "flag": F.binary_cross_entropy_with_logits(flag, truth, pos_weight=_RARE, reduction="sum") / some,
-        "score": F.cross_entropy(score, batch.gold),
-        "point": F.cross_entropy(point, first),
-        "copy": F.cross_entropy(copied, follows),
+        "owner": functional.cross_entropy(owner, batch.owner[inside], reduction="sum") / some,
+        "flag": functional.binary_cross_entropy_with_logits(flag, truth, pos_weight=_RARE, reduction="sum")
+        / some,
+        "score": functional.cross_entropy(score, batch.gold),
+        "point": functional.cross_entropy(point, first),
+        "copy": functional.cross_entropy(copied, follows),
     }
     with torch.no_grad():
         right = {
@@ -113,13 +116,16 @@ class Run:
         parts = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
         torch.save(
             {name: part.state_dict() for name, part in parts.items()}
-            | {"progress": (self.step, self.stage, self.tokens, self.cpu_s), "shape": dataclasses.asdict(self.shape)},
+            | {
+                "progress": (self.step, self.stage, self.tokens, self.cpu_s),
+                "shape": dataclasses.asdict(self.shape),
+            },
             draft,
         )
         draft.rename(self._folder / "checkpoint.pt")
 
     def train(self, steps: int, tokens: int, rate: float) -> None:
-        """Go on until step `steps`, in batches of `tokens`; over the last third `rate` falls to a twentieth."""
+        """Go on to step `steps`, in batches of `tokens`; over the last third `rate` falls to a twentieth."""
         last, sums, ready, pool, good = time.process_time(), Counter[str](), [], None, 0
         while self.step < steps:
             if not ready:
@@ -127,7 +133,7 @@ class Run:
                     pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words)
                 ready = batches(pool, STAGES[self.stage], tokens)
                 self.rng.shuffle(ready)
-            sums.update(self._update(ready.pop(), rate * _pace(self.step, steps)))
+            sums.update(self.update(ready.pop(), rate * _pace(self.step, steps)))
             self.step += 1
             now = time.process_time()
             self.cpu_s, last = self.cpu_s + now - last, now
@@ -140,7 +146,8 @@ class Run:
             if self.step % _SAVE == 0 or self.step == steps:
                 self.save()
 
-    def _update(self, batch: Batch, rate: float) -> dict[str, float]:
+    def update(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One step; the losses and shares of `losses`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found, right = losses(self._forward(self.model, batch.ids), self.model, self.heads, batch)
@@ -165,7 +172,10 @@ def _optimizer(model: Any, heads: Heads) -> torch.optim.AdamW:
     named = list(model.named_parameters())
     inner = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     outer = [p for n, p in named if p.ndim != 2 or "embed" in n]
-    groups = [{"params": inner, "weight_decay": 0.05}, {"params": [*outer, *heads.parameters()], "weight_decay": 0.0}]
+    groups = [
+        {"params": inner, "weight_decay": 0.05},
+        {"params": [*outer, *heads.parameters()], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
