@@ -44,7 +44,7 @@ def template() -> Any:
 
     def laid(content: Any, *before: dict[str, Any]) -> str:
         messages = [*before, {"role": "user", "content": content}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     return laid
 

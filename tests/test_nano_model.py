@@ -12,7 +12,7 @@ from tools.nano.batches import batches
 from tools.nano.evaluate import Reader, generated_report
 from tools.nano.forward import Forward
 from tools.nano.items import Item, Pool, Stage
-from tools.nano.layout import MARKS
+from tools.nano.layout import MARKS, PASSAGES
 from tools.nano.model import Heads, Shape, build
 from tools.nano.tokenizer import Encoder, train
 from tools.nano.train import STAGES, Run
@@ -51,24 +51,42 @@ def test_the_model_is_small_and_a_plain_llama(model: Any) -> None:
     assert model.config.tie_word_embeddings
 
 
-def test_it_starts_with_the_token_before_and_the_mark_of_the_sentence(model: Any, items: list[Item]) -> None:
+def test_it_starts_with_the_two_tokens_before_and_the_mark_of_the_sentence(
+    model: Any, items: list[Item]
+) -> None:
     for item in items:
-        before, latest = (attention(model, item, 0, head) for head in range(2))
+        before, second, latest = (attention(model, item, 0, head) for head in range(3))
         assert before.diagonal(-1).mean() > 0.5
+        assert second.diagonal(-2).mean() > 0.5
         first: dict[int, int] = {}
         for at, mark in enumerate(item.owner):
             if mark >= 0:
                 first.setdefault(mark, at)
         hits = [latest[at, first[mark]] for at, mark in enumerate(item.owner) if mark >= 0]
-        assert torch.stack(hits).mean() > 0.9
+        assert torch.stack(hits).mean() > 0.8
 
 
-def test_it_starts_with_attention_for_equal_tokens(model: Any, items: list[Item]) -> None:
+def test_it_starts_with_attention_for_the_tokens_of_the_question(model: Any, items: list[Item]) -> None:
+    asked: list[float] = []
+    others: list[float] = []
     for item in items:
-        same = torch.tensor([[a == b for b in item.ids] for a in item.ids])
-        seen = attention(model, item, 1, 1)
-        flagged = [at for at, flag in enumerate(item.flags) if flag == 1]
-        assert (seen * same)[flagged].sum(-1).mean() > 0.5
+        until = item.ids.index(PASSAGES)
+        seen = attention(model, item, 1, 2)[:, 2:until].sum(-1)
+        for at, mark in enumerate(item.owner):
+            if mark >= 0:
+                (asked if item.ids[at] in item.ids[2:until] else others).append(float(seen[at]))
+    assert sum(asked) / len(asked) > 0.4
+    assert sum(others) / len(others) < 0.15
+
+
+def test_it_nearly_copies_before_it_is_trained(model: Any, items: list[Item]) -> None:
+    hits = total = 0
+    for item in items:
+        with torch.no_grad():
+            said = model(input_ids=torch.tensor([item.ids])).logits[0].argmax(-1)
+        for at in range(item.start, len(item.ids) - 2):
+            hits, total = hits + int(said[at] == item.ids[at + 1]), total + 1
+    assert hits > 0.2 * total
 
 
 def test_forward_computes_what_transformers_computes(model: Any, items: list[Item]) -> None:
@@ -79,7 +97,7 @@ def test_forward_computes_what_transformers_computes(model: Any, items: list[Ite
     assert len(found) == len(wanted)
     for ours, theirs in zip(found, (*wanted[1:-1], None, wanted[-1]), strict=True):
         if theirs is not None:
-            assert (ours.float() - theirs).abs().mean() < 0.03 * theirs.abs().mean()
+            assert (ours.float() - theirs).abs().mean() < 0.05 * theirs.abs().mean()
 
 
 def test_what_is_exported_loads_and_says_the_same(tmp_path: Path, tokenizer: Any, items: list[Item]) -> None:
@@ -108,7 +126,7 @@ def test_a_model_that_is_too_large_is_not_exported(tmp_path: Path, tokenizer: An
 
 
 def test_the_report_of_an_untrained_model_has_all_figures(tmp_path: Path, tokenizer: Any) -> None:
-    shape = Shape(layers=2)
+    shape = Shape(layers=4, mlp=64)
     export.write(build(shape, seed=2).state_dict(), shape, tokenizer, tmp_path)
     report = generated_report(Reader(tmp_path, longest=2), Encoder(tokenizer), items=2)
     assert set(report) == {"3", "5", "8", "refusal"}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ seeds = st.integers(0, 2**32)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     docs = tmp_path_factory.mktemp("docs")
     (docs / "a.md").write_text("The gateway listens on port 8888 always.\n")
     return train(docs, facts=400)
@@ -64,16 +65,16 @@ def test_the_same_seed_makes_the_same_facts() -> None:
 
 @given(st.text())
 @settings(max_examples=300)
-def test_pieces_are_encoded_as_the_tokenizer_encodes_the_text(tokenizer, text: str) -> None:
+def test_pieces_are_encoded_as_the_tokenizer_encodes_the_text(tokenizer: Any, text: str) -> None:
     assert Encoder(tokenizer)(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @given(st.text())
-def test_tokens_are_the_text_again(tokenizer, text: str) -> None:
+def test_tokens_are_the_text_again(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(Encoder(tokenizer)(text)) == text
 
 
-def test_special_tokens_come_first_and_are_whole(tokenizer) -> None:
+def test_special_tokens_come_first_and_are_whole(tokenizer: Any) -> None:
     assert [tokenizer.token_to_id(name) for name in SPECIAL] == list(range(len(SPECIAL)))
     assert tokenizer.get_vocab_size() <= VOCABULARY
     ids = tokenizer.encode(render("Why?", [Sentence("So.", 2)], [7])).ids
@@ -81,7 +82,7 @@ def test_special_tokens_come_first_and_are_whole(tokenizer) -> None:
     assert ids.count(SPECIAL.index("<|e7|>")) == 1
 
 
-def test_a_citation_is_one_token(tokenizer) -> None:
+def test_a_citation_is_one_token(tokenizer: Any) -> None:
     assert all(len(Encoder(tokenizer)(f" [{number}]")) == 1 for number in range(1, 9))
 
 

@@ -44,7 +44,7 @@ def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:
     while sum(len(i.ids) for i in made) < tokens * _AHEAD:
         made += [pool.item(stage) for _ in range(8)]
     made.sort(key=lambda i: -len(i.ids))
-    found = []
+    found: list[Batch] = []
     while made:
         length = -(-len(made[0].ids) // _ROUND) * _ROUND
         rows = max(1, tokens // length)

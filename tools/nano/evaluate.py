@@ -78,7 +78,7 @@ def generated_report(reader: Reader, encoder: Encoder, items: int) -> dict[str, 
     report: dict[str, Any] = {}
     refused_wrongly = answered = 0
     for passages in (3, 5, 8):
-        stage = Stage((passages, passages), (1, 5), 28, 0.4, 0.0)
+        stage = Stage((passages, passages), (1, 3), 28, 0.4, 0.0)
         asked = _asked(encoder, stage, items, _SEED + passages)
         said = reader.answers([a.prompt for a in asked])
         pairs = list(zip(asked, said, strict=True))
@@ -91,7 +91,7 @@ def generated_report(reader: Reader, encoder: Encoder, items: int) -> dict[str, 
         }
         refused_wrongly += sum(s == REFUSAL_TEXT.strip() for s in said)
         answered += items
-    stage = Stage((5, 5), (1, 5), 28, 0.4, 1.0)
+    stage = Stage((5, 5), (1, 3), 28, 0.4, 1.0)
     said = reader.answers([a.prompt for a in _asked(encoder, stage, items, _SEED)])
     refused = sum(s == REFUSAL_TEXT.strip() for s in said)
     report["refusal"] = {

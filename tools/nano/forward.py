@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,10 +41,12 @@ class Forward:
     """Matrices in bfloat16, states between layers in float32. `fused`: compile what is no matrix product."""
 
     def __init__(self, fused: bool) -> None:
-        parts = (_norm, _turn, _gate, _add, _soft)
-        self._norm, self._turn, self._gate, self._add, self._soft = (
-            torch.compile(part, dynamic=True) if fused else part for part in parts
-        )
+        def made(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            compiled: Callable[..., Tensor] = torch.compile(part, dynamic=True) if fused else part
+            return compiled
+
+        self._norm, self._turn, self._gate = made(_norm), made(_turn), made(_gate)
+        self._add, self._soft = made(_add), made(_soft)
 
     def __call__(self, model: Any, ids: Tensor) -> list[Tensor]:
         """The states after each layer, and last those that logits are made of (bfloat16)."""

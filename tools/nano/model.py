@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tools.nano.layout import FIRST_E, FIRST_S, MARKS
+from tools.nano.layout import FIRST_E, FIRST_S, MARKS, QUESTION
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,7 +16,9 @@ __all__ = ["Heads", "Shape", "build", "config_of"]
 _HEAD = 64
 _THETA = 1e6
 _SHARP = 1.8
-_CONSTANT, _IS_START, _IS_END, _IS_OTHER = range(4)  # dimensions of the embedding that are set by hand
+# Dimensions of the states that are set by hand.
+_CONSTANT, _IS_START, _IS_END, _IS_OTHER = range(4)
+_STILL = _HEAD // 2 - 1  # of the pairs of a head the one that turns slowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,14 @@ def _start(model: LlamaForCausalLM, shape: Shape) -> None:
     d = shape.width
     table = model.model.embed_tokens.weight
     table.normal_(0, 0.1)
-    table[:, :4] = 0
+    table[:, : _IS_OTHER + 1] = 0
     table[:, _CONSTANT] = 0.3
     starts, ends = (slice(first, first + MARKS) for first in (FIRST_S, FIRST_E))
     table[ends] = table[starts]
     table[starts, _IS_START] = 0.5
     table[ends, _IS_END] = 0.5
     table[:FIRST_S, _IS_OTHER] = 0.5
+    table[QUESTION, _IS_START] = 0.5  # a token of a question belongs to the question as others to a sentence
     model.model.norm.weight.fill_(0.3)
     for layer in model.model.layers:
         attention = layer.self_attn
@@ -83,13 +86,12 @@ def _start(model: LlamaForCausalLM, shape: Shape) -> None:
         layer.mlp.gate_proj.weight.normal_(0, 1 / math.sqrt(d))
         layer.mlp.up_proj.weight.normal_(0, 1 / math.sqrt(d))
         layer.mlp.down_proj.weight.normal_(0, 0.03 / math.sqrt(shape.mlp))
+        for part in (attention.o_proj, layer.mlp.down_proj):
+            part.weight[: _IS_OTHER + 1] = 0
         heads = d // _HEAD
         for head in range(heads):
             _equal(attention, head, torch.eye(d))
-    first, second = (model.model.layers[i].self_attn for i in range(2))
-    _before(first, 0)
-    _latest_start(first, 1)
-    _after_equal(first, second, 0)
+    _Wiring(d).wire([layer.self_attn for layer in model.model.layers])
 
 
 def _rows(head: int) -> slice:
@@ -129,38 +131,69 @@ def _turning(
     attention.q_proj.weight[base + _HEAD // 2 + pairs, _CONSTANT] = -q_scale * torch.sin(shift * speed)
 
 
-def _before(attention: Any, head: int) -> None:
-    _turning(attention, head, _CONSTANT, torch.arange(10), 1.0, 1.5, 1.5)
-
-
-def _latest_start(attention: Any, head: int) -> None:
-    _turning(attention, head, _IS_START, torch.arange(6, 16), 0.0, 0.8, 1.2)
-
-
-def _after_equal(first: Any, second: Any, head: int) -> None:
-    """Queries of a token and its sentence, keys of the one before and its sentence: what came next there."""
-    slow = _slow()
-    places = torch.cat((slow, slow + _HEAD // 2)) + head * _HEAD
-    width = first.v_proj.weight.shape[1]
-    own, before, sentence, rest = _orthonormal(width, width).split(_HEAD)
-    _through(first, 0, own, before, 0.2)
-    _through(first, 1, own, sentence, 0.2)
-    mix, mark = _orthonormal(len(places), _HEAD), _orthonormal(len(places), _HEAD)
-    second.q_proj.weight[places] = 2.0 * mix @ own + 0.8 * mark @ sentence
-    second.k_proj.weight[places] = 2.0 * mix @ before + 0.8 * mark @ sentence
-    for other in range(1, width // _HEAD):
-        _equal(second, other, torch.cat((own, rest)))
-    out = _orthonormal(_HEAD, width)
-    _through(second, head, out, out, 0.8)
-
-
 def _through(attention: Any, head: int, read: Tensor, write: Tensor, scale: float) -> None:
     """The values of a head, and where they go."""
     attention.v_proj.weight[_rows(head)] = read
     attention.o_proj.weight[:, _rows(head)] = scale * write.T
+    attention.o_proj.weight[: _IS_OTHER + 1, _rows(head)] = 0
 
 
-class Heads(nn.Module):
+def _lift(attention: Any, head: int, key: Tensor, scale: float) -> None:
+    """Keys that lie along `key` are looked at more by everybody."""
+    place = head * _HEAD + _STILL
+    attention.q_proj.weight[place] = 0
+    attention.q_proj.weight[place, _CONSTANT] = scale
+    attention.k_proj.weight[place] = scale * key
+
+
+class _Wiring:
+    """Four spaces of the states: a token's own, those of the two before it, and the mark of its sentence."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._own, self._before, self._second, self._mark = _orthonormal(width, width).split(_HEAD)
+        asks = self._own[:, _IS_OTHER]  # what the mark of a question has and that of a sentence has not
+        self._asked = asks / asks.norm() @ self._mark
+
+    def wire(self, layers: list[Any]) -> None:
+        """Look back in layer 1, meet equal tokens and copy in layer 2."""
+        first, second = layers[:2]
+        slots = ((0, self._before), (1, self._second))
+        for head, space in slots:
+            _turning(first, head, _CONSTANT, torch.arange(10), head + 1.0, 1.5, 1.5)
+            _through(first, head, self._own, space, 0.2)
+        _turning(first, 2, _IS_START, torch.arange(6, 16), 0.0, 0.8, 1.2)
+        _through(first, 2, self._own, self._mark, 0.2)
+        for head in (0, 1):
+            self._copy(second, head)
+        for head in (2, 3):
+            self._meet(second, head)
+
+    def _match(self, attention: Any, head: int, pairs: list[tuple[Tensor, Tensor, float]]) -> None:
+        slow = _slow()
+        places = torch.cat((slow, slow + _HEAD // 2)) + head * _HEAD
+        for part in (attention.q_proj.weight, attention.k_proj.weight):
+            part[_rows(head)] *= 0.1 / _SHARP
+            part[places] = 0
+        for query, key, scale in pairs:
+            mix = _orthonormal(len(places), _HEAD) * scale
+            attention.q_proj.weight[places] += mix @ query
+            attention.k_proj.weight[places] += mix @ key
+
+    def _copy(self, attention: Any, head: int) -> None:
+        """What came next in this sentence after the same two tokens."""
+        own = (self._own, self._before, 2.4), (self._before, self._second, 1.6), (self._mark, self._mark, 1.2)
+        self._match(attention, head, list(own))
+        out = _orthonormal(_HEAD, self._width)
+        _through(attention, head, out, out, 0.5)
+
+    def _meet(self, attention: Any, head: int) -> None:
+        """The same token in the question, else itself."""
+        self._match(attention, head, [(self._own, self._own, 3.2)])
+        _lift(attention, head, self._asked, 2.5)
+
+
+class Heads(nn.Module):  # type: ignore[misc]
     """What the hidden states are asked while training; none of it is exported."""
 
     def __init__(self, width: int) -> None:

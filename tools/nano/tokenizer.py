@@ -17,6 +17,7 @@ __all__ = ["VOCABULARY", "Encoder", "train"]
 VOCABULARY = 4096
 _SPLIT = r" ?[A-Za-z]+| ?\[[0-9]\]| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"  # as `words.pieces`
 _FACTS = 60_000
+_TITLES = 0.25  # so that a word at the head of a sentence is a token as it is inside
 
 
 def train(docs: Path, seed: int = 1, facts: int = _FACTS) -> Any:
@@ -47,6 +48,8 @@ def _texts(docs: Path, seed: int, facts: int) -> Iterator[str]:
         made = fact(rng)
         yield f" {made.text} [{rng.randrange(1, 9)}]"
         yield f" {made.questions[0]}"
+        if rng.random() < _TITLES:
+            yield f" {made.text.title()}"
     for file in sorted(docs.rglob("*.md")):
         yield from (f" {line.strip()}" for line in file.read_text(encoding="utf-8").splitlines())
 

@@ -126,7 +126,8 @@ class Run:
 
     def train(self, steps: int, tokens: int, rate: float) -> None:
         """Go on to step `steps`, in batches of `tokens`; over the last third `rate` falls to a twentieth."""
-        last, sums, ready, pool, good = time.process_time(), Counter[str](), [], None, 0
+        last, sums, pool, good = time.process_time(), Counter[str](), None, 0
+        ready: list[Batch] = []
         while self.step < steps:
             if not ready:
                 if pool is None or self.rng.random() < 0.25:
