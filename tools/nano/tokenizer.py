@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -67,7 +67,3 @@ class Encoder:
     def __call__(self, text: str) -> list[int]:
         """The ids of text without special tokens, those of the tokenizer itself."""
         return [i for piece in pieces(text) for i in self.piece(piece)]
-
-    def lengths(self, found: Sequence[str]) -> list[int]:
-        """How many tokens each piece has."""
-        return [len(self.piece(piece)) for piece in found]
