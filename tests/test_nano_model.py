@@ -1,0 +1,170 @@
+"""The small model before it is trained: its start, its training step, and the folder that is written."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from tools.nano import export
+from tools.nano.batches import batches
+from tools.nano.evaluate import Reader, generated_report
+from tools.nano.forward import Forward
+from tools.nano.items import Item, Pool, Stage
+from tools.nano.layout import MARKS, PASSAGES
+from tools.nano.model import Heads, Shape, build
+from tools.nano.tokenizer import Encoder, train
+from tools.nano.train import STAGES, Run
+from transformers import AutoModelForCausalLM
+
+STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train(tmp_path_factory.mktemp("docs"), facts=300)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(Shape(), seed=1)
+
+
+@pytest.fixture(scope="module")
+def items(tokenizer: Any) -> list[Item]:
+    pool = Pool(Encoder(tokenizer), Random(1), 100, 12)
+    return [pool.item(STAGE) for _ in range(3)]
+
+
+def attention(model: Any, item: Item, layer: int, head: int) -> torch.Tensor:
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model.model(input_ids=torch.tensor([item.ids]), output_attentions=True)
+    model.set_attn_implementation("sdpa")
+    return out.attentions[layer][0, head]
+
+
+def test_the_model_is_small_and_a_plain_llama(model: Any) -> None:
+    assert sum(p.numel() for p in build(Shape(), 1).parameters()) < 5_000_000
+    assert model.config.model_type == "llama"
+    assert model.config.tie_word_embeddings
+
+
+def test_it_starts_with_the_two_tokens_before_and_the_mark_of_the_sentence(
+    model: Any, items: list[Item]
+) -> None:
+    for item in items:
+        before, second, latest = (attention(model, item, 0, head) for head in range(3))
+        assert before.diagonal(-1).mean() > 0.5
+        assert second.diagonal(-2).mean() > 0.5
+        first: dict[int, int] = {}
+        for at, mark in enumerate(item.owner):
+            if mark >= 0:
+                first.setdefault(mark, at)
+        hits = [latest[at, first[mark]] for at, mark in enumerate(item.owner) if mark >= 0]
+        assert torch.stack(hits).mean() > 0.8
+
+
+def test_it_starts_with_attention_for_the_tokens_of_the_question(model: Any, items: list[Item]) -> None:
+    asked: list[float] = []
+    others: list[float] = []
+    for item in items:
+        until = item.ids.index(PASSAGES)
+        seen = attention(model, item, 1, 2)[:, 2:until].sum(-1)
+        for at, mark in enumerate(item.owner):
+            if mark >= 0:
+                (asked if item.ids[at] in item.ids[2:until] else others).append(float(seen[at]))
+    assert sum(asked) / len(asked) > 0.4
+    assert sum(others) / len(others) < 0.15
+
+
+def test_it_nearly_copies_before_it_is_trained(model: Any, items: list[Item]) -> None:
+    hits = total = 0
+    for item in items:
+        with torch.no_grad():
+            said = model(input_ids=torch.tensor([item.ids])).logits[0].argmax(-1)
+        for at in range(item.start, len(item.ids) - 2):
+            hits, total = hits + int(said[at] == item.ids[at + 1]), total + 1
+    assert hits > 0.2 * total
+
+
+def test_forward_computes_what_transformers_computes(model: Any, items: list[Item]) -> None:
+    ids = torch.tensor([items[0].ids])
+    with torch.no_grad():
+        wanted = model.model(input_ids=ids, output_hidden_states=True).hidden_states
+        found = Forward(fused=False)(model, ids)
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, (*wanted[1:-1], None, wanted[-1]), strict=True):
+        if theirs is not None:
+            assert (ours.float() - theirs).abs().mean() < 0.05 * theirs.abs().mean()
+
+
+def test_what_is_exported_loads_and_says_the_same(tmp_path: Path, tokenizer: Any, items: list[Item]) -> None:
+    shape = Shape()
+    model = build(shape, seed=2)
+    export.write(model.state_dict(), shape, tokenizer, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([items[0].ids])
+    with torch.no_grad():
+        wanted, found = (m.to(torch.bfloat16).float()(input_ids=ids).logits for m in (model, loaded))
+    assert torch.equal(wanted, found)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert {"generation_config.json", "model.safetensors", "tokenizer.json"} <= {
+        f.name for f in tmp_path.iterdir()
+    }
+    reader = Reader(tmp_path, longest=4)
+    said = reader.answers(["Say hello.", "Passages:\n\n[1] (a.md)\nA port.\n\nQuestion: Which?"])
+    assert len(said) == 2
+
+
+def test_a_model_that_is_too_large_is_not_exported(tmp_path: Path, tokenizer: Any) -> None:
+    shape = Shape(layers=12)
+    with pytest.raises(ValueError, match="12000000"):
+        export.write(build(shape, seed=2).state_dict(), shape, tokenizer, tmp_path)
+
+
+def test_the_report_of_an_untrained_model_has_all_figures(tmp_path: Path, tokenizer: Any) -> None:
+    shape = Shape(layers=4, mlp=64)
+    export.write(build(shape, seed=2).state_dict(), shape, tokenizer, tmp_path)
+    report = generated_report(Reader(tmp_path, longest=2), Encoder(tokenizer), items=2)
+    assert set(report) == {"3", "5", "8", "refusal"}
+    assert report["5"]["chance_citation"] == 0.2
+    assert 0 <= report["refusal"]["recall"] <= 1
+
+
+def test_a_run_learns_saves_and_goes_on(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    run.train(steps=25, tokens=128, rate=1e-3)
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [25]
+    assert {"point", "chance", "loss_copy", "cpu_min", "stage"} <= set(lines[0])
+    again = Run(tmp_path, seed=1, stage=0, fused=False)
+    assert (again.step, again.stage, again.tokens) == (25, 0, run.tokens)
+    assert torch.equal(again.model.lm_head.weight, run.model.lm_head.weight)
+    again.train(steps=26, tokens=128, rate=1e-3)
+    assert Run(tmp_path, seed=1, stage=0, fused=False).step == 26
+
+
+def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    batch = batches(Pool(run.encoder, Random(1), 100, 8), STAGES[0], 128)[0]
+    told = [run.update(batch, 1e-3) for _ in range(8)]
+    for name in ("owner", "flag", "point", "copy"):
+        assert told[-1][f"loss_{name}"] < told[0][f"loss_{name}"]
+
+
+def test_stages_grow_up_to_eight_passages() -> None:
+    sizes = [stage.passages[1] * stage.sentences[1] for stage in STAGES]
+    assert sizes == sorted(sizes)
+    assert STAGES[0].passages == (2, 2)
+    assert STAGES[-1].passages[1] == 8
+    assert sizes[-1] <= MARKS
+
+
+def test_heads_are_not_part_of_the_model(model: Any) -> None:
+    own = {id(p) for p in model.parameters()}
+    assert not own & {id(p) for p in Heads(256).parameters()}

@@ -1,0 +1,100 @@
+"""The generated text of the small model, and its tokens."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tools.nano import words
+from tools.nano.layout import MARKS, SPECIAL, Sentence, render
+from tools.nano.sentences import fact
+from tools.nano.tokenizer import VOCABULARY, Encoder, train
+
+seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    docs = tmp_path_factory.mktemp("docs")
+    (docs / "a.md").write_text("The gateway listens on port 8888 always.\n")
+    return train(docs, facts=400)
+
+
+@given(st.text())
+def test_pieces_are_the_text(text: str) -> None:
+    assert "".join(words.pieces(text)) == text
+
+
+def test_forms_of_a_word_have_one_stem() -> None:
+    for forms in (("Listens", " listening", "listened"), ("cache", " caches"), ("job", "jobs")):
+        assert len({words.stem(form) for form in forms}) == 1
+    assert words.stem(" queue") != words.stem(" quota")
+
+
+def test_words_of_form_and_marks_have_no_stem() -> None:
+    assert not any(words.stem(piece) for piece in (" the", " Which", "?", " `", " ", ""))
+
+
+@given(seeds, st.integers(5, 40))
+def test_a_fact_is_one_line_with_questions(seed: int, most: int) -> None:
+    made = fact(Random(seed), most)
+    assert made.text == " ".join(made.text.split())
+    assert len(made.questions) == 2
+    assert all(question.strip() and "{" not in question for question in made.questions)
+    assert "<|" not in made.text
+
+
+def test_most_questions_share_a_word_with_their_sentence() -> None:
+    rng = Random(3)
+    facts = [fact(rng) for _ in range(500)]
+    stems = [{words.stem(p) for p in words.pieces(f.text)} - {""} for f in facts]
+    hits = sum(
+        bool(have & {words.stem(p) for p in words.pieces(q)})
+        for f, have in zip(facts, stems, strict=True)
+        for q in f.questions
+    )
+    assert hits > 0.95 * 1000
+
+
+def test_the_same_seed_makes_the_same_facts() -> None:
+    assert [fact(Random(5)) for _ in range(3)] == [fact(Random(5)) for _ in range(3)]
+    assert fact(Random(5)) != fact(Random(6))
+
+
+@given(st.text())
+@settings(max_examples=300)
+def test_pieces_are_encoded_as_the_tokenizer_encodes_the_text(tokenizer: Any, text: str) -> None:
+    assert Encoder(tokenizer)(text) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@given(st.text())
+def test_tokens_are_the_text_again(tokenizer: Any, text: str) -> None:
+    assert tokenizer.decode(Encoder(tokenizer)(text)) == text
+
+
+def test_special_tokens_come_first_and_are_whole(tokenizer: Any) -> None:
+    assert [tokenizer.token_to_id(name) for name in SPECIAL] == list(range(len(SPECIAL)))
+    assert tokenizer.get_vocab_size() <= VOCABULARY
+    ids = tokenizer.encode(render("Why?", [Sentence("So.", 2)], [7])).ids
+    assert ids.count(SPECIAL.index("<|s7|>")) == 1
+    assert ids.count(SPECIAL.index("<|e7|>")) == 1
+
+
+def test_a_citation_is_one_token(tokenizer: Any) -> None:
+    assert all(len(Encoder(tokenizer)(f" [{number}]")) == 1 for number in range(1, 9))
+
+
+def test_the_same_documents_give_the_same_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("Some words.\n")
+    assert train(tmp_path, facts=50).to_str() == train(tmp_path, facts=50).to_str()
+
+
+def test_the_question_stands_before_and_after_the_sentences() -> None:
+    text = render("Which?", [Sentence("One.", 1), Sentence("Two.", 2)])
+    assert text == (
+        "<|begin|><|question|> Which?<|passages|><|s0|> One. [1]<|e0|><|s1|> Two. [2]<|e1|>"
+        "<|question|> Which?<|answer|>"
+    )
+    assert MARKS >= 64

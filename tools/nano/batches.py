@@ -1,0 +1,55 @@
+"""Batches: items of similar lengths as tensors."""
+
+from __future__ import annotations
+
+import torch
+from tools.nano.items import Item, Pool, Stage
+from tools.nano.layout import PAD
+
+__all__ = ["Batch", "batches"]
+
+_ROUND = 32
+_AHEAD = 4  # batches made at a time, so that lengths in a batch are similar
+
+
+class Batch:
+    """Items as rows of one length. `gold` of an item that nothing answers is one past the last end."""
+
+    def __init__(self, items: list[Item], length: int) -> None:
+        rows, most = len(items), max(1, max(len(i.ends) for i in items))
+        self.ids = torch.full((rows, length), PAD)
+        self.flags = torch.full((rows, length), -1)
+        self.owner = torch.full((rows, length), -1)
+        self.copy = torch.zeros(
+            (rows, length), dtype=torch.bool
+        )  # where the next token is one of the answer's
+        self.ends = torch.zeros((rows, most), dtype=torch.long)
+        self.has_end = torch.zeros((rows, most), dtype=torch.bool)
+        self.gold = torch.tensor([i.gold if i.gold >= 0 else most for i in items])
+        self.start = torch.tensor([i.start for i in items])
+        self.chance = sum(1 / max(1, len(i.ends)) for i in items) / rows
+        for row, i in enumerate(items):
+            size = len(i.ids)
+            self.ids[row, :size] = torch.tensor(i.ids)
+            self.flags[row, :size] = torch.tensor(i.flags)
+            self.owner[row, :size] = torch.tensor(i.owner)
+            self.copy[row, i.start : size - 1] = True
+            self.ends[row, : len(i.ends)] = torch.tensor(i.ends, dtype=torch.long)
+            self.has_end[row, : len(i.ends)] = True
+
+
+def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:
+    """Some batches of about that many tokens; of few shapes, as each new one costs time at first."""
+    made: list[Item] = []
+    while sum(len(i.ids) for i in made) < tokens * _AHEAD:
+        made += [pool.item(stage) for _ in range(8)]
+    made.sort(key=lambda i: -len(i.ids))
+    found: list[Batch] = []
+    while made:
+        length = -(-len(made[0].ids) // _ROUND) * _ROUND
+        rows = max(1, tokens // length)
+        if len(made) < rows and found:
+            break
+        found.append(Batch(made[:rows], length))
+        del made[:rows]
+    return found

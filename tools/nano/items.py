@@ -1,0 +1,218 @@
+"""Items to train on and to measure with: a question, sentences in passages, which one answers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from tools.nano import layout
+from tools.nano.layout import ANSWER, BEGIN, END, FIRST_E, FIRST_S, MARKS, NONE, PASSAGES, QUESTION, TALK
+from tools.nano.sentences import fact
+from tools.nano.tokenizer import Encoder
+from tools.nano.words import pieces, stem
+
+__all__ = ["Asked", "Item", "Pool", "Stage"]
+
+_BARE = 0.03  # the share of items without passages
+_TALK = (
+    "Hello", "Hi", "Say hello.", "Hello, who are you?", "What can you do?", "Tell me a joke.",
+    "How are you?", "Thanks!", "Write a poem about the sea.", "What is 2 + 2?", "Who made you?",
+    "Good morning", "Can you help me?", "ping", "test", "Say hi", "Reply with one word.",
+    "Translate this into German.", "Count to three.", "What is your name?", "Are you a robot?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How hard items are.
+
+    Ranges of passages and of sentences in a passage, words of a sentence at most, the share of sentences with
+    a word of the question, the share of questions that nothing answers.
+    """
+
+    passages: tuple[int, int]
+    sentences: tuple[int, int]
+    words: int
+    near: float
+    unanswered: float
+
+
+@dataclass(slots=True)
+class Item:
+    """Token ids, and what is known of them.
+
+    `start`: where the answer begins in `ids`. `flags`: per token 1 where its word is in the question, 0 where
+    it is not, -1 outside the sentences. `owner`: per token the mark of its sentence, or -1. `ends`: where the
+    sentences end. `gold`: which of them answers, or -1.
+    """
+
+    ids: list[int]
+    start: int
+    flags: list[int]
+    owner: list[int]
+    ends: list[int]
+    gold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An item as a user message: `answer` is a sentence of passage `number`; or empty and 0."""
+
+    prompt: str
+    answer: str
+    number: int
+    sentences: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    text: str
+    ids: tuple[int, ...]
+    stems: frozenset[str]
+    by_token: tuple[str, ...]
+    questions: tuple[tuple[str, tuple[int, ...], frozenset[str]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """`kept`: the facts in order, `numbers`: their passages, `gold`: which of them answers, or -1."""
+
+    question: int
+    kept: list[int]
+    numbers: list[int]
+    gold: int
+    right: int
+
+
+class Pool:
+    """Facts that items are made of. Sentences that share a word with a question are found by the word."""
+
+    def __init__(self, encoder: Encoder, rng: Random, size: int, words: int) -> None:
+        self._rng, self._encoder = rng, encoder
+        self._facts = [self._know(words) for _ in range(size)]
+        self._by_stem: dict[str, list[int]] = defaultdict(list)
+        for i, known in enumerate(self._facts):
+            for s in sorted(known.stems):
+                self._by_stem[s].append(i)
+
+    def _know(self, words: int) -> _Known:
+        made = fact(self._rng, words)
+        per_piece = [(self._encoder.piece(p), stem(p)) for p in pieces(" " + made.text)]
+        ids = tuple(i for tokens, _ in per_piece for i in tokens)
+        by_token = tuple(s for tokens, s in per_piece for _ in tokens)
+        asked = []
+        for question in made.questions:
+            stems = frozenset(filter(None, map(stem, pieces(" " + question))))
+            asked.append((question, tuple(self._encoder(" " + question)), stems))
+        return _Known(made.text, ids, frozenset(filter(None, by_token)), by_token, tuple(asked))
+
+    def item(self, stage: Stage) -> Item:
+        """One at random, as token ids; now and then one without any passage, where the stage has refusals."""
+        if stage.unanswered and self._rng.random() < _BARE:
+            return self._bare()
+        chosen = self._choose(stage)
+        _, question, stems = self._facts[chosen.right].questions[chosen.question]
+        return self._lay(question, stems, chosen)
+
+    def asked(self, stage: Stage) -> Asked:
+        """One at random, as a user sends it."""
+        chosen = self._choose(stage)
+        texts = [self._facts[i].text for i in chosen.kept]
+        parts = []
+        for number in range(1, chosen.numbers[-1] + 1):
+            inside = [t for t, n in zip(texts, chosen.numbers, strict=True) if n == number]
+            parts.append(f"[{number}] (file{number}.md)\n" + "\n\n".join(inside))
+        question = self._facts[chosen.right].questions[chosen.question][0]
+        prompt = "Passages:\n\n" + "\n\n".join(parts) + f"\n\nQuestion: {question}"
+        if chosen.gold < 0:
+            return Asked(prompt, "", 0, len(texts))
+        return Asked(prompt, texts[chosen.gold], chosen.numbers[chosen.gold], len(texts))
+
+    def _choose(self, stage: Stage) -> _Chosen:
+        while True:
+            chosen = self._try(stage)
+            if chosen is not None:
+                return chosen
+
+    def _try(self, stage: Stage) -> _Chosen | None:
+        rng = self._rng
+        right = rng.randrange(len(self._facts))
+        known = self._facts[right]
+        question = rng.randrange(len(known.questions))
+        asked = known.questions[question][2]
+        if not asked & known.stems:
+            return None
+        count = rng.randint(*stage.passages)
+        total = min(sum(rng.randint(*stage.sentences) for _ in range(count)), MARKS)
+        unanswered = rng.random() < stage.unanswered
+        chosen = [right, *self._others(asked, right, max(total - (not unanswered), 1), stage.near)]
+        weights = self._weights(asked, chosen)
+        scores = [sum(weights[s] for s in sorted(asked & self._facts[i].stems)) for i in chosen]
+        most = 0.45 * sum(weights.values()) if unanswered else 0.8 * scores[0]
+        kept = [i for i, score in zip(chosen[1:], scores[1:], strict=True) if score < most]
+        if not unanswered:
+            kept.append(right)
+        if len(kept) < count:
+            return None
+        rng.shuffle(kept)
+        cuts = sorted(rng.sample(range(1, len(kept)), count - 1))
+        numbers = [1 + sum(at >= cut for cut in cuts) for at in range(len(kept))]
+        return _Chosen(question, kept, numbers, -1 if unanswered else kept.index(right), right)
+
+    def _others(self, asked: Iterable[str], right: int, wanted: int, near: float) -> list[int]:
+        rng, taken = self._rng, {right}
+        pools = [found for s in sorted(asked) if len(found := self._by_stem.get(s, ())) > 1]
+        for _ in range(wanted * 3):
+            if len(taken) > wanted:
+                break
+            source = rng.choice(pools) if pools and rng.random() < near else range(len(self._facts))
+            taken.add(source[rng.randrange(len(source))])
+        taken.discard(right)
+        return sorted(taken)
+
+    def _weights(self, asked: frozenset[str], chosen: list[int]) -> dict[str, float]:
+        """Words that few of the sentences have weigh most."""
+        seen = Counter(s for i in chosen for s in asked & self._facts[i].stems)
+        return {s: math.log(1 + len(chosen) / (0.5 + seen[s])) for s in sorted(asked)}
+
+    def _lay(self, question: tuple[int, ...], asked: frozenset[str], chosen: _Chosen) -> Item:
+        marks = self._rng.sample(range(MARKS), len(chosen.kept))
+        ids = [BEGIN, QUESTION, *question, PASSAGES]
+        flags, owner = [-1] * len(ids), [-1] * len(ids)
+        ends = []
+        answer = [NONE, *self._encoder(layout.REFUSAL_TEXT)]
+        for at, (i, number, mark) in enumerate(zip(chosen.kept, chosen.numbers, marks, strict=True)):
+            known = self._facts[i]
+            cite = self._encoder.piece(f" [{number}]")
+            ids += [FIRST_S + mark, *known.ids, *cite, FIRST_E + mark]
+            flags += [0, *(int(s in asked) for s in known.by_token), *(0 for _ in cite), 0]
+            owner += [mark] * (len(known.ids) + len(cite) + 2)
+            ends.append(len(ids) - 1)
+            if at == chosen.gold:
+                answer = [FIRST_S + mark, *known.ids, *cite]
+        return self._close(ids, flags, owner, ends, question, answer, chosen.gold)
+
+    def _bare(self) -> Item:
+        """A prompt without passages: none were found, or somebody just talks."""
+        rng = self._rng
+        question = rng.choice(self._facts).questions[0][1]
+        if rng.random() < 0.4:
+            question = tuple(self._encoder(" " + rng.choice(_TALK)))
+        talk = rng.random() < 0.5
+        ids = [BEGIN, QUESTION, *question, PASSAGES]
+        answer = [TALK, *self._encoder(layout.ABOUT_TEXT)]
+        if not talk:
+            ids.append(NONE)
+            answer = [NONE, *self._encoder(layout.REFUSAL_TEXT)]
+        return self._close(ids, [-1] * len(ids), [-1] * len(ids), [], question, answer, -1)
+
+    def _close(
+        self, ids: list[int], flags: list[int], owner: list[int], ends: list[int],
+        question: tuple[int, ...], answer: list[int], gold: int,
+    ) -> Item:  # fmt: skip
+        tail = [QUESTION, *question, ANSWER, *answer, END]
+        start = len(ids) + len(question) + 2
+        return Item(ids + tail, start, flags + [-1] * len(tail), owner + [-1] * len(tail), ends, gold)

@@ -1,0 +1,204 @@
+"""Train the model: `train.py RUN`, where RUN is a folder; what is there already is gone on with.
+
+RUN gets the tokenizer, `checkpoint.pt` and `curve.jsonl`: every 25 steps the losses and how often the model
+and its helping heads were right. Stages grow harder as soon as the right sentence is chosen often enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tools.nano.batches import Batch, batches
+from tools.nano.forward import Forward
+from tools.nano.items import Pool, Stage
+from tools.nano.model import Heads, Shape, build
+from tools.nano.tokenizer import Encoder
+from tools.nano.tokenizer import train as train_tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+STAGES = (
+    Stage((2, 2), (1, 1), 8, 0.0, 0.0),
+    Stage((2, 3), (1, 2), 10, 0.2, 0.0),
+    Stage((3, 5), (1, 2), 14, 0.3, 0.02),
+    Stage((3, 6), (1, 3), 20, 0.4, 0.04),
+    Stage((2, 8), (1, 5), 28, 0.4, 0.1),
+    Stage((1, 8), (1, 10), 36, 0.5, 0.1),
+)
+_DOCS = Path(__file__).parents[2] / "docs"
+_RIGHT = (0.9, 0.83, 0.8, 0.8, 0.8)  # of the answers of 25 steps, twice, and the next stage begins
+_REPORT = 25
+_SAVE = 100
+_RARE = torch.tensor(4.0)
+_WEIGHTS = {"owner": 0.5, "flag": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
+
+
+def losses(
+    hidden: list[Tensor], model: Any, heads: Heads, batch: Batch
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What is minimised, and what share was right; `hidden` are the states of `Forward`.
+
+    `owner`: after layer 1 each token knows its sentence; `flag`: after layer 2 whether its word is in the
+    question; `score`: after layer 3 the end of a sentence knows whether it answers; `point` and `copy`: the
+    model's own answer, its first token and the others.
+    """
+    rows = torch.arange(len(batch.ids))
+    inside = batch.flags >= 0
+    truth = batch.flags[inside].float()
+    some = max(1, len(truth))  # a batch may hold nothing but items without passages
+    owner = heads.owner(hidden[0])[inside]
+    flag = heads.flag(hidden[1])[inside].squeeze(-1)
+    score = heads.score(hidden[2][rows[:, None], batch.ends]).squeeze(-1).masked_fill(~batch.has_end, -1e4)
+    score = torch.cat((score, heads.none.expand(len(rows), 1)), 1)
+    table = model.lm_head.weight.to(torch.bfloat16)
+    point = functional.linear(hidden[-1][rows, batch.start - 1], table).float()
+    first = batch.ids[rows, batch.start]
+    copied = functional.linear(hidden[-1][batch.copy], table).float()
+    follows = batch.ids[:, 1:][batch.copy[:, :-1]]
+    found = {
+        "owner": functional.cross_entropy(owner, batch.owner[inside], reduction="sum") / some,
+        "flag": functional.binary_cross_entropy_with_logits(flag, truth, pos_weight=_RARE, reduction="sum")
+        / some,
+        "score": functional.cross_entropy(score, batch.gold),
+        "point": functional.cross_entropy(point, first),
+        "copy": functional.cross_entropy(copied, follows),
+    }
+    with torch.no_grad():
+        right = {
+            "owner": owner.argmax(-1) == batch.owner[inside],
+            "flag": (flag > 0) == (truth > 0),
+            "score": score.argmax(-1) == batch.gold,
+            "point": point.argmax(-1) == first,
+            "copy": copied.argmax(-1) == follows,
+        }
+        return found, {name: hit.float().sum().item() / max(1, len(hit)) for name, hit in right.items()}
+
+
+class Run:
+    """A training run in a folder."""
+
+    def __init__(self, folder: Path, seed: int, stage: int, fused: bool = True) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = folder / "tokenizer.json"
+        if not tokenizer.exists():
+            train_tokenizer(_DOCS).save(str(tokenizer))
+        self.encoder = Encoder(Tokenizer.from_file(str(tokenizer)))
+        self.shape = Shape()
+        self._forward = Forward(fused)
+        self.model = build(self.shape, seed)
+        self.heads = Heads(self.shape.width)
+        self.optimizer = _optimizer(self.model, self.heads)
+        self.step, self.stage, self.tokens, self.cpu_s = 0, stage, 0, 0.0
+        if (folder / "checkpoint.pt").exists():
+            self._load()
+        self.rng = Random(seed * 1_000_003 + self.step)
+
+    def _load(self) -> None:
+        saved = torch.load(self._folder / "checkpoint.pt", weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.heads.load_state_dict(saved["heads"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.stage, self.tokens, self.cpu_s = saved["progress"]
+
+    def save(self) -> None:
+        """Replace the checkpoint, whole or not at all."""
+        draft = self._folder / "checkpoint.draft"
+        parts = {"model": self.model, "heads": self.heads, "optimizer": self.optimizer}
+        torch.save(
+            {name: part.state_dict() for name, part in parts.items()}
+            | {
+                "progress": (self.step, self.stage, self.tokens, self.cpu_s),
+                "shape": dataclasses.asdict(self.shape),
+            },
+            draft,
+        )
+        draft.rename(self._folder / "checkpoint.pt")
+
+    def train(self, steps: int, tokens: int, rate: float) -> None:
+        """Go on to step `steps`, in batches of `tokens`; over the last third `rate` falls to a twentieth."""
+        last, sums, pool, good = time.process_time(), Counter[str](), None, 0
+        ready: list[Batch] = []
+        while self.step < steps:
+            if not ready:
+                if pool is None or self.rng.random() < 0.25:
+                    pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words)
+                ready = batches(pool, STAGES[self.stage], tokens)
+                self.rng.shuffle(ready)
+            sums.update(self.update(ready.pop(), rate * _pace(self.step, steps)))
+            self.step += 1
+            now = time.process_time()
+            self.cpu_s, last = self.cpu_s + now - last, now
+            if self.step % _REPORT == 0:
+                point = self._report(sums)
+                good = good + 1 if point > _RIGHT[min(self.stage, len(_RIGHT) - 1)] else 0
+                sums.clear()
+                if good == 2 and self.stage + 1 < len(STAGES):
+                    self.stage, good, ready, pool = self.stage + 1, 0, [], None
+            if self.step % _SAVE == 0 or self.step == steps:
+                self.save()
+
+    def update(self, batch: Batch, rate: float) -> dict[str, float]:
+        """One step; the losses and shares of `losses`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        found, right = losses(self._forward(self.model, batch.ids), self.model, self.heads, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.tokens += batch.ids.numel()
+        return {f"loss_{n}": v.item() for n, v in found.items()} | right | {"chance": batch.chance}
+
+    def _report(self, sums: Counter[str]) -> float:
+        mean = {name: round(value / _REPORT, 3) for name, value in sums.items()}
+        progress = {"step": self.step, "cpu_min": round(self.cpu_s / 60, 2), "at": time.strftime("%H:%M:%S")}
+        line = json.dumps(progress | {"stage": self.stage, "Mtokens": round(self.tokens / 1e6, 2)} | mean)
+        with (self._folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
+            curve.write(line + "\n")
+        print(line, flush=True)
+        return mean["point"]
+
+
+def _optimizer(model: Any, heads: Heads) -> torch.optim.AdamW:
+    named = list(model.named_parameters())
+    inner = [p for n, p in named if p.ndim == 2 and "embed" not in n]
+    outer = [p for n, p in named if p.ndim != 2 or "embed" in n]
+    groups = [
+        {"params": inner, "weight_decay": 0.05},
+        {"params": [*outer, *heads.parameters()], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def _pace(step: int, steps: int) -> float:
+    begin = steps * 2 // 3
+    return min(1.0, (step + 1) / 50, 1 - 0.95 * (step - begin) / (steps - begin))
+
+
+def main() -> None:
+    """As the module says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Run(args.run, args.seed, args.stage).train(args.steps, args.tokens, args.rate)
+
+
+if __name__ == "__main__":
+    main()
