@@ -7,10 +7,15 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from sage.common.errors import EngineError, SageError
 from sage.middleware.control_plane.classify import Parsed
+from sage.middleware.control_plane.core import Core
+from sage.middleware.control_plane.options import CoreOptions
+from sage.middleware.control_plane.policies.fifo import Fifo
+from sage.middleware.control_plane.policy import PolicyOptions, Traits
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.testing.bench import Bench, chat, embedding
@@ -92,5 +97,31 @@ async def test_nothing_is_left_of_one_whose_client_left_in_the_middle() -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+            del task
+    assert kinds == []
+
+
+class _Hedging(Fifo):
+    traits = Traits(hedges=True)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("late_wins", [True, False])
+@virtual
+async def test_nothing_is_left_of_one_that_ran_twice(late_wins: bool, stream: bool) -> None:
+    kinds: list[str] = []
+    parsed = chat("a", stream=stream)
+    twice = Parsed(msgspec.structs.replace(parsed.job, hedgeable=True), parsed.call)
+    async with Bench(2, core=Core(_Hedging(PolicyOptions()), CoreOptions())) as bench:
+        late, second = bench.engines
+        late.behaviour = Behaviour(gate=bench.gate)
+        second.behaviour = Behaviour(gate=asyncio.Event() if late_wins else None)
+        with collected(kinds):
+            task = bench.start(twice)
+            if late_wins:
+                await second.until_running(1)
+                bench.gate.set()
+            assert await task == "done"
+            await bench.settled()
             del task
     assert kinds == []
