@@ -67,7 +67,7 @@ class Engine:
             self.shares = Shares()
         self.inboxes.kept |= self.ledger is not None
         if self.around.tracer is not None:
-            from sage.kernel.runtime.traced import TracedSpans  # needs OpenTelemetry, as the tracer did
+            from sage.kernel.runtime.tracing import TracedSpans  # needs OpenTelemetry, as the tracer did
 
             self.spans = TracedSpans(self.around.tracer, self.flow)
 

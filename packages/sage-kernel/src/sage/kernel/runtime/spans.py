@@ -1,4 +1,4 @@
-"""What a run tells of itself to a tracer: nothing here, all in `traced`, which needs OpenTelemetry."""
+"""What a run tells of itself to a tracer: nothing here, all in `tracing`, which needs OpenTelemetry."""
 
 from __future__ import annotations
 
