@@ -59,6 +59,19 @@ def test_a_wrong_pipeline_is_one_clear_error(sage: Any, home: Any, text: str, wo
     assert "Traceback" not in done.stderr
 
 
+def test_code_beside_the_pipeline_runs_if_it_is_allowed(sage: Any, home: Any) -> None:
+    (home / "flows").mkdir()
+    (home / "flows" / "mine.py").write_text("def loud(text): return text.upper()\n")
+    (home / "flows" / "loud.yaml").write_text(COPY.replace("  - sink", "  - map: mine:loud\n  - sink"))
+    (home / "in.txt").write_text("one\n")
+    refused = sage("run", "flows/loud.yaml", "--allow", "mine:quiet")
+    assert refused.returncode == 2
+    assert "code named 'mine:loud' is not allowed; allowed is mine:quiet" in refused.stderr
+    for allowed in ("mine:loud", "mine:*"):
+        done = sage("run", "flows/loud.yaml", "--allow", allowed)
+        assert (done.returncode, done.stdout) == (0, '"ONE"\n'), done.stderr
+
+
 def test_a_missing_pipeline_exits_5(sage: Any, home: Any) -> None:
     assert sage("run", "missing.yaml").returncode == 5
 

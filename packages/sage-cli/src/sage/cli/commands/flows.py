@@ -27,6 +27,13 @@ def run(
         typer.Option(metavar="FOLDER", help="Keep checkpoints there, and go on from the newest one."),
     ] = None,
     every: Annotated[float, typer.Option(min=0.001, help="Seconds between two checkpoints.")] = 10.0,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Code that the pipeline may name, installed or beside its file; MODULE:* for all of one.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stderr.")] = False,
 ) -> None:
     """Run a pipeline to its end; its sinks have stdout, the report goes to stderr."""
@@ -37,8 +44,10 @@ def run(
     live = sys.stderr.isatty() and not talk.quiet
     kept = Checkpoints(checkpoints, every) if checkpoints else None
     environment = LocalEnvironment(on_progress=_progress if live else None, checkpoints=kept)
+    if allow:
+        sys.path.insert(0, str(file.resolve().parent))
     try:
-        report = environment.run_sync(load_yaml(file))
+        report = environment.run_sync(load_yaml(file, allow=tuple(allow or ())))
     except SageError as error:
         if checkpoints and any(checkpoints.glob("manifest-*")):
             error.hint = f"{error.hint} {_goes_on(checkpoints)}".strip()
