@@ -124,6 +124,7 @@ def test_calls_leave_no_memory_behind(call: Callable[[], object]) -> None:
 def test_calls_leave_the_counts_of_their_arguments_as_they_were() -> None:
     name = "an engine of its own"
     shared: list[Any] = [CHAT, EMBEDDING, ROWS, BLOCKS, name, None, True]
+    gc.collect()  # or what dies meanwhile is counted
     before = [sys.getrefcount(one) for one in shared]
     for call in CALLS.values():
         for _ in range(200):
@@ -134,7 +135,8 @@ def test_calls_leave_the_counts_of_their_arguments_as_they_were() -> None:
     assert held.match(BLOCKS) == {name: 3}
     held.drop(name)
     after = [sys.getrefcount(one) for one in shared]
-    assert [b - a for a, b in zip(before, after, strict=True) if abs(b - a) > 50] == []
+    # One for each call would be 200; what else the process does to None and True is less.
+    assert [b - a for a, b in zip(before, after, strict=True) if abs(b - a) > 150] == []
 
 
 def test_an_index_that_goes_lets_its_names_go() -> None:
