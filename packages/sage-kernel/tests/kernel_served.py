@@ -45,5 +45,16 @@ async def cut(job: Job, *asking: asyncio.Task[Any]) -> None:
         assert isinstance(error, UnavailableError)
 
 
+async def unanswered(folder: Path, ident: str = "") -> Flow:
+    """A flow that has a request for 1 in its folder which was cut off, and would hold it back again."""
+    calls = Calls(1)
+    flow = service(lambda s: s.map(calls))
+    job = await submit(folder, flow)
+    asking = asyncio.create_task(job.request(1, id=ident))
+    await calls.reached.wait()
+    await cut(job, asking)
+    return flow
+
+
 def numbered(count: int, item: Any) -> tuple[int, tuple[Any, int]]:
     return count + 1, (item, count)

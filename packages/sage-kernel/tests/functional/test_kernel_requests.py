@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel_served import Calls, cut, service, submit
+from kernel_served import Calls, cut, service, submit, unanswered
 
 from sage.common.errors import ConflictError, OverloadedError, UnavailableError, UsageError
 from sage.kernel import (
@@ -236,26 +236,14 @@ async def test_it_is_taken_up_as_often_as_it_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_who_waits_for_what_was_taken_up_is_told_when_it_is_cut_off(tmp_path: Path) -> None:
-    calls = Calls(1)
-    flow = service(lambda s: s.map(calls))
-    job = await submit(tmp_path, flow)
-    asking = asyncio.create_task(job.request(1, id="x"))
-    await calls.reached.wait()
-    await cut(job, asking)
-    job = await submit(tmp_path, flow)
+    job = await submit(tmp_path, await unanswered(tmp_path, "x"))
     asking = asyncio.create_task(job.request(1, id="x"))
     await asyncio.sleep(0)
     await cut(job, asking)
 
 
 async def test_who_asks_for_what_was_cut_off_before_it_went_on_is_told_so(tmp_path: Path) -> None:
-    calls = Calls(1)
-    flow = service(lambda s: s.map(calls))
-    job = await submit(tmp_path, flow)
-    asking = asyncio.create_task(job.request(1, id="x"))
-    await calls.reached.wait()
-    await cut(job, asking)
-    job = await submit(tmp_path, flow)
+    job = await submit(tmp_path, await unanswered(tmp_path, "x"))
     asking = asyncio.create_task(job.request(1, id="x"))
     await cut(job, asking)  # before what was taken up has had a turn
     async with asyncio.timeout(30):
@@ -264,12 +252,7 @@ async def test_who_asks_for_what_was_cut_off_before_it_went_on_is_told_so(tmp_pa
 
 
 async def test_what_was_taken_up_counts_to_the_limit(tmp_path: Path) -> None:
-    calls = Calls(1)
-    flow = service(lambda s: s.map(calls))
-    job = await submit(tmp_path, flow)
-    asking = asyncio.create_task(job.request(1))
-    await calls.reached.wait()
-    await cut(job, asking)
+    flow = await unanswered(tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", every=0)
     job = await LocalEnvironment(checkpoints=checkpoints).submit(flow, limit=1)
     with pytest.raises(OverloadedError, match="has 1 requests in flight, its limit"):

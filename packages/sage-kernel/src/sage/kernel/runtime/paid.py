@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -132,7 +133,7 @@ class ResultLog:
             return  # what was being written when the run was killed: its calls are made again
 
 
-class Calls:
+class Calls(ABC):
     """The calls of one operator, which are made only if their results are not there."""
 
     def __init__(self, operator: str) -> None:
@@ -160,13 +161,13 @@ class Calls:
 
         return paid
 
+    @abstractmethod
     def find(self, digest: bytes) -> bytes | None:
         """A result of this input, which is given back once."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def keep(self, digest: bytes, item: Any, result: Any) -> Any:
         """Have a result kept; gives it."""
-        raise NotImplementedError
 
     def pickled(self, item: Any, result: Any) -> bytes:
         """A result as it is kept."""
