@@ -137,8 +137,11 @@ async def test_a_rejection_that_fails_the_run_is_told_to_who_decided(jobs: JobMa
     job = await submitted(jobs, "strict")
     await waiting(jobs, job.id, 1)
     [ident] = (await ids(jobs, job.id)).values()
-    with pytest.raises(ConflictError, match=r"operator 'refunds' failed on item 0 \(1\): it was rejected"):
+    with pytest.raises(
+        ConflictError, match=r"operator 'refunds' failed on item 0 \(1\): it was rejected"
+    ) as told:
         await jobs.decide(job.id, ident, JobDecision(gate="refunds", decision="reject"))
+    assert "on_error skip or divert" in told.value.hint
     async for again in jobs.watch(job.id):
         if again.restarts and again.gates:
             break

@@ -162,7 +162,7 @@ def import_named(name: str, allow: tuple[str, ...]) -> Any:
     """What `module:qualname` names, if `allow` has it, or `module:*`. Raises BadRequestError."""
     module, _, qualname = name.partition(":")
     if name not in allow and f"{module}:*" not in allow:
-        allowed = ", ".join(allow) or "nothing"
+        allowed = ", ".join(allow) or "nothing (`sage run --allow`, for jobs `jobs.code`)"
         raise BadRequestError(f"code named {name!r} is not allowed; allowed is {allowed}")
     try:
         return _attribute(import_module(module), qualname)

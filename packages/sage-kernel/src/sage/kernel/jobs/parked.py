@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sage.common.errors import SageError, UnavailableError
 from sage.kernel.jobs.messages import Answer, Decide, Gates
-from sage.kernel.runtime.inbox import APPROVED, Parked, Reject
+from sage.kernel.runtime.inbox import APPROVED, Parked, Reject, RejectedError
 from sage.kernel.runtime.report import spell
 from sage.kernel.runtime.run import Run
 
@@ -27,6 +27,9 @@ async def answer(run: Run, order: Gates | Decide) -> Answer:
             return Answer(order.number, {"gates": list(_gates(run))})
         await _decide(run, order)
         return Answer(order.number)
+    except RejectedError as error:  # the run has failed of it
+        hint = "It waits again: with on_error skip or divert at the gate such a record leaves, and nothing fails."
+        return Answer(order.number, {}, error.message, hint, error.code)
     except SageError as error:
         return Answer(order.number, {}, error.message, error.hint, error.code)
 
