@@ -28,7 +28,7 @@ async def answer(run: Run, order: Gates | Decide) -> Answer:
         await _decide(run, order)
         return Answer(order.number)
     except RejectedError as error:  # the run has failed of it
-        hint = "It waits again: with on_error skip or divert at the gate such a record leaves, and nothing fails."
+        hint = "It waits again: with on_error skip or divert at the gate it leaves, and nothing fails."
         return Answer(order.number, {}, error.message, hint, error.code)
     except SageError as error:
         return Answer(order.number, {}, error.message, error.hint, error.code)
