@@ -14,6 +14,7 @@ from tools.nano.layout import FIRST_E, FIRST_S, MARKS, Sentence, render
 from tools.nano.tokenizer import Encoder, train
 from transformers import PreTrainedTokenizerFast
 
+from sage.middleware.models import nano_folder
 from sage.middleware.operators.generation import prompt
 from sage.middleware.operators.records import Passage, Question, Ranked, Retrieval
 
@@ -62,8 +63,11 @@ def test_labels_lie_on_the_tokens_they_are_about(encoder: Encoder, seed: int, st
     assert len(set(marks)) == len(marks)
     assert all(0 <= mark < MARKS for mark in marks)
     assert [item.owner[end] for end in item.ends] == marks
+    assert len(item.shares) == len(item.ends)
+    assert all(0 <= share <= 1.0001 for share in item.shares)
+    assert all(item.flags[end] == 0 for end in item.ends)
     for at, mark in enumerate(item.owner):
-        assert (mark < 0) == (item.flags[at] < 0)
+        assert mark >= 0 or item.flags[at] < 0
         if FIRST_S <= item.ids[at] < FIRST_E and at < item.start:
             assert mark == item.ids[at] - FIRST_S
 
@@ -81,12 +85,13 @@ def test_the_answer_is_the_sentence_with_its_citation(encoder: Encoder, seed: in
     end = item.ends[item.gold]
     start = item.ids.index(answer[0])
     assert item.ids[start:end] == answer
-    assert any(item.flags[at] for at in range(start, end))
+    assert any(item.flags[at] > 0 for at in range(start, end))
+    assert item.shares[item.gold] > 0
 
 
 @given(seeds, stages)
 @settings(max_examples=60, deadline=None)
-def test_no_other_sentence_has_as_many_words_of_the_question(
+def test_no_other_sentence_answers_as_well(
     encoder: Encoder, seed: int, stage: Stage
 ) -> None:
     made = pool(encoder, seed).asked(stage)
@@ -97,11 +102,18 @@ def test_no_other_sentence_has_as_many_words_of_the_question(
     shared = asked & stems(made.answer)
     assert shared
     others = [line for line in body.split("\n") if line and not line.startswith("[") and line != made.answer]
-    assert not any(shared <= stems(line) for line in others)
+    for line in others:
+        if shared <= stems(line):  # it has as much of the question: then it is longer, or begins elsewhere
+            own, other = matter(made.answer), matter(line)
+            assert len(other) > len(own) or (own[0] in asked and other[0] not in asked)
+
+
+def matter(text: str) -> list[str]:
+    return [stem for piece in words.pieces(" " + text) if (stem := words.stem(piece))]
 
 
 def stems(text: str) -> set[str]:
-    return {words.stem(piece) for piece in words.pieces(" " + text)} - {""}
+    return set(matter(text))
 
 
 @given(seeds, stages)
@@ -159,7 +171,7 @@ def test_batches_hold_their_items(encoder: Encoder) -> None:
 
 
 def test_a_batch_of_items_without_passages(encoder: Encoder) -> None:
-    item = Item([1, 3, 300, 4, 3, 300, 5, 7, 301, 2], 7, [-1] * 10, [-1] * 10, [], -1)
+    item = Item([1, 3, 300, 4, 3, 300, 5, 7, 301, 2], 7, [-1] * 10, [-1] * 10, [], -1, [])
     batch = Batch([item], 32)
     assert batch.gold.tolist() == [1]
     assert not batch.has_end.any()
@@ -167,6 +179,10 @@ def test_a_batch_of_items_without_passages(encoder: Encoder) -> None:
 
 
 # ---- the chat template -------------------------------------------------------------------------------------
+
+
+def test_the_package_ships_this_template() -> None:
+    assert (nano_folder() / "chat_template.jinja").read_text() == TEMPLATE.read_text()
 
 
 def test_the_template_takes_what_the_rag_operator_sends(template: Any) -> None:

@@ -1,6 +1,7 @@
 """The small model before it is trained: its start, its training step, and the folder that is written."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,11 +15,20 @@ from tools.nano.forward import Forward
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import MARKS, PASSAGES
 from tools.nano.model import Heads, Shape, build
-from tools.nano.tokenizer import Encoder, train
+from tools.nano.tokenizer import Encoder, texts, train
 from tools.nano.train import STAGES, Run
 from transformers import AutoModelForCausalLM
 
 STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other at every product take minutes beside other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +37,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return build(Shape(), seed=1)
+def model(tokenizer: Any) -> Any:
+    return build(Shape(), 1, texts(tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def attention(model: Any, item: Item, layer: int, head: int) -> torch.Tensor:
 
 
 def test_the_model_is_small_and_a_plain_llama(model: Any) -> None:
-    assert sum(p.numel() for p in build(Shape(), 1).parameters()) < 5_000_000
+    assert sum(p.numel() for p in model.parameters()) < 5_000_000
     assert model.config.model_type == "llama"
     assert model.config.tie_word_embeddings
 
@@ -76,7 +86,7 @@ def test_it_starts_with_attention_for_the_tokens_of_the_question(model: Any, ite
             if mark >= 0:
                 (asked if item.ids[at] in item.ids[2:until] else others).append(float(seen[at]))
     assert sum(asked) / len(asked) > 0.4
-    assert sum(others) / len(others) < 0.15
+    assert sum(others) / len(others) < 0.2
 
 
 def test_it_nearly_copies_before_it_is_trained(model: Any, items: list[Item]) -> None:
@@ -87,6 +97,16 @@ def test_it_nearly_copies_before_it_is_trained(model: Any, items: list[Item]) ->
         for at in range(item.start, len(item.ids) - 2):
             hits, total = hits + int(said[at] == item.ids[at + 1]), total + 1
     assert hits > 0.2 * total
+
+
+def test_forms_of_one_word_begin_alike() -> None:
+    rows = build(
+        Shape(), 1, ["x", " serve", "Serves", "serving", " the", "The", " port"]
+    ).model.embed_tokens.weight
+    alike = torch.nn.functional.cosine_similarity
+    for one, other in ((1, 2), (1, 3), (4, 5)):
+        assert 0.4 < alike(rows[one], rows[other], dim=0) < 0.8
+    assert abs(alike(rows[1], rows[6], dim=0)) < 0.3
 
 
 def test_forward_computes_what_transformers_computes(model: Any, items: list[Item]) -> None:
@@ -102,7 +122,7 @@ def test_forward_computes_what_transformers_computes(model: Any, items: list[Ite
 
 def test_what_is_exported_loads_and_says_the_same(tmp_path: Path, tokenizer: Any, items: list[Item]) -> None:
     shape = Shape()
-    model = build(shape, seed=2)
+    model = build(shape, 2, texts(tokenizer))
     export.write(model.state_dict(), shape, tokenizer, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.tensor([items[0].ids])
@@ -122,12 +142,12 @@ def test_what_is_exported_loads_and_says_the_same(tmp_path: Path, tokenizer: Any
 def test_a_model_that_is_too_large_is_not_exported(tmp_path: Path, tokenizer: Any) -> None:
     shape = Shape(layers=12)
     with pytest.raises(ValueError, match="12000000"):
-        export.write(build(shape, seed=2).state_dict(), shape, tokenizer, tmp_path)
+        export.write(build(shape, 2, texts(tokenizer)).state_dict(), shape, tokenizer, tmp_path)
 
 
 def test_the_report_of_an_untrained_model_has_all_figures(tmp_path: Path, tokenizer: Any) -> None:
-    shape = Shape(layers=4, mlp=64)
-    export.write(build(shape, seed=2).state_dict(), shape, tokenizer, tmp_path)
+    shape = Shape(mlp=64)
+    export.write(build(shape, 2, texts(tokenizer)).state_dict(), shape, tokenizer, tmp_path)
     report = generated_report(Reader(tmp_path, longest=2), Encoder(tokenizer), items=2)
     assert set(report) == {"3", "5", "8", "refusal"}
     assert report["5"]["chance_citation"] == 0.2

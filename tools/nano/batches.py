@@ -25,6 +25,7 @@ class Batch:
         )  # where the next token is one of the answer's
         self.ends = torch.zeros((rows, most), dtype=torch.long)
         self.has_end = torch.zeros((rows, most), dtype=torch.bool)
+        self.shares = torch.zeros((rows, most))
         self.gold = torch.tensor([i.gold if i.gold >= 0 else most for i in items])
         self.start = torch.tensor([i.start for i in items])
         self.chance = sum(1 / max(1, len(i.ends)) for i in items) / rows
@@ -36,6 +37,7 @@ class Batch:
             self.copy[row, i.start : size - 1] = True
             self.ends[row, : len(i.ends)] = torch.tensor(i.ends, dtype=torch.long)
             self.has_end[row, : len(i.ends)] = True
+            self.shares[row, : len(i.ends)] = torch.tensor(i.shares)
 
 
 def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 __all__ = ["Forward"]
 
-_SHORT = 192  # tokens, up to which a matrix of attention costs less than the flash kernel
+_SHORT = 448  # tokens, up to which a matrix of attention costs less than the flash kernel
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:

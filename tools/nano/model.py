@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tools.nano.layout import FIRST_E, FIRST_S, MARKS, QUESTION
+from tools.nano.words import stem
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -16,6 +18,7 @@ __all__ = ["Heads", "Shape", "build", "config_of"]
 _HEAD = 64
 _THETA = 1e6
 _SHARP = 1.8
+_ALIKE = 0.6  # of the square of a token's length lies in what it has in common with its other forms
 # Dimensions of the states that are set by hand.
 _CONSTANT, _IS_START, _IS_END, _IS_OTHER = range(4)
 _STILL = _HEAD // 2 - 1  # of the pairs of a head the one that turns slowest
@@ -26,7 +29,7 @@ class Shape:
     """Sizes of a model."""
 
     width: int = 256
-    layers: int = 4
+    layers: int = 6
     mlp: int = 512
     vocabulary: int = 4096
 
@@ -52,23 +55,23 @@ def config_of(shape: Shape) -> LlamaConfig:
     )
 
 
-def build(shape: Shape, seed: int) -> LlamaForCausalLM:
-    """A new model, which can nearly copy already.
+def build(shape: Shape, seed: int, tokens: Sequence[str]) -> LlamaForCausalLM:
+    """A new model, which can nearly copy already; `tokens`: the texts of its vocabulary, in the order of ids.
 
-    Layer 1 looks at the token before and at the mark of the sentence, layer 2 at equal tokens and at what
-    followed equal tokens; everything else is random and small.
+    Forms of one word begin alike. Layer 1 looks at the tokens before and at the mark of the sentence, layer 2
+    at equal tokens and at what followed equal tokens; everything else is random and small.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config_of(shape))
     with torch.no_grad():
-        _start(model, shape)
+        _start(model, shape, tokens)
     return model
 
 
-def _start(model: LlamaForCausalLM, shape: Shape) -> None:
+def _start(model: LlamaForCausalLM, shape: Shape, tokens: Sequence[str]) -> None:
     d = shape.width
     table = model.model.embed_tokens.weight
-    table.normal_(0, 0.1)
+    table.copy_(0.1 * _alike(tokens, len(table), d))
     table[:, : _IS_OTHER + 1] = 0
     table[:, _CONSTANT] = 0.3
     starts, ends = (slice(first, first + MARKS) for first in (FIRST_S, FIRST_E))
@@ -92,6 +95,16 @@ def _start(model: LlamaForCausalLM, shape: Shape) -> None:
         for head in range(heads):
             _equal(attention, head, torch.eye(d))
     _Wiring(d).wire([layer.self_attn for layer in model.model.layers])
+
+
+def _alike(tokens: Sequence[str], rows: int, width: int) -> Tensor:
+    """Normal rows; those of tokens with one stem have a part in common."""
+    keys = [stem(text) or text.strip().lower() for text in tokens]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    shared = torch.randn(len(number), width)[[number[key] for key in keys]]
+    mixed = torch.randn(rows, width)
+    mixed[: len(tokens)] = math.sqrt(_ALIKE) * shared + math.sqrt(1 - _ALIKE) * mixed[: len(tokens)]
+    return mixed
 
 
 def _rows(head: int) -> slice:
@@ -200,5 +213,6 @@ class Heads(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.owner = nn.Linear(width, MARKS)
         self.flag = nn.Linear(width, 1)
+        self.share = nn.Linear(width, 1)
         self.score = nn.Linear(width, 1)
         self.none = nn.Parameter(torch.zeros(1))

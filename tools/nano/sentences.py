@@ -64,6 +64,13 @@ def _heap(rng: Random, most: int) -> Fact:
     if not matter:
         parts.append(noun(rng))
         matter.append(parts[-1])
+    if rng.random() < 0.3:  # a copy has to know at which of two equal words it is
+        parts.insert(rng.randrange(len(parts)), rng.choice(parts))
+    if rng.random() < 0.15:  # and at which of the numbers that begin alike
+        base = rng.randrange(10, 1000)
+        for _ in range(rng.choice((2, 2, 3, 4))):
+            near = f"{base}{rng.randrange(10)}{rng.choice(('', ','))}"
+            parts.insert(rng.randrange(1, len(parts) + 1), near)
     text = " ".join(parts)
     for mark in (",", ";", ":"):
         if rng.random() < 0.15 and size > 5:

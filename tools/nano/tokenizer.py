@@ -12,7 +12,7 @@ from tools.nano.layout import SPECIAL
 from tools.nano.sentences import fact
 from tools.nano.words import pieces
 
-__all__ = ["VOCABULARY", "Encoder", "train"]
+__all__ = ["VOCABULARY", "Encoder", "texts", "train"]
 
 VOCABULARY = 4096
 _SPLIT = r" ?[A-Za-z]+| ?\[[0-9]\]| ?[0-9]| ?[^\sA-Za-z0-9]|\s+"  # as `words.pieces`
@@ -52,6 +52,11 @@ def _texts(docs: Path, seed: int, facts: int) -> Iterator[str]:
             yield f" {made.text.title()}"
     for file in sorted(docs.rglob("*.md")):
         yield from (f" {line.strip()}" for line in file.read_text(encoding="utf-8").splitlines())
+
+
+def texts(tokenizer: Any) -> list[str]:
+    """What each token stands for, in the order of their ids."""
+    return [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())]
 
 
 class Encoder:
