@@ -91,9 +91,7 @@ def test_the_answer_is_the_sentence_with_its_citation(encoder: Encoder, seed: in
 
 @given(seeds, stages)
 @settings(max_examples=60, deadline=None)
-def test_no_other_sentence_answers_as_well(
-    encoder: Encoder, seed: int, stage: Stage
-) -> None:
+def test_no_other_sentence_answers_as_well(encoder: Encoder, seed: int, stage: Stage) -> None:
     made = pool(encoder, seed).asked(stage)
     body, _, question = made.prompt.rpartition("\n\nQuestion: ")
     asked = stems(question)

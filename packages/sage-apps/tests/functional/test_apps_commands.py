@@ -87,7 +87,12 @@ def test_quickstart_really_works_and_leaves_nothing(env: dict[str, str], tmp_pat
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert [a["extract"]["source"] for a in outcome["answers"]] == ["ports.md", "layers.md"]
-    assert all(a["random_weights"] and a["answer"].strip() for a in outcome["answers"])
+    assert [(a["model"], a["random_weights"]) for a in outcome["answers"]] == [("sage-nano", False)] * 2
+    first, second = (a["answer"] for a in outcome["answers"])
+    assert first
+    assert second.startswith("There are six layers")
+    assert second.endswith(("[1]", "[2]"))
+    assert "I am SAGE Nano" in outcome["openai"]["chat"]
     assert outcome["openai"]["embedding_dimensions"] == 384
     classes = {row["request_class"] for row in outcome["served"]}
     assert "chat" in classes

@@ -11,7 +11,7 @@ import pytest
 
 from sage.apps.docs_qa import Models, ingest_flow
 from sage.apps.first_run import FirstRun, Options, as_document, next_steps
-from sage.apps.session import Session, to_json
+from sage.apps.session import Session, label_of, to_json
 from sage.apps.talk import Talk
 from sage.common.api import Decision, RunInfo
 from sage.common.config import EngineConfig, SageConfig
@@ -54,6 +54,11 @@ async def test_the_flows_answer_over_a_real_socket(docs: Path, capsys: pytest.Ca
     assert "best sentence: “The gateway listens on port 8888 of the machine.” — ports.md" in said.out
     assert "2 documents, 2 passages" in said.err
     assert json.loads(json.dumps(to_json(first)))["extract"]["source"] == "ports.md"
+
+
+def test_each_text_is_labelled_with_what_wrote_it() -> None:
+    assert label_of("sage-nano", random_weights=False) == "[sage-nano] "
+    assert label_of("sage-random-llama", random_weights=True) == "[RANDOM-WEIGHTS] "
 
 
 async def test_an_engine_that_breaks_off_is_an_error(docs: Path) -> None:
@@ -135,7 +140,12 @@ async def test_a_first_run_does_every_step(docs: Path, capsys: pytest.CaptureFix
         "What is said about “Layers”?",
         "What is said about “Ports”?",
     ]
-    assert outcome.openai == {"chat": "one two three", "random_weights": True, "embedding_dimensions": 8}
+    assert outcome.openai == {
+        "chat": "one two three",
+        "model": "scripted",
+        "random_weights": True,
+        "embedding_dimensions": 8,
+    }
     assert [row.request_class for row in outcome.served] == ["chat", "embed_bulk"]
     assert 0 < outcome.stack_up_s <= outcome.first_token_s
     out = capsys.readouterr().out

@@ -186,6 +186,16 @@ def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
 
 
+def test_chat_labels_the_small_model_that_comes_along(running: Run, stack: Any) -> None:
+    nano = {"name": "llm-0", "kind": "transformers", "model": "sage-nano", "task": "generate"}
+    nano |= {"state": "ready", "url": "", "max_running": 4, "random_weights": False}
+    stack.answer("GET", "/admin/v1/engines", {"engines": [nano]})
+    stack.stream("/v1/chat/completions", *CHAT)
+    done = running("chat", "Hi")
+    assert (done.returncode, done.stdout) == (0, "[sage-nano] Hello, wörld\n")
+    assert "RANDOM-WEIGHTS" not in done.stderr
+
+
 def test_quiet_leaves_only_data(running: Run, stack: Any) -> None:
     stack.stream("/v1/chat/completions", *CHAT)
     assert running("--quiet", "chat", "Hi").stderr == ""

@@ -31,7 +31,7 @@ def test_up_chat_explain_embed_down(home: Any) -> None:
     lines = dict(line.split("=", 1) for line in up.stdout.splitlines())
     assert lines.keys() == {"OPENAI_BASE_URL", "OPENAI_API_KEY"}
     assert lines["OPENAI_API_KEY"].startswith("sk-sage-")
-    assert "llm-0 (transformers, sage-random-llama): ready" in up.stderr
+    assert "llm-0 (transformers, sage-nano): ready" in up.stderr
 
     status = json.loads(home("status", "--json").stdout)
     assert {engine["state"] for engine in status["engines"]} == {"ready"}

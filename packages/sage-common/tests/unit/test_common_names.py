@@ -171,6 +171,7 @@ def test_the_id_that_clients_ask_for() -> None:
     assert id_of() == served_name("/some/folder/m/") == "m"
     assert id_of(served_as="mine") == "mine"
     assert id_of(model="random") == "sage-random-llama"
+    assert id_of(model="nano") == "sage-nano"
 
 
 def test_one_provider_with_many_models_without_repeating_it(tmp_path: Path) -> None:

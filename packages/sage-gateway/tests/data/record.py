@@ -134,7 +134,7 @@ def record(paths: SagePaths) -> list[dict[str, str]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Unwilling)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    config = stack.quick_config(None, "transformers", paths)
+    config = stack.quick_config("random", "transformers", paths)
     other = EngineConfig(name="elsewhere", kind="openai", model="unwilling", url=url)
     name = ModelConfig(name=NAME, to=(TargetConfig(model="unwilling"),), fallbacks=("sage-random-llama",))
     config = config.model_copy(update={"engines": (*config.engines, other), "models": (name,)})

@@ -19,6 +19,7 @@ from sage.common.config import EngineConfig, GatewayConfig, PortsConfig, SageCon
 from sage.common.errors import ConflictError, NotFoundError, SageError, UnauthorizedError, UnreachableError
 from sage.common.paths import SagePaths
 from sage.middleware import stack
+from sage.middleware.models import nano_folder
 from sage.platform.daemon import alive
 
 PROGRAM = (sys.executable, str(Path(__file__).with_name("fake_gateway.py")))
@@ -300,8 +301,8 @@ def test_secrets_are_read_only_when_private(paths: SagePaths) -> None:
 def test_the_quick_configuration_has_both_engines_and_real_embeddings(paths: SagePaths) -> None:
     made = stack.quick_config(None, "transformers", paths)
     llm, embed = made.engines
-    assert (llm.name, llm.kind, llm.random_weights) == ("llm-0", "transformers", True)
-    assert Path(llm.model, "config.json").is_file()
+    assert (llm.name, llm.kind, llm.model_id) == ("llm-0", "transformers", "sage-nano")
+    assert (Path(llm.model), llm.random_weights) == (nano_folder(), False)
     assert (embed.name, embed.kind, embed.task, embed.random_weights) == (
         "embed-0",
         "embedding",

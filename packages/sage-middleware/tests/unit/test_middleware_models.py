@@ -14,10 +14,12 @@ import pytest
 from sage.common.errors import ConfigError, NotFoundError, UnavailableError
 from sage.middleware.models import (
     MINILM,
+    NANO,
     RANDOM,
     RANDOM_RERANKER,
     architecture,
     minilm_folder,
+    nano_folder,
     resolve,
     served_name,
 )
@@ -155,6 +157,22 @@ def test_resolve_random(cache: Path) -> None:
     assert source.served_as == served_name(RANDOM) == "sage-random-llama"
     again = resolve(source.path_or_id, cache)  # the folder itself is known for what it is
     assert again.random_weights
+
+
+def test_resolve_nano(tmp_path: Path) -> None:
+    source = resolve(NANO, tmp_path)
+    assert Path(source.path_or_id) == nano_folder()
+    assert source.served_as == served_name(NANO) == "sage-nano"
+    assert not source.random_weights
+    assert architecture(nano_folder()) == "LlamaForCausalLM"
+    assert not list(tmp_path.iterdir()), "nothing is made"
+
+
+def test_nano_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NotFoundError, match="The model sage-nano is not installed") as caught:
+        resolve(NANO, tmp_path)
+    assert "pip install sage-nano" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", [MINILM, f"sentence-transformers/{MINILM}"])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sage.apps import questions as ask
 from sage.apps.docs_qa import Models
 from sage.apps.served import HEADINGS, Row, cells, summarise
-from sage.apps.session import RANDOM_LABEL, Answered, Session, to_json
+from sage.apps.session import Answered, Session, label_of, to_json
 from sage.apps.talk import Talk
 from sage.common.api import Decision, RunInfo
 from sage.common.config import EngineConfig, SageConfig
@@ -149,8 +149,8 @@ class FirstRun:
             try:
                 chat = client.chat.completions.create(
                     model=models.chat,
-                    messages=[{"role": "user", "content": "Say hello in five words."}],
-                    max_tokens=16,
+                    messages=[{"role": "user", "content": "Hello, who are you?"}],
+                    max_tokens=64,
                 )
                 vectors = client.embeddings.create(model=models.embed, input="hello")
             except openai.OpenAIError as exc:
@@ -158,10 +158,15 @@ class FirstRun:
         text, dimensions = chat.choices[0].message.content or "", len(vectors.data[0].embedding)
         if not text or not dimensions:
             raise SageError(f"The openai client got an empty answer ({text!r}, {dimensions} dimensions).")
-        label = f"[{RANDOM_LABEL}] " if random_weights else ""
+        label = label_of(models.chat, random_weights=random_weights)
         self._talk.out(f"\nopenai client, chat: {label}{text.strip()}")
         self._talk.out(f"openai client, embeddings: {dimensions} dimensions\n")
-        return {"chat": text, "random_weights": random_weights, "embedding_dimensions": dimensions}
+        return {
+            "chat": text,
+            "model": models.chat,
+            "random_weights": random_weights,
+            "embedding_dimensions": dimensions,
+        }
 
     def _served(self, outcome: Outcome) -> list[Row]:
         decisions = self._settled()

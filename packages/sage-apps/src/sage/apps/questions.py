@@ -11,7 +11,7 @@ __all__ = ["OWN_DOCS", "from_headings"]
 
 OWN_DOCS = (
     "Which layers does SAGE have, and which way may they import?",
-    "Which port does the gateway listen on?",
+    "What does a status of 499 mean?",
     "Which stages does a request pass on its way to an engine?",
 )
 """Questions that the project's own documentation answers."""

@@ -25,7 +25,7 @@ def command(
         Path | None, typer.Option(help="Folder of documents to ask about; else the project's ./docs.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Hub name or folder of the LLM; else a small one with random weights.")
+        str | None, typer.Option(help="Hub name or folder of the LLM; else the small one that comes along.")
     ] = None,
     engine: Annotated[LlmEngine, typer.Option(help="What runs the LLM.")] = LlmEngine.transformers,
     engine_python: Annotated[
@@ -49,7 +49,7 @@ def command(
 
     talk = Talk(data=not as_json)
     options = Options(docs, tuple(question or ()), keep, process_start(), own_docs)
-    find_documents(docs or own_docs)  # before a model is made or a stale stack is stopped
+    find_documents(docs or own_docs)  # before a stale stack is stopped
     with own_stack(
         model, engine.value, keep=keep, on_progress=talk.say, engine_python=engine_python
     ) as stack:

@@ -18,16 +18,20 @@ from sage.middleware.operators.documents import find_documents
 from sage.middleware.operators.records import Answer, Question
 from sage.middleware.operators.store import PassageStore
 
-__all__ = ["RANDOM_LABEL", "Answered", "Session", "to_json"]
+__all__ = ["Answered", "Session", "label_of", "to_json"]
 
-RANDOM_LABEL = "RANDOM-WEIGHTS"
+
+def label_of(model: str, *, random_weights: bool) -> str:
+    """What stands before a text, so that nobody takes it for another model's."""
+    return "[RANDOM-WEIGHTS] " if random_weights else f"[{model}] "
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer, whether its model has random weights, seconds to its first token and to its end."""
+    """An answer, its model and whether that has random weights, seconds to the first token and to the end."""
 
     answer: Answer
+    model: str
     random_weights: bool
     ttft_s: float
     seconds: float
@@ -74,15 +78,16 @@ class Session:
     async def _ask(self, job: Any, question: str, on_token: Callable[[], None]) -> Answered:
         talk, start, first = self.talk, time.perf_counter(), 0.0
         talk.out(f"\nQ: {question}")
-        talk.out(f"A: [{RANDOM_LABEL}] " if self.random_weights else "A: ", end="")
+        talk.out(f"A: {label_of(self.models.chat, random_weights=self.random_weights)}", end="")
         stream = job.stream(Question(question))
         async for delta in stream:
             if delta.text:
+                talk.out(delta.text if first else delta.text.lstrip(), end="")
                 first = first or time.perf_counter() - start
                 on_token()
-                talk.out(delta.text, end="")
         answer: Answer = await stream.reply()
-        done = Answered(answer, self.random_weights, first, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        done = Answered(answer, self.models.chat, self.random_weights, first, seconds)
         if not answer.text.strip():
             raise SageError(f"The model {self.models.chat} gave no text for the question {question!r}.")
         extract = answer.extract
@@ -97,7 +102,8 @@ def to_json(answered: Answered) -> dict[str, Any]:
     extract = answer.extract
     return {
         "question": answer.question,
-        "answer": answer.text,
+        "answer": answer.text.strip(),
+        "model": answered.model,
         "random_weights": answered.random_weights,
         "sources": [
             {"document": r.passage.doc, "start": r.passage.start, "end": r.passage.end, "score": r.score}

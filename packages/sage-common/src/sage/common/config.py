@@ -42,7 +42,11 @@ __all__ = [
 ]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-_RANDOM_IDS: Final = {"random": "sage-random-llama", "random-reranker": "sage-random-reranker"}
+_OUR_IDS: Final = {
+    "nano": "sage-nano",
+    "random": "sage-random-llama",
+    "random-reranker": "sage-random-reranker",
+}
 PortRange = tuple[Annotated[int, Field(ge=1, le=65535)], Annotated[int, Field(ge=1, le=65535)]]
 
 
@@ -53,7 +57,7 @@ def _expanded(path: Path | None) -> Path | None:
 
 def served_name(model: str) -> str:
     """The id that clients ask for by default: the last part of a hub name or folder. Touches no disk."""
-    return _RANDOM_IDS.get(model) or model.rstrip("/").rpartition("/")[2]
+    return _OUR_IDS.get(model) or model.rstrip("/").rpartition("/")[2]
 
 
 class _Section(BaseModel):

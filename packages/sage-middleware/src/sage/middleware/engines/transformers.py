@@ -37,7 +37,7 @@ from sage.middleware.engines.launch import (
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec, Route, Usage
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.sse import DONE, Splitter, data_of
-from sage.middleware.models import RANDOM
+from sage.middleware.models import NANO, RANDOM
 from sage.platform.service import ServiceSpec
 
 __all__ = ["KIND", "TransformersDialect", "TransformersKind", "TransformersStream"]
@@ -118,7 +118,7 @@ class TransformersKind:
 
 def _template_has_tools(model: str) -> bool:
     """Read from the folder; a model of the hub is taken to have them."""
-    if model == RANDOM:
+    if model in (NANO, RANDOM):
         return False
     folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
