@@ -187,8 +187,8 @@ def test_chat_streams_text_and_labels_random_weights(running: Run, stack: Any) -
 
 
 def test_chat_labels_the_small_model_that_comes_along(running: Run, stack: Any) -> None:
-    nano = {"name": "llm-0", "kind": "transformers", "model": "sage-nano", "task": "generate"}
-    nano |= {"state": "ready", "url": "", "max_running": 4, "random_weights": False}
+    base = {"name": "llm-0", "kind": "transformers", "model": "sage-nano", "task": "generate"}
+    nano = {**base, "state": "ready", "url": "", "max_running": 4, "random_weights": False}
     stack.answer("GET", "/admin/v1/engines", {"engines": [nano]})
     stack.stream("/v1/chat/completions", *CHAT)
     done = running("chat", "Hi")
