@@ -86,7 +86,7 @@ def test_it_starts_with_attention_for_the_tokens_of_the_question(model: Any, ite
             if mark >= 0:
                 (asked if item.ids[at] in item.ids[2:until] else others).append(float(seen[at]))
     assert sum(asked) / len(asked) > 0.4
-    assert sum(others) / len(others) < 0.2
+    assert sum(others) / len(others) < 0.15
 
 
 def test_it_nearly_copies_before_it_is_trained(model: Any, items: list[Item]) -> None:

@@ -158,7 +158,7 @@ def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
                 "question": question,
                 "answer": text,
                 "retrieved": bool(numbers),
-                "right_sentence": _flat(key) in _flat(text),
+                "right_sentence": _flat(key) in _flat(text) and _flat(_CITED.sub("", text)) in _flat(asked),
                 "right_citation": _cited(text) in numbers,
                 "words_alone": extract is not None and _flat(key) in _flat(extract.text),
             }
