@@ -14,12 +14,11 @@ from sage.kernel.runtime.columns import Barrier
 from sage.kernel.runtime.participant import Participant
 from sage.kernel.runtime.report import CheckpointError, Counters, operator_error, spell
 from sage.kernel.runtime.resources import call
+from sage.kernel.runtime.turns import TURN_NS, Turn
 from sage.kernel.runtime.weight import BATCH_BYTES, weigh
 
 __all__ = ["Reader", "Stop", "is_replayable", "once_only"]
 
-TURN_NS = 2_000_000
-"""How long a source may keep the event loop, and how long one of its batches should take."""
 _SKIP = 4096
 
 
@@ -199,7 +198,7 @@ class Reader:
         stop, counters, limit = self._stop, self._counters, self._limit
         run, outputs = self._participant.chain.run, self._outputs
         await self._skip(source)
-        size, turn = 1, perf_counter_ns()
+        size, turn = 1, Turn()
         while not stop.asked:
             if stop.paused or self._due is not None:
                 await self._let_pass()
@@ -226,28 +225,31 @@ class Reader:
                 size = max(1, size // 2)
             if heavy:
                 size = max(1, size // 4)
-            if now - turn > TURN_NS:
-                await asyncio.sleep(0)
-                turn = perf_counter_ns()
+            if turn.is_over(now):
+                await turn.end(now)
 
     async def _feed_async(self, source: AsyncIterator[Any]) -> None:
         counters, run, outputs = self._counters, self._participant.chain.run, self._outputs
         await self._skip_async(source)
+        turn = Turn()
         while True:
             start = perf_counter_ns()
             try:
                 item = await self._next_of(source)
             except StopAsyncIteration:
                 return
-            counters.wait += perf_counter_ns() - start
+            now = perf_counter_ns()
+            counters.wait += now - start
             counters.items_out += 1
             self._count += 1
             await outputs.send(run([item]))
+            if turn.is_over(now):
+                await turn.end(now)
 
     async def _feed_pairs(self, pairs: Any) -> None:
         # What the source gives at once goes on in pieces, small at first and while what is behind is slow.
         run, outputs = self._participant.chain.run, self._outputs
-        size, turn = 1, perf_counter_ns()
+        size, turn = 1, Turn()
         try:
             while (pair := await self._next_pair(pairs)) is not None:
                 position, records = pair
@@ -262,9 +264,8 @@ class Reader:
                     if outputs.any:
                         await outputs.send(items)
                     size = min(self._limit, 2 * size) if now - start < TURN_NS else max(1, size // 2)
-                    if now - turn > TURN_NS:
-                        await asyncio.sleep(0)
-                        turn = perf_counter_ns()
+                    if turn.is_over(now):
+                        await turn.end(now)
                 self.position = position
         finally:
             if hasattr(pairs, "aclose"):
