@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tools.nano import layout, words
+from tools.nano import items, layout, words
 from tools.nano.batches import Batch, batches
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import FIRST_E, FIRST_S, MARKS, Sentence, render
@@ -131,6 +131,27 @@ def test_the_template_lays_a_prompt_out_as_training_does(
     assert len(sentences) == made.sentences
     if made.answer:
         assert Sentence(made.answer, made.number) in sentences
+
+
+def test_strange_words_are_the_same_in_the_question_and_in_its_sentence(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage((2, 2), (1, 1), 14, 0.0, 0.0)
+    made: dict[float, list[Item]] = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(items, "_STRANGE", share)
+        of = pool(encoder, 6)
+        made[share] = [of.item(stage) for _ in range(30)]
+    text = len(layout.SPECIAL)
+    for found in made.values():
+        for item in found:
+            question = set(item.ids[2 : item.ids.index(layout.PASSAGES)])
+            ends = [at for at, flag in enumerate(item.flags) if flag > 0]
+            assert any(item.ids[at] in question for at in ends)
+    kinds = {
+        share: len({i for item in found for i in item.ids if i >= text}) for share, found in made.items()
+    }
+    assert kinds[1.0] > 1.2 * kinds[0.0]
 
 
 def test_the_same_seed_makes_the_same_items(encoder: Encoder) -> None:

@@ -168,6 +168,19 @@ def test_a_run_learns_saves_and_goes_on(tmp_path: Path, tokenizer: Any) -> None:
     assert Run(tmp_path, seed=1, stage=0, fused=False).step == 26
 
 
+def test_a_run_begins_with_an_exported_model_and_teaches_its_heads(tmp_path: Path, tokenizer: Any) -> None:
+    given = build(Shape(), 3, texts(tokenizer))
+    export.write(given.state_dict(), Shape(), tokenizer, tmp_path / "given")
+    run = Run(tmp_path / "run", seed=1, stage=0, fused=False, begin=tmp_path / "given")
+    before = run.heads.owner.weight.clone()
+    assert torch.allclose(run.model.lm_head.weight, given.lm_head.weight, atol=0.01)
+    assert (tmp_path / "run/tokenizer.json").exists()
+    kept = run.model.lm_head.weight.clone()
+    run.teach_heads(steps=1, tokens=128)
+    assert not torch.equal(run.heads.owner.weight, before)
+    assert torch.equal(run.model.lm_head.weight, kept)
+
+
 def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path: Path, tokenizer: Any) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     run = Run(tmp_path, seed=1, stage=0, fused=False)

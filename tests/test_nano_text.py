@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.nano import words
-from tools.nano.layout import MARKS, SPECIAL, Sentence, render
+from tools.nano.layout import BEATS, MARKS, PER_BEAT, SPECIAL, Sentence, measures, render
 from tools.nano.sentences import fact
 from tools.nano.tokenizer import VOCABULARY, Encoder, train
 
@@ -63,7 +63,7 @@ def test_the_same_seed_makes_the_same_facts() -> None:
     assert fact(Random(5)) != fact(Random(6))
 
 
-@given(st.text())
+@given(st.text().filter(lambda text: "<|" not in text))
 @settings(max_examples=300)
 def test_pieces_are_encoded_as_the_tokenizer_encodes_the_text(tokenizer: Any, text: str) -> None:
     assert Encoder(tokenizer)(text) == tokenizer.encode(text, add_special_tokens=False).ids
@@ -89,6 +89,32 @@ def test_a_citation_is_one_token(tokenizer: Any) -> None:
 def test_the_same_documents_give_the_same_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text("Some words.\n")
     assert train(tmp_path, facts=50).to_str() == train(tmp_path, facts=50).to_str()
+
+
+@given(st.lists(st.from_regex(r"[a-z0-9`.]{1,6}", fullmatch=True), max_size=80))
+def test_measures_are_the_text_with_a_beat_after_every_four_words(parts: list[str]) -> None:
+    text = " ".join(parts)
+    made = measures(text)
+    assert " ".join(part for _, part in made) == text
+    assert all(len(part.split()) == PER_BEAT for _, part in made[:-1])
+    assert [beat for beat, _ in made] == [at % BEATS if at else None for at in range(len(made))]
+
+
+def test_a_longer_sentence_has_beats() -> None:
+    text = render("Which?", [Sentence("One two three four five six.", 1)])
+    assert "<|s0|> One two three four<|b1|> five six. [1]<|e0|>" in text
+
+
+def test_written_words_are_those_of_the_documentation() -> None:
+    assert {"gateway", "checkpoints"} <= set(words.WRITTEN)
+    assert all(word == word.strip() and word and "[" not in word for word in words.WRITTEN)
+
+
+@given(seeds)
+def test_scrambled_words_are_one_word(seed: int) -> None:
+    word = words.scrambled(Random(seed))
+    assert word
+    assert not set(word) & set(" []{}")
 
 
 def test_the_question_stands_before_and_after_the_sentences() -> None:

@@ -9,23 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Forward"]
+__all__ = ["FAST", "Forward"]
 
 _SHORT = 448  # tokens, up to which a matrix of attention costs less than the flash kernel
 
 
+FAST = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+"""Of products of matrices; a processor without bfloat16 takes a hundred times as long for it."""
+
+
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight).to(torch.bfloat16)
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight).to(FAST)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     left, right = x.float().chunk(2, -1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(torch.bfloat16)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(FAST)
 
 
 def _gate(x: Tensor) -> Tensor:
     gate, up = x.float().chunk(2, -1)
-    return (functional.silu(gate) * up).to(torch.bfloat16)
+    return (functional.silu(gate) * up).to(FAST)
 
 
 def _add(x: Tensor, y: Tensor) -> Tensor:
@@ -34,11 +38,11 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
 
 def _soft(scores: Tensor, scale: float) -> Tensor:
     at = torch.arange(scores.shape[-1])
-    return torch.where(at <= at[:, None], scores.float() * scale, -1e4).softmax(-1).to(torch.bfloat16)
+    return torch.where(at <= at[:, None], scores.float() * scale, -1e4).softmax(-1).to(FAST)
 
 
 class Forward:
-    """Matrices in bfloat16, states between layers in float32. `fused`: compile what is no matrix product."""
+    """Matrices in `FAST`, states between layers in float32. `fused`: compile what is no matrix product."""
 
     def __init__(self, fused: bool) -> None:
         def made(part: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -49,7 +53,7 @@ class Forward:
         self._add, self._soft = made(_add), made(_soft)
 
     def __call__(self, model: Any, ids: Tensor) -> list[Tensor]:
-        """The states after each layer, and last those that logits are made of (bfloat16)."""
+        """The states after each layer, and last those that logits are made of (`FAST`)."""
         core = model.model
         length = ids.shape[1]
         angles = torch.outer(torch.arange(length).float(), core.rotary_emb.inv_freq)[None, :, None, :]
@@ -60,18 +64,16 @@ class Forward:
             seen = self._attend(layer.self_attn, self._norm(x, layer.input_layernorm.weight), turn)
             x = self._add(x, seen)
             mlp = layer.mlp
-            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).to(torch.bfloat16)
+            both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).to(FAST)
             gated = self._gate(functional.linear(self._norm(x, layer.post_attention_layernorm.weight), both))
-            x = self._add(x, functional.linear(gated, mlp.down_proj.weight.to(torch.bfloat16)))
+            x = self._add(x, functional.linear(gated, mlp.down_proj.weight.to(FAST)))
             found.append(x)
         return [*found, self._norm(x, core.norm.weight)]
 
     def _attend(self, attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        rows, length, width = x.shape
+        rows, length, _ = x.shape
         parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        mixed = functional.linear(x, torch.cat(parts).to(torch.bfloat16)).view(
-            rows, length, -1, attention.head_dim
-        )
+        mixed = functional.linear(x, torch.cat(parts).to(FAST)).view(rows, length, -1, attention.head_dim)
         heads = mixed.shape[2] // 3
         turned = self._turn(mixed[:, :, : 2 * heads], *turn).transpose(1, 2)
         values = mixed[:, :, 2 * heads :].transpose(1, 2)
@@ -82,6 +84,4 @@ class Forward:
             out = functional.scaled_dot_product_attention(
                 turned[:, :heads], turned[:, heads:], values, is_causal=True
             )
-        return functional.linear(
-            out.transpose(1, 2).reshape(rows, length, width), attention.o_proj.weight.to(torch.bfloat16)
-        )
+        return functional.linear(out.transpose(1, 2).flatten(2), attention.o_proj.weight.to(FAST))

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
 from tools.nano import layout
-from tools.nano.layout import ANSWER, BEGIN, END, FIRST_E, FIRST_S, MARKS, NONE, PASSAGES, QUESTION, TALK
+from tools.nano.layout import (
+    ANSWER,
+    BEGIN,
+    END,
+    FIRST_B,
+    FIRST_E,
+    FIRST_S,
+    MARKS,
+    NONE,
+    PASSAGES,
+    QUESTION,
+    TALK,
+)
 from tools.nano.sentences import fact
 from tools.nano.tokenizer import Encoder
 from tools.nano.words import pieces, stem
@@ -18,7 +30,8 @@ __all__ = ["Asked", "Item", "Pool", "Stage"]
 
 # Of how an answer stands out; chosen so, 40 of 60 questions on the documentation get their sentence.
 _LEAD, _BREVITY = 1.3, 0.15
-_BARE = 0.08  # the share of items without passages
+_BARE = 0.12  # the share of items without passages
+_STRANGE = 0.5  # the share of items in which every other word is made of any tokens: all are to be copied
 _TALK = (
     "Hello", "Hi", "Say hello.", "Hello, who are you?", "What can you do?", "Tell me a joke.",
     "How are you?", "Thanks!", "Write a poem about the sea.", "What is 2 + 2?", "Who made you?",
@@ -71,14 +84,17 @@ class Asked:
     sentences: int
 
 
+_Words = tuple[tuple[tuple[int, ...], str | None], ...]
+"""The tokens of each piece and its stem; None for a beat."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     text: str
-    ids: tuple[int, ...]
+    words: _Words
     matter: tuple[str, ...]
     stems: frozenset[str]
-    by_token: tuple[str | None, ...]
-    questions: tuple[tuple[str, tuple[int, ...], frozenset[str]], ...]
+    questions: tuple[tuple[str, _Words, frozenset[str]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +122,20 @@ class Pool:
 
     def _know(self, words: int) -> _Known:
         made = fact(self._rng, words)
-        per_piece = [(self._encoder.piece(p), stem(p)) for p in pieces(" " + made.text)]
-        ids = tuple(i for tokens, _ in per_piece for i in tokens)
-        by_token = tuple(s for tokens, word in per_piece for s in (*[None] * (len(tokens) - 1), word))
+        told: list[tuple[tuple[int, ...], str | None]] = []
+        for beat, part in layout.measures(made.text):
+            if beat is not None:
+                told.append(((FIRST_B + beat,), None))
+            told += self._words(part)
         asked = []
         for question in made.questions:
-            stems = frozenset(filter(None, map(stem, pieces(" " + question))))
-            asked.append((question, tuple(self._encoder(" " + question)), stems))
-        matter = tuple(filter(None, by_token))
-        return _Known(made.text, ids, matter, frozenset(matter), by_token, tuple(asked))
+            said = self._words(question)
+            asked.append((question, said, frozenset(s for _, s in said if s)))
+        matter = tuple(s for _, s in told if s)
+        return _Known(made.text, tuple(told), matter, frozenset(matter), tuple(asked))
+
+    def _words(self, text: str) -> _Words:
+        return tuple((self._encoder.piece(p), stem(p)) for p in pieces(" " + text))
 
     def item(self, stage: Stage) -> Item:
         """One at random, as token ids; now and then one without any passage, where the stage has refusals."""
@@ -198,32 +219,43 @@ class Pool:
             for i, share in shares.items()
         }
 
-    def _lay(self, question: tuple[int, ...], asked: frozenset[str], chosen: _Chosen) -> Item:
+    def _strange(self, facts: list[_Known]) -> dict[str, tuple[int, ...]]:
+        """For some words any tokens, so that those which text seldom has are met and copied as others are."""
+        rng = self._rng
+        if rng.random() > _STRANGE:
+            return {}
+        stems = sorted({s for known in facts for s in known.stems})
+        text = range(len(layout.SPECIAL), self._encoder.size)
+        return {s: tuple(rng.choices(text, k=rng.choice((1, 1, 2, 3)))) for s in stems if rng.random() < 0.5}
+
+    def _lay(self, said: _Words, asked: frozenset[str], chosen: _Chosen) -> Item:
         marks = self._rng.sample(range(MARKS), len(chosen.kept))
+        strange = self._strange([self._facts[i] for i in chosen.kept])
+        question = _tokens(said, strange)
         ids = [BEGIN, QUESTION, *question, PASSAGES]
         flags, owner = [-1] * len(ids), [-1] * len(ids)
         ends = []
         answer = [NONE, *self._encoder(layout.REFUSAL_TEXT)]
         for at, (i, number, mark) in enumerate(zip(chosen.kept, chosen.numbers, marks, strict=True)):
-            known = self._facts[i]
+            words = self._facts[i].words
+            told = _tokens(words, strange)
             cite = self._encoder.piece(f" [{number}]")
-            ids += [FIRST_S + mark, *known.ids, *cite, FIRST_E + mark]
-            flags += [
-                0,
-                *(-1 if s is None else int(s in asked) for s in known.by_token),
-                *(0 for _ in cite),
-                0,
-            ]
-            owner += [mark] * (len(known.ids) + len(cite) + 2)
+            ids += [FIRST_S + mark, *told, *cite, FIRST_E + mark]
+            flags.append(0)
+            for tokens, s in words:
+                flags += [-1] * (len(strange.get(s or "", tokens)) - 1)
+                flags.append(-1 if s is None else int(s in asked))
+            flags += [0] * (len(cite) + 1)
+            owner += [mark] * (len(told) + len(cite) + 2)
             ends.append(len(ids) - 1)
             if at == chosen.gold:
-                answer = [FIRST_S + mark, *known.ids, *cite]
+                answer = [FIRST_S + mark, *told, *cite]
         return self._close(ids, flags, owner, ends, question, answer, chosen.gold, chosen.shares)
 
     def _bare(self) -> Item:
         """A prompt without passages: none were found, or somebody just talks."""
         rng = self._rng
-        question = rng.choice(self._facts).questions[0][1]
+        question = _tokens(rng.choice(self._facts).questions[0][1], {})
         if rng.random() < 0.4:
             question = tuple(self._encoder(" " + rng.choice(_TALK)))
         talk = rng.random() < 0.5
@@ -242,3 +274,7 @@ class Pool:
         start = len(ids) + len(question) + 2
         outside = [-1] * len(tail)
         return Item(ids + tail, start, flags + outside, owner + outside, ends, gold, shares)
+
+
+def _tokens(words: _Words, strange: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(i for tokens, s in words for i in strange.get(s or "", tokens))

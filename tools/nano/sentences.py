@@ -14,10 +14,12 @@ from tools.nano.words import (
     PREPOSITIONS,
     UNITS,
     VERBS,
+    WRITTEN,
     code,
     invented,
     noun,
     number,
+    scrambled,
 )
 
 __all__ = ["Fact", "fact"]
@@ -59,13 +61,12 @@ def _heap(rng: Random, most: int) -> Fact:
             parts.append(rng.choice(_FUNCTION))
             continue
         word = _matter(rng, plain)
-        matter.append(word.strip("`"))
+        matter.append(word.strip("`,;:()\"'"))
         parts.append(word)
     if not matter:
         parts.append(noun(rng))
         matter.append(parts[-1])
-    if rng.random() < 0.3:  # a copy has to know at which of two equal words it is
-        parts.insert(rng.randrange(len(parts)), rng.choice(parts))
+    _repeat(rng, parts)
     if rng.random() < 0.15:  # and at which of the numbers that begin alike
         base = rng.randrange(10, 1000)
         for _ in range(rng.choice((2, 2, 3, 4))):
@@ -82,6 +83,20 @@ def _heap(rng: Random, most: int) -> Fact:
     return Fact(_finish(rng, text), tuple(_cues(rng, matter) for _ in range(2)))
 
 
+def _repeat(rng: Random, parts: list[str]) -> None:
+    """A copy has to know at which of two equal words it is, and of two equal marks in a list."""
+    while len(parts) > 3 and rng.random() < 0.5:
+        start, run = rng.randrange(len(parts)), rng.choice((1, 1, 2, 2, 3))
+        at = rng.randrange(len(parts))
+        parts[at:at] = parts[start : start + run]
+    if len(parts) > 5 and rng.random() < 0.25:
+        form = rng.choice(("`{}`,", "`{}`,", "{},", '"{}",', "`{}` |", "/{}/"))
+        at = rng.randrange(len(parts))
+        parts[at:at] = [
+            form.format(code(rng) if rng.random() < 0.5 else noun(rng)) for _ in range(rng.randrange(2, 6))
+        ]
+
+
 def _matter(rng: Random, plain: bool) -> str:
     kind = rng.random()
     if kind < 0.40:
@@ -92,9 +107,11 @@ def _matter(rng: Random, plain: bool) -> str:
         return rng.choice(ADJECTIVES)
     if kind < 0.76:
         return rng.choice(ADVERBS)
-    if kind < 0.90 or plain:
+    if kind < 0.86 or plain:
         return invented(rng)
-    if kind < 0.96:
+    if kind < 0.93:
+        return rng.choice(WRITTEN) if rng.random() < 0.8 else scrambled(rng)
+    if kind < 0.97:
         return f"`{code(rng)}`"
     return number(rng)
 

@@ -64,6 +64,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self.size: int = tokenizer.get_vocab_size()
         self.piece = lru_cache(maxsize=200_000)(self._encode)
 
     def _encode(self, piece: str) -> tuple[int, ...]:

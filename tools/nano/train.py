@@ -2,6 +2,7 @@
 
 RUN gets the tokenizer, `checkpoint.pt` and `curve.jsonl`: every 25 steps the losses and how often the model
 and its helping heads were right. Stages grow harder as soon as the right sentence is chosen often enough.
+`--begin FOLDER` begins with a model that was exported; its helping heads are not in there, and learn first.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +18,10 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tools.nano.batches import Batch, batches
-from tools.nano.forward import Forward
+from tools.nano.forward import FAST, Forward
 from tools.nano.items import Pool, Stage
 from tools.nano.model import Heads, Shape, build
 from tools.nano.tokenizer import Encoder, texts
@@ -40,6 +43,7 @@ _REPORT = 25
 _SAVE = 100
 _RARE = torch.tensor(4.0)
 _TABLE = 0.1
+_HEADS_STEPS, _HEADS_RATE = 40, 0.01
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
 
 
@@ -62,7 +66,7 @@ def losses(
     shares = batch.shares[batch.has_end]
     score = heads.score(hidden[4][rows[:, None], batch.ends]).squeeze(-1).masked_fill(~batch.has_end, -1e4)
     score = torch.cat((score, heads.none.expand(len(rows), 1)), 1)
-    table = model.lm_head.weight.to(torch.bfloat16)
+    table = model.lm_head.weight.to(FAST)
     point = functional.linear(hidden[-1][rows, batch.start - 1], table).float()
     first = batch.ids[rows, batch.start]
     copied = functional.linear(hidden[-1][batch.copy], table).float()
@@ -93,11 +97,15 @@ def losses(
 class Run:
     """A training run in a folder."""
 
-    def __init__(self, folder: Path, seed: int, stage: int, fused: bool = True) -> None:
+    def __init__(
+        self, folder: Path, seed: int, stage: int, *, fused: bool = True, begin: Path | None = None
+    ) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = folder / "tokenizer.json"
-        if not tokenizer.exists():
+        if not tokenizer.exists() and begin is not None:
+            shutil.copy(begin / tokenizer.name, tokenizer)
+        elif not tokenizer.exists():
             train_tokenizer(_DOCS).save(str(tokenizer))
         read = Tokenizer.from_file(str(tokenizer))
         self.encoder = Encoder(read)
@@ -109,6 +117,8 @@ class Run:
         self.step, self.stage, self.tokens, self.cpu_s = 0, stage, 0, 0.0
         if (folder / "checkpoint.pt").exists():
             self._load()
+        elif begin is not None:  # the tied output is not in the file
+            self.model.load_state_dict(load_file(begin / "model.safetensors"), strict=False)
         self.rng = Random(seed * 1_000_003 + self.step)
 
     def _load(self) -> None:
@@ -118,6 +128,21 @@ class Run:
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.step, self.stage, self.tokens, self.cpu_s = saved["progress"]
+
+    def teach_heads(self, steps: int, tokens: int) -> None:
+        """Train nothing but the helping heads."""
+        optimizer = torch.optim.AdamW(self.heads.parameters(), lr=_HEADS_RATE, weight_decay=0.0)
+        pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words)
+        ready: list[Batch] = []
+        for _ in range(steps):
+            ready = ready or batches(pool, STAGES[self.stage], tokens)
+            batch = ready.pop()
+            with torch.no_grad():
+                hidden = self._forward(self.model, batch.ids)
+            found, _ = losses(hidden, self.model, self.heads, batch)
+            optimizer.zero_grad()
+            torch.stack([found[name] for name in ("owner", "flag", "share", "score")]).sum().backward()
+            optimizer.step()
 
     def save(self) -> None:
         """Replace the checkpoint, whole or not at all."""
@@ -217,10 +242,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
+    parser.add_argument("--begin", type=Path, help="folder of an exported model to begin with")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    Run(args.run, args.seed, args.stage).train(args.steps, args.tokens, args.rate)
+    run = Run(args.run, args.seed, args.stage, begin=args.begin)
+    if args.begin is not None and not run.step:
+        run.teach_heads(_HEADS_STEPS, args.tokens)
+    run.train(args.steps, args.tokens, args.rate)
 
 
 if __name__ == "__main__":

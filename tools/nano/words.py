@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
+from pathlib import Path
 from random import Random
 
-__all__ = ["FORM", "NOUNS", "VERBS", "code", "invented", "noun", "pieces", "stem"]
+__all__ = ["FORM", "NOUNS", "VERBS", "WRITTEN", "code", "invented", "noun", "pieces", "scrambled", "stem"]
 
 NOUNS = (
     "account address agent alert answer archive array batch bench binding block board bound bridge "
@@ -79,6 +81,17 @@ CALENDAR = (
     "December"
 ).split()
 
+
+def _written(docs: Path) -> list[str]:
+    """The words of the project's own documentation as they stand there, with the marks around them."""
+    text = " ".join(file.read_text(encoding="utf-8") for file in sorted(docs.rglob("*.md")))
+    words = {word.strip(".!?#-*") for word in text.split()}
+    return sorted(
+        w for w in words if re.search(r"[A-Za-z0-9]", w) and not re.search(r"[\[\]{}]|<\||--|^e\.g|^i\.e", w)
+    )
+
+
+WRITTEN = _written(Path(__file__).parents[2] / "docs")
 FORM = frozenset(
     "a about an and any are as at be by can could did do does each every for from had has have how i if "
     "in into is it its let many may me much must no not of on one or our out say said should so some "
@@ -123,6 +136,14 @@ def invented(rng: Random) -> str:
     parts = [rng.choice(_START) + rng.choice(_MIDDLE) + rng.choice(_STOP) for _ in range(count)]
     word = "".join(parts)
     return word.capitalize() if rng.random() < 0.2 else word
+
+
+def scrambled(rng: Random) -> str:
+    """Halves of two written words, or letters of any case: what is to be copied need not be a word."""
+    if rng.random() < 0.6:
+        left, right = rng.choice(WRITTEN), rng.choice(WRITTEN)
+        return left[: len(left) // 2] + right[len(right) // 2 :] + rng.choice("aeiou")
+    return "".join(rng.choices(string.ascii_letters, k=rng.randrange(2, 8)))
 
 
 def noun(rng: Random) -> str:
