@@ -15,6 +15,7 @@ from tools.nano.forward import Forward
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import MARKS, PASSAGES
 from tools.nano.model import Heads, Shape, build
+from tools.nano.muon import Muon
 from tools.nano.tokenizer import Encoder, texts, train
 from tools.nano.train import STAGES, Run
 from transformers import AutoModelForCausalLM
@@ -152,6 +153,25 @@ def test_the_report_of_an_untrained_model_has_all_figures(tmp_path: Path, tokeni
     assert set(report) == {"3", "5", "8", "refusal"}
     assert report["5"]["chance_citation"] == 0.2
     assert 0 <= report["refusal"]["recall"] <= 1
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_steps_as_that_of_torch_does(shape: tuple[int, int]) -> None:
+    torch.manual_seed(4)
+    start = torch.randn(shape)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    made: list[Any] = [
+        Muon([ours], weight_decay=0.05),
+        torch.optim.Muon([theirs], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        grad = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), made, strict=True):
+            parameter.grad = grad.clone()
+            optimizer.param_groups[0]["lr"] = 0.02
+            optimizer.step()
+    assert (ours - start).abs().mean() > 0.005
+    assert (ours - theirs).abs().mean() < 0.03 * (ours - start).abs().mean()
 
 
 def test_a_run_learns_saves_and_goes_on(tmp_path: Path, tokenizer: Any) -> None:

@@ -24,6 +24,7 @@ from tools.nano.batches import Batch, batches
 from tools.nano.forward import FAST, Forward
 from tools.nano.items import Pool, Stage
 from tools.nano.model import Heads, Shape, build
+from tools.nano.muon import Muon
 from tools.nano.tokenizer import Encoder, texts
 from tools.nano.tokenizer import train as train_tokenizer
 from torch import Tensor
@@ -218,7 +219,7 @@ def _optimizers(model: Any, heads: Heads) -> list[torch.optim.Optimizer]:
     table = [p for n, p in named if "embed" in n]
     scales = [*(p for _, p in named if p.ndim != 2), *heads.parameters()]
     return [
-        torch.optim.Muon([{"params": inner, "pace": 1.0}], weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon([{"params": inner, "pace": 1.0}], weight_decay=0.05),
         torch.optim.AdamW(
             [{"params": scales, "pace": 1.0}, {"params": table, "pace": _TABLE}],
             betas=(0.9, 0.98),
