@@ -18,7 +18,6 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tools.nano.batches import Batch, batches
 from tools.nano.forward import FAST, Forward
@@ -29,6 +28,7 @@ from tools.nano.tokenizer import Encoder, texts
 from tools.nano.tokenizer import train as train_tokenizer
 from torch import Tensor
 from torch.nn import functional
+from transformers import LlamaForCausalLM
 
 STAGES = (
     Stage((2, 2), (1, 1), 8, 0.0, 0.0),
@@ -104,10 +104,11 @@ class Run:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = folder / "tokenizer.json"
-        if not tokenizer.exists() and begin is not None:
-            shutil.copy(begin / tokenizer.name, tokenizer)
-        elif not tokenizer.exists():
-            train_tokenizer(_DOCS).save(str(tokenizer))
+        if not tokenizer.exists():
+            if begin is None:
+                train_tokenizer(_DOCS).save(str(tokenizer))
+            else:
+                shutil.copy(begin / tokenizer.name, tokenizer)
         read = Tokenizer.from_file(str(tokenizer))
         self.encoder = Encoder(read)
         self.shape = Shape()
@@ -118,8 +119,9 @@ class Run:
         self.step, self.stage, self.tokens, self.cpu_s = 0, stage, 0, 0.0
         if (folder / "checkpoint.pt").exists():
             self._load()
-        elif begin is not None:  # the tied output is not in the file
-            self.model.load_state_dict(load_file(begin / "model.safetensors"), strict=False)
+        elif begin is not None:
+            given = LlamaForCausalLM.from_pretrained(begin, dtype=torch.float32)
+            self.model.load_state_dict(given.state_dict())
         self.rng = Random(seed * 1_000_003 + self.step)
 
     def _load(self) -> None:
@@ -243,9 +245,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
-    parser.add_argument("--begin", type=Path, help="folder of an exported model to begin with")
+    parser.add_argument(
+        "--begin", type=Path, help="what a new run begins with: a folder that export.py wrote"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    if args.begin is not None and not (args.begin / "model.safetensors").is_file():
+        parser.error(
+            f"--begin {args.begin} holds no model.safetensors; valid is a folder that export.py wrote"
+        )
     torch.set_num_threads(args.threads)
     run = Run(args.run, args.seed, args.stage, begin=args.begin)
     if args.begin is not None and not run.step:
