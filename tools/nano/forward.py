@@ -15,7 +15,7 @@ _SHORT = 448  # tokens, up to which a matrix of attention costs less than the fl
 
 
 FAST = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-"""Of products of matrices; without bfloat16 in hardware a product took up to 47 times as long in it (AVX2)."""
+"""Of products of matrices; without bfloat16 in hardware (AVX2) a product took up to 47 times as long."""
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -245,15 +245,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
-    parser.add_argument(
-        "--begin", type=Path, help="what a new run begins with: a folder that export.py wrote"
-    )
+    parser.add_argument("--begin", type=Path, help="what a new run begins with, written by export.py")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.begin is not None and not (args.begin / "model.safetensors").is_file():
-        parser.error(
-            f"--begin {args.begin} holds no model.safetensors; valid is a folder that export.py wrote"
-        )
+        parser.error(f"--begin {args.begin} has no model.safetensors; valid: a folder that export.py wrote")
     torch.set_num_threads(args.threads)
     run = Run(args.run, args.seed, args.stage, begin=args.begin)
     if args.begin is not None and not run.step:
