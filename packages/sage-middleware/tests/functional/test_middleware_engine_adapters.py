@@ -19,7 +19,7 @@ from sage.middleware.engines.port import MEDIA_CAPABILITIES, Call, Capability, E
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room
 from sage.middleware.engines.transformers import TransformersDialect
-from sage.middleware.models import MINILM, RANDOM
+from sage.middleware.models import MINILM, NANO, RANDOM
 from sage.middleware.random_models import random_model
 from sage.middleware.testing.engines import RecordingSink, Script, ScriptedEngine, call_for
 
@@ -310,6 +310,13 @@ class TestKinds:
         assert Path(spec.env["HF_HUB_CACHE"]).is_dir()
         assert spec.env["OMP_NUM_THREADS"] == "2"
         assert (spec.cores, spec.start_timeout) == ((0, 1), 9)
+        assert "--dtype" not in spec.argv
+
+    def test_the_small_model_is_served_in_float32(self, sage_home: Path) -> None:
+        config = EngineConfig(name="a", kind="transformers", model=NANO)
+        spec = engine_kind("transformers").service(config, 8001, (0, 1))
+        assert spec is not None
+        assert spec.argv[spec.argv.index("--dtype") + 1] == "float32"
 
     def test_embedding_command(self) -> None:
         config = EngineConfig(name="e", kind="embedding", model=MINILM, task="embed")

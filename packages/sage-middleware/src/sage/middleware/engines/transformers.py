@@ -98,6 +98,9 @@ class TransformersKind:
         argv += [source.path_or_id, "--continuous-batching", "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--cb-block-size", str(_BLOCK), "--cb-num-blocks", str(_BLOCKS)]
         argv += ["--cb-max-batch-tokens", str(_BATCH_TOKENS), "--log-level", "error"]
+        if config.model == NANO:
+            # Shipped in bfloat16 for its size; a core without it reads a prompt in a third of the time so.
+            argv += ["--dtype", "float32"]
         return ServiceSpec(
             name=config.name,
             argv=(*argv, *config.args),
