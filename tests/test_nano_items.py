@@ -1,5 +1,6 @@
 """Items to train on and to measure with, and the chat template that lays out the same."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -101,9 +102,39 @@ def test_no_other_sentence_answers_as_well(encoder: Encoder, seed: int, stage: S
     assert shared
     others = [line for line in body.split("\n") if line and not line.startswith("[") and line != made.answer]
     for line in others:
-        if shared <= stems(line):  # it has as much of the question: then it is longer, or begins elsewhere
-            own, other = matter(made.answer), matter(line)
-            assert len(other) > len(own) or (own[0] in asked and other[0] not in asked)
+        if shared <= stems(line):  # it has as much of the question: then something else tells them apart
+            own, other, pairs = matter(made.answer), matter(line), set(pairwise(matter(question)))
+            longer = len(other) > len(own)
+            elsewhere = own[0] in asked and other[0] not in asked
+            apart = len(pairs & set(pairwise(other))) < len(pairs & set(pairwise(own)))
+            assert longer or elsewhere or apart
+
+
+@given(seeds)
+@settings(max_examples=20, deadline=None)
+def test_a_twin_has_the_words_of_the_answer_and_never_its_place(encoder: Encoder, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items, "_TWIN", 1.0)
+        made = pool(encoder, seed)
+        alone = made.asked(Stage((1, 1), (1, 1), 14, 1.0, 0.0))
+        assert alone.answer in alone.prompt
+        twins = 0
+        for _ in range(20):
+            asked = made.asked(Stage((2, 3), (2, 3), 14, 0.0, 0.0))
+            body, _, question = asked.prompt.rpartition("\n\nQuestion: ")
+            assert asked.answer in body
+            shared = stems(question) & stems(asked.answer)
+            lines = [line for line in body.split("\n") if line and line != asked.answer]
+            twins += any(shared <= stems(line) for line in lines)
+        assert twins
+
+
+@given(seeds, st.floats(0.3, 1))
+@settings(max_examples=20, deadline=None)
+def test_what_nothing_answers_has_little_of_the_question(encoder: Encoder, seed: int, near: float) -> None:
+    item = pool(encoder, seed).item(Stage((2, 4), (1, 3), 14, near, 1.0))
+    assert item.gold < 0
+    assert all(share < 0.28 for share in item.shares)
 
 
 def matter(text: str) -> list[str]:

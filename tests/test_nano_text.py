@@ -1,5 +1,6 @@
 """The generated text of the small model, and its tokens."""
 
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.nano import words
-from tools.nano.layout import BEATS, MARKS, PER_BEAT, SPECIAL, Sentence, measures, render
+from tools.nano.layout import BEATS, MARKS, SPECIAL, Sentence, beaten, render
 from tools.nano.sentences import fact
 from tools.nano.tokenizer import VOCABULARY, Encoder, train
 
@@ -92,17 +93,17 @@ def test_the_same_documents_give_the_same_tokenizer(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.from_regex(r"[a-z0-9`.]{1,6}", fullmatch=True), max_size=80))
-def test_measures_are_the_text_with_a_beat_after_every_four_words(parts: list[str]) -> None:
-    text = " ".join(parts)
-    made = measures(text)
-    assert " ".join(part for _, part in made) == text
-    assert all(len(part.split()) == PER_BEAT for _, part in made[:-1])
-    assert [beat for beat, _ in made] == [at % BEATS if at else None for at in range(len(made))]
+def test_each_word_but_the_first_has_its_beat(parts: list[str]) -> None:
+    made = beaten(" ".join(parts), 190)
+    assert re.sub(r"<\|b\d+\|>", "", made).split() == parts
+    assert [int(n) for n in re.findall(r"<\|b(\d+)\|>", made)] == [
+        (190 + at) % BEATS for at in range(1, len(parts))
+    ]
 
 
-def test_a_longer_sentence_has_beats() -> None:
-    text = render("Which?", [Sentence("One two three four five six.", 1)])
-    assert "<|s0|> One two three four<|b1|> five six. [1]<|e0|>" in text
+def test_beats_are_counted_through_all_sentences() -> None:
+    text = render("Which?", [Sentence("One two.", 1), Sentence("Three four.", 2)])
+    assert "<|s0|> One<|b1|> two. [1]<|e0|><|s1|> Three<|b3|> four. [2]<|e1|>" in text
 
 
 def test_written_words_are_those_of_the_documentation() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import PAD
@@ -9,6 +11,7 @@ from tools.nano.layout import PAD
 __all__ = ["Batch", "batches"]
 
 _ROUND = 32
+_LONGEST = 2304  # tokens; attention grows with the square, and no prompt of `docs-qa` is longer
 _AHEAD = 4  # batches made at a time, so that lengths in a batch are similar
 
 
@@ -39,12 +42,19 @@ class Batch:
             self.has_end[row, : len(i.ends)] = True
             self.shares[row, : len(i.ends)] = torch.tensor(i.shares)
 
+    def to(self, device: torch.device) -> Self:
+        """The same batch, its tensors moved."""
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
 
 def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:
     """Some batches of about that many tokens; of few shapes, as each new one costs time at first."""
     made: list[Item] = []
     while sum(len(i.ids) for i in made) < tokens * _AHEAD:
-        made += [pool.item(stage) for _ in range(8)]
+        made += [item for _ in range(8) if len((item := pool.item(stage)).ids) <= _LONGEST]
     made.sort(key=lambda i: -len(i.ids))
     found: list[Batch] = []
     while made:

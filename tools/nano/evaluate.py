@@ -124,6 +124,7 @@ def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
     """Questions about the documentation: embedded, retrieved, laid out and answered as `docs-qa` does it."""
     from sentence_transformers import SentenceTransformer
 
+    from sage.apps.docs_qa import PASSAGE_CHARS, AnswerOptions
     from sage.libs.retrieval import best_sentence, sentences_of
     from sage.middleware.models import minilm_folder
     from sage.middleware.operators.documents import documents, split
@@ -132,17 +133,18 @@ def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
     from sage.middleware.operators.store import PassageStore
 
     embedder = SentenceTransformer(str(minilm_folder()))
-    cut = split()
+    cut = split(PASSAGE_CHARS, overlap=0)
     passages = [p for document in documents(docs)() for p in cut(document)]
     vectors = embedder.encode([p.text for p in passages], batch_size=32, normalize_embeddings=True)
     store = PassageStore()
     store.add([Embedded(p, v) for p, v in zip(passages, vectors, strict=True)])
     questions = json.loads(_QUESTIONS.read_text(encoding="utf-8"))
-    ask = prompt(max_chars=3000)
+    asking = AnswerOptions()
+    ask = prompt(max_chars=asking.max_chars)
     prompts, found_in = [], []
     for question, key in questions:
         vector = embedder.encode([question], normalize_embeddings=True)[0]
-        found = tuple(store.search(question, vector, 4))
+        found = tuple(store.search(question, vector, asking.passages))
         made = ask(Retrieval(Question(question), found))
         prompts.append(str(made.messages[1]["content"]))
         found_in.append(

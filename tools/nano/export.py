@@ -21,7 +21,7 @@ _LIMIT = 12_000_000
 
 def export(run: Path, folder: Path) -> None:
     """The weights as bfloat16, tokenizer, chat template and generation settings; no head of the training."""
-    saved: dict[str, Any] = torch.load(run / "checkpoint.pt", weights_only=True)
+    saved: dict[str, Any] = torch.load(run / "checkpoint.pt", weights_only=True, map_location="cpu")
     write(saved["model"], Shape(**saved["shape"]), Tokenizer.from_file(str(run / "tokenizer.json")), folder)
 
 

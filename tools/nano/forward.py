@@ -1,4 +1,4 @@
-"""The same computation as the Llama of transformers, in fewer passes over memory: for training on a CPU."""
+"""The same computation as the Llama of transformers, in fewer passes over memory: for training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["FAST", "Forward"]
+__all__ = ["DEVICE", "FAST", "Forward"]
 
 _SHORT = 448  # tokens, up to which a matrix of attention costs less than the flash kernel
 
 
-FAST = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where a model is trained."""
+
+FAST = (
+    torch.bfloat16 if DEVICE.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+)
 """Of products of matrices; without bfloat16 in hardware (AVX2) a product took up to 47 times as long."""
 
 
@@ -37,7 +42,7 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _soft(scores: Tensor, scale: float) -> Tensor:
-    at = torch.arange(scores.shape[-1])
+    at = torch.arange(scores.shape[-1], device=scores.device)
     return torch.where(at <= at[:, None], scores.float() * scale, -1e4).softmax(-1).to(FAST)
 
 
@@ -56,7 +61,9 @@ class Forward:
         """The states after each layer, and last those that logits are made of (`FAST`)."""
         core = model.model
         length = ids.shape[1]
-        angles = torch.outer(torch.arange(length).float(), core.rotary_emb.inv_freq)[None, :, None, :]
+        angles = torch.outer(torch.arange(length, device=ids.device).float(), core.rotary_emb.inv_freq)[
+            None, :, None, :
+        ]
         turn = (angles.cos(), angles.sin())
         x = functional.embedding(ids, core.embed_tokens.weight)
         found = []

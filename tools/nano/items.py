@@ -6,11 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from tools.nano import layout
 from tools.nano.layout import (
     ANSWER,
+    BEATS,
     BEGIN,
     END,
     FIRST_B,
@@ -28,8 +30,10 @@ from tools.nano.words import pieces, stem
 
 __all__ = ["Asked", "Item", "Pool", "Stage"]
 
-# Of how an answer stands out; chosen so, 40 of 60 questions on the documentation get their sentence.
-_LEAD, _BREVITY = 1.3, 0.15
+_ANSWERS, _FAILS = 0.33, 0.28  # of the question an answer has at least, and other sentences at most
+# Of how an answer stands out; chosen so, 48 of 60 questions on the documentation get their sentence.
+_LEAD, _BREVITY, _ORDER = 1.3, 0.15, 0.4
+_TWIN = 0.3  # the share of items in which another sentence has the answer's words in another order
 _BARE = 0.12  # the share of items without passages
 _STRANGE = 0.5  # the share of items in which every other word is made of any tokens: all are to be copied
 _TALK = (
@@ -85,7 +89,15 @@ class Asked:
 
 
 _Words = tuple[tuple[tuple[int, ...], str | None], ...]
-"""The tokens of each piece and its stem; None for a beat."""
+"""The tokens of each piece and its stem; None for a beat, which gets its number when it is laid out."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    text: str
+    words: _Words
+    stems: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,8 @@ class _Known:
     words: _Words
     matter: tuple[str, ...]
     stems: frozenset[str]
-    questions: tuple[tuple[str, _Words, frozenset[str]], ...]
+    pairs: frozenset[tuple[str, str]]
+    questions: tuple[_Question, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +128,7 @@ class Pool:
     def __init__(self, encoder: Encoder, rng: Random, size: int, words: int) -> None:
         self._rng, self._encoder = rng, encoder
         self._facts = [self._know(words) for _ in range(size)]
+        self._size = size  # twins come after these
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for i, known in enumerate(self._facts):
             for s in sorted(known.stems):
@@ -122,17 +136,30 @@ class Pool:
 
     def _know(self, words: int) -> _Known:
         made = fact(self._rng, words)
-        told: list[tuple[tuple[int, ...], str | None]] = []
-        for beat, part in layout.measures(made.text):
-            if beat is not None:
-                told.append(((FIRST_B + beat,), None))
-            told += self._words(part)
         asked = []
         for question in made.questions:
             said = self._words(question)
-            asked.append((question, said, frozenset(s for _, s in said if s)))
+            matter = tuple(s for _, s in said if s)
+            asked.append(_Question(question, said, frozenset(matter), frozenset(pairwise(matter))))
+        return self._read(made.text, tuple(asked))
+
+    def _read(self, text: str, asked: tuple[_Question, ...]) -> _Known:
+        told: list[tuple[tuple[int, ...], str | None]] = []
+        for word in text.split():
+            if told:
+                told.append(((FIRST_B,), None))
+            told += self._words(word)
         matter = tuple(s for _, s in told if s)
-        return _Known(made.text, tuple(told), matter, frozenset(matter), tuple(asked))
+        return _Known(text, tuple(told), matter, frozenset(matter), frozenset(pairwise(matter)), asked)
+
+    def _twin(self, known: _Known, asked: frozenset[str]) -> int:
+        """Another sentence, with the words of `known` that are asked for scattered over it."""
+        words = self._rng.choice(self._facts).text.split()
+        for word in known.text.split():
+            if any(stem(p) in asked for p in pieces(word)):
+                words.insert(self._rng.randrange(len(words) + 1), word)
+        self._facts.append(self._read(" ".join(words), ()))
+        return len(self._facts) - 1
 
     def _words(self, text: str) -> _Words:
         return tuple((self._encoder.piece(p), stem(p)) for p in pieces(" " + text))
@@ -142,8 +169,7 @@ class Pool:
         if stage.unanswered and self._rng.random() < _BARE:
             return self._bare()
         chosen = self._choose(stage)
-        _, question, stems = self._facts[chosen.right].questions[chosen.question]
-        return self._lay(question, stems, chosen)
+        return self._lay(self._facts[chosen.right].questions[chosen.question], chosen)
 
     def asked(self, stage: Stage) -> Asked:
         """One at random, as a user sends it."""
@@ -153,7 +179,7 @@ class Pool:
         for number in range(1, chosen.numbers[-1] + 1):
             inside = [t for t, n in zip(texts, chosen.numbers, strict=True) if n == number]
             parts.append(f"[{number}] (file{number}.md)\n" + "\n\n".join(inside))
-        question = self._facts[chosen.right].questions[chosen.question][0]
+        question = self._facts[chosen.right].questions[chosen.question].text
         prompt = "Passages:\n\n" + "\n\n".join(parts) + f"\n\nQuestion: {question}"
         if chosen.gold < 0:
             return Asked(prompt, "", 0, len(texts))
@@ -167,22 +193,24 @@ class Pool:
 
     def _try(self, stage: Stage) -> _Chosen | None:
         rng = self._rng
-        right = rng.randrange(len(self._facts))
+        right = rng.randrange(self._size)
         known = self._facts[right]
         question = rng.randrange(len(known.questions))
-        asked = known.questions[question][2]
+        asked = known.questions[question].stems
         if not asked & known.stems:
             return None
         count = rng.randint(*stage.passages)
         total = min(sum(rng.randint(*stage.sentences) for _ in range(count)), MARKS)
         unanswered = rng.random() < stage.unanswered
         chosen = [right, *self._others(asked, right, max(total - (not unanswered), 1), stage.near)]
+        if rng.random() < _TWIN:
+            chosen[1:2] = [self._twin(known, asked)]
         shares = self._shares(asked, chosen)
-        fits = self._fits(asked, shares)
-        kept = [i for i in chosen[1:] if (shares[i] < 0.45 if unanswered else fits[i] < 0.8 * fits[right])]
+        fits = self._fits(known.questions[question], shares)
+        kept = [i for i in chosen[1:] if (shares[i] < _FAILS if unanswered else fits[i] < 0.8 * fits[right])]
         if not unanswered:
             kept.append(right)
-        if len(kept) < count:
+        if len(kept) < count or not (unanswered or shares[right] > _ANSWERS):
             return None
         rng.shuffle(kept)
         cuts = sorted(rng.sample(range(1, len(kept)), count - 1))
@@ -197,7 +225,7 @@ class Pool:
         for _ in range(wanted * 3):
             if len(taken) > wanted:
                 break
-            source = rng.choice(pools) if pools and rng.random() < near else range(len(self._facts))
+            source = rng.choice(pools) if pools and rng.random() < near else range(self._size)
             taken.add(source[rng.randrange(len(source))])
         taken.discard(right)
         return sorted(taken)
@@ -209,14 +237,17 @@ class Pool:
         whole = sum(weights.values())
         return {i: sum(weights[s] for s in sorted(asked & self._facts[i].stems)) / whole for i in chosen}
 
-    def _fits(self, asked: frozenset[str], shares: dict[int, float]) -> dict[int, float]:
-        """How well each answers: its share; more if it begins with a word of the question or is short."""
+    def _fits(self, asked: _Question, shares: dict[int, float]) -> dict[int, float]:
+        """How well each answers: its share; more if it begins with a word of the question, has its words in a
+        row as the question has them, or is short."""
         mean = sum(len(self._facts[i].matter) for i in shares) / len(shares)
         return {
             i: share
-            * (_LEAD if asked.issuperset(self._facts[i].matter[:1]) else 1.0)
-            / (1 - _BREVITY + _BREVITY * len(self._facts[i].matter) / mean)
+            * (_LEAD if asked.stems.issuperset(known.matter[:1]) else 1.0)
+            * (1 + _ORDER * len(asked.pairs & known.pairs) / max(1, len(asked.pairs)))
+            / (1 - _BREVITY + _BREVITY * len(known.matter) / mean)
             for i, share in shares.items()
+            for known in (self._facts[i],)
         }
 
     def _strange(self, facts: list[_Known]) -> dict[str, tuple[int, ...]]:
@@ -228,23 +259,25 @@ class Pool:
         text = range(len(layout.SPECIAL), self._encoder.size)
         return {s: tuple(rng.choices(text, k=rng.choice((1, 1, 2, 3)))) for s in stems if rng.random() < 0.5}
 
-    def _lay(self, said: _Words, asked: frozenset[str], chosen: _Chosen) -> Item:
+    def _lay(self, asked: _Question, chosen: _Chosen) -> Item:
         marks = self._rng.sample(range(MARKS), len(chosen.kept))
         strange = self._strange([self._facts[i] for i in chosen.kept])
-        question = _tokens(said, strange)
+        question = _tokens(asked.words, strange)
+        beat = self._rng.randrange(BEATS)  # anywhere, so that short prompts have all of them
         ids = [BEGIN, QUESTION, *question, PASSAGES]
         flags, owner = [-1] * len(ids), [-1] * len(ids)
         ends = []
         answer = [NONE, *self._encoder(layout.REFUSAL_TEXT)]
         for at, (i, number, mark) in enumerate(zip(chosen.kept, chosen.numbers, marks, strict=True)):
             words = self._facts[i].words
-            told = _tokens(words, strange)
+            told = _tokens(words, strange, beat)
+            beat += 1 + sum(s is None for _, s in words)
             cite = self._encoder.piece(f" [{number}]")
             ids += [FIRST_S + mark, *told, *cite, FIRST_E + mark]
             flags.append(0)
             for tokens, s in words:
                 flags += [-1] * (len(strange.get(s or "", tokens)) - 1)
-                flags.append(-1 if s is None else int(s in asked))
+                flags.append(-1 if s is None else int(s in asked.stems))
             flags += [0] * (len(cite) + 1)
             owner += [mark] * (len(told) + len(cite) + 2)
             ends.append(len(ids) - 1)
@@ -255,7 +288,7 @@ class Pool:
     def _bare(self) -> Item:
         """A prompt without passages: none were found, or somebody just talks."""
         rng = self._rng
-        question = _tokens(rng.choice(self._facts).questions[0][1], {})
+        question = _tokens(rng.choice(self._facts[: self._size]).questions[0].words, {})
         if rng.random() < 0.4:
             question = tuple(self._encoder(" " + rng.choice(_TALK)))
         talk = rng.random() < 0.5
@@ -276,5 +309,10 @@ class Pool:
         return Item(ids + tail, start, flags + outside, owner + outside, ends, gold, shares)
 
 
-def _tokens(words: _Words, strange: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(i for tokens, s in words for i in strange.get(s or "", tokens))
+def _tokens(words: _Words, strange: Mapping[str, tuple[int, ...]], beat: int = 0) -> tuple[int, ...]:
+    """`beat`: the number of the first word, which has none before it."""
+    found: list[int] = []
+    for tokens, s in words:
+        beat += s is None
+        found += (FIRST_B + beat % BEATS,) if s is None else strange.get(s, tokens)
+    return tuple(found)

@@ -1,26 +1,26 @@
 """How a question and its passages become one text: the same as the chat template, which is here too.
 
 Each sentence stands between its own pair of marks and ends with the citation of its passage:
-`<|s3|> The port is 80. [2]<|e3|>`. The answer begins with the mark of the sentence that it copies. A longer
-sentence has a beat after every four words, which is copied too: so a word that comes again, or a row of equal
-digits, has a place of its own.
+`<|s3|> The<|b1|> port<|b2|> is<|b3|> 80. [2]<|e3|>`. The answer begins with the mark of the sentence that it
+copies. Before each word but the first stands a beat, which is copied too: beats are counted through the whole
+prompt, so that each word has a place of its own, however often it comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 __all__ = [
-    *("ABOUT_TEXT", "BEATS", "MARKS", "PER_BEAT", "REFUSAL_TEXT", "SPECIAL"),
-    *("Sentence", "measures", "render"),
+    *("ABOUT_TEXT", "BEATS", "MARKS", "REFUSAL_TEXT", "SPECIAL"),
+    *("Sentence", "beaten", "render"),
 ]
 
 MARKS = 88
 """The most sentences that a prompt may hold; the template leaves out what comes after."""
 
-PER_BEAT = 4
-BEATS = 16
+BEATS = 192
 """How many there are; then they begin again."""
 
 _NAMES = ("pad", "begin", "end", "question", "passages", "answer", "none", "talk")
@@ -51,21 +51,19 @@ class Sentence:
     number: int
 
 
-def measures(text: str) -> list[tuple[int | None, str]]:
-    """The text in parts of four words, each with the beat before it; the first has none."""
-    words = text.split()
-    parts = [" ".join(words[at : at + PER_BEAT]) for at in range(0, len(words), PER_BEAT)]
-    return [(at % BEATS if at else None, part) for at, part in enumerate(parts)]
-
-
-def _beaten(text: str) -> str:
-    return "".join(f" {part}" if beat is None else f"<|b{beat}|> {part}" for beat, part in measures(text))
+def beaten(text: str, first: int) -> str:
+    """The words, which are counted from `first`, each but the first with its beat before it."""
+    return "".join(
+        f"<|b{(first + at) % BEATS}|> {word}" if at else f" {word}" for at, word in enumerate(text.split())
+    )
 
 
 def render(question: str, sentences: Sequence[Sentence], marks: Sequence[int] | None = None) -> str:
     """The whole prompt. `marks`: which pair of marks each sentence has; in order where it is not given."""
     marks = range(len(sentences)) if marks is None else marks
+    counts = accumulate((len(s.text.split()) for s in sentences), initial=0)
     body = "".join(
-        f"<|s{m}|>{_beaten(s.text)} [{s.number}]<|e{m}|>" for m, s in zip(marks, sentences, strict=True)
+        f"<|s{m}|>{beaten(s.text, first)} [{s.number}]<|e{m}|>"
+        for m, s, first in zip(marks, sentences, counts, strict=False)
     )
     return f"<|begin|><|question|> {question}<|passages|>{body}<|question|> {question}<|answer|>"

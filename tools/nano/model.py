@@ -175,7 +175,7 @@ class _Wiring:
         for head, space in slots:
             _turning(first, head, _CONSTANT, torch.arange(10), head + 1.0, 1.5, 1.5)
             _through(first, head, self._own, space, 0.2)
-        _turning(first, 2, _IS_START, torch.arange(6, 16), 0.0, 0.8, 1.2)
+        _turning(first, 2, _IS_START, torch.arange(6, 16), 0.0, 1.2, 1.4)
         _through(first, 2, self._own, self._mark, 0.2)
         for head in (0, 1):
             self._copy(second, head)

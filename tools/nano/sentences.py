@@ -126,7 +126,7 @@ def _cues(rng: Random, matter: list[str]) -> str:
         chosen = rng.sample(matter, count)
         if rng.random() < 0.5:
             rng.shuffle(chosen)
-    said = [_reform(rng, word) for word in chosen]
+    said = _astray(rng, [_reform(rng, word) for word in chosen])
     glued = said[0]
     for word in said[1:]:
         glued += rng.choice((" ", " ", " and ", " of ", " the ", " in ", " to ", ", ")) + word
@@ -148,6 +148,13 @@ def _ask(rng: Random, about: str) -> str:
     text = rng.choice(_FRAMES).replace("{{}}", rng.choice(_FUNCTION)).format(about)
     text = text[0].upper() + text[1:] if rng.random() < 0.8 else text
     return text + rng.choice(("?", "?", "?", "?", ""))
+
+
+def _astray(rng: Random, said: list[str]) -> list[str]:
+    """Now and then with words that the sentence need not have, as people ask in words of their own."""
+    while rng.random() < 0.35:
+        said.insert(rng.randrange(len(said) + 1), _matter(rng, plain=True))
+    return said
 
 
 def _reform(rng: Random, word: str) -> str:
@@ -216,6 +223,10 @@ def _vary(rng: Random, question: str) -> str:
         question = question[0].lower() + question[1:]
     if rng.random() < 0.05:
         question = rng.choice(("Please tell me: ", "I want to know ", "Can you say ")) + question
+    for word in _astray(rng, []):
+        joint = rng.choice((" for the ", " of the ", " in a ", " and ", " when the ", " "))
+        mark = "?" if question.endswith("?") else ""
+        question = question.removesuffix("?") + joint + word + mark
     return question
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tools.nano.batches import Batch, batches
-from tools.nano.forward import FAST, Forward
+from tools.nano.forward import DEVICE, FAST, Forward
 from tools.nano.items import Pool, Stage
 from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
@@ -38,6 +38,9 @@ STAGES = (
     Stage((2, 8), (1, 5), 28, 0.4, 0.1),
     Stage((1, 8), (1, 10), 36, 0.5, 0.1),
 )
+_EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1)
+_MIX = (_EASY, _EASY, _EASY, *STAGES[-2:])
+"""What the last stage is made of: short prompts have several times as many words of answers per second."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _RIGHT = (0.9, 0.8, 0.8, 0.8, 0.9)  # of the answers of 25 steps, twice, and the next stage begins
 _REPORT = 25
@@ -57,7 +60,7 @@ def losses(
     is in the question; after layer 4 the end of a sentence how much of the question it has (`share`), after
     layer 5 whether it answers (`score`); `point` and `copy`: the model's own answer, first token and others.
     """
-    rows = torch.arange(len(batch.ids))
+    rows = torch.arange(len(batch.ids), device=batch.ids.device)
     inside, known = batch.owner >= 0, batch.flags >= 0
     truth = batch.flags[known].float()
     some = max(1, len(truth))  # a batch may hold nothing but items without passages
@@ -75,7 +78,9 @@ def losses(
     found = {
         "owner": functional.cross_entropy(owner, batch.owner[inside], reduction="sum")
         / max(1, int(inside.sum())),
-        "flag": functional.binary_cross_entropy_with_logits(flag, truth, pos_weight=_RARE, reduction="sum")
+        "flag": functional.binary_cross_entropy_with_logits(
+            flag, truth, pos_weight=_RARE.to(flag.device), reduction="sum"
+        )
         / some,
         "share": functional.binary_cross_entropy_with_logits(share, shares, reduction="sum")
         / max(1, len(share)),
@@ -113,8 +118,8 @@ class Run:
         self.encoder = Encoder(read)
         self.shape = Shape()
         self._forward = Forward(fused)
-        self.model = build(self.shape, seed, texts(read))
-        self.heads = Heads(self.shape.width)
+        self.model = build(self.shape, seed, texts(read)).to(DEVICE)
+        self.heads = Heads(self.shape.width).to(DEVICE)
         self.optimizers = _optimizers(self.model, self.heads)
         self.step, self.stage, self.tokens, self.cpu_s = 0, stage, 0, 0.0
         if (folder / "checkpoint.pt").exists():
@@ -125,7 +130,7 @@ class Run:
         self.rng = Random(seed * 1_000_003 + self.step)
 
     def _load(self) -> None:
-        saved = torch.load(self._folder / "checkpoint.pt", weights_only=True)
+        saved = torch.load(self._folder / "checkpoint.pt", weights_only=True, map_location=DEVICE)
         self.model.load_state_dict(saved["model"])
         self.heads.load_state_dict(saved["heads"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -139,7 +144,7 @@ class Run:
         ready: list[Batch] = []
         for _ in range(steps):
             ready = ready or batches(pool, STAGES[self.stage], tokens)
-            batch = ready.pop()
+            batch = ready.pop().to(DEVICE)
             with torch.no_grad():
                 hidden = self._forward(self.model, batch.ids)
             found, _ = losses(hidden, self.model, self.heads, batch)
@@ -170,7 +175,8 @@ class Run:
             if not ready:
                 if pool is None or self.rng.random() < 0.25:
                     pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words)
-                ready = batches(pool, STAGES[self.stage], tokens)
+                last_one = self.stage == len(STAGES) - 1
+                ready = batches(pool, self.rng.choice(_MIX) if last_one else STAGES[self.stage], tokens)
                 self.rng.shuffle(ready)
             sums.update(self.update(ready.pop(), rate * _pace(self.step, steps)))
             self.step += 1
@@ -190,6 +196,7 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["pace"]
+        batch = batch.to(DEVICE)
         found, right = losses(self._forward(self.model, batch.ids), self.model, self.heads, batch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -154,6 +154,12 @@ def noun(rng: Random) -> str:
 def number(rng: Random) -> str:
     """As documents write them."""
     kind = rng.random()
+    if kind < 0.1:  # where a copy has to count
+        return rng.choice("123456789") * rng.randrange(2, 5)
+    if kind < 0.2:
+        return str(rng.randrange(1, 100)) + rng.choice(
+            ("0", "00", "000", ",000", ",000,000", "0.0.1", ".0.0.1")
+        )
     if kind < 0.5:
         return str(rng.choice((rng.randrange(2, 100), rng.randrange(100, 10000), rng.randrange(1024, 65536))))
     if kind < 0.7:

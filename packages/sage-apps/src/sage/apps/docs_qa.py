@@ -15,7 +15,10 @@ from sage.middleware.operators.records import Question
 from sage.middleware.operators.retrieval import Embed, Index, Refine, Retrieve
 from sage.middleware.operators.store import PassageStore
 
-__all__ = ["AnswerOptions", "Models", "answer_flow", "ingest_flow", "served_flow"]
+__all__ = ["PASSAGE_CHARS", "AnswerOptions", "Models", "answer_flow", "ingest_flow", "served_flow"]
+
+PASSAGE_CHARS = 400
+"""The size of a passage; Markdown is cut at its own seams, so that passages need not overlap."""
 
 _TEXTS_PER_CALL = 32
 
@@ -32,7 +35,7 @@ class Models:
 class AnswerOptions:
     """How many passages go into a prompt, their characters together, and the longest answer in tokens."""
 
-    passages: int = 4
+    passages: int = 8
     max_chars: int = 3000
     max_tokens: int = 256
 
@@ -45,7 +48,9 @@ def ingest_flow(
     Without a client the running stack is used. Raises NotFoundError for a folder without documents.
     """
     flow = Flow("docs-qa.ingest")
-    passages = flow.source(documents(docs), name="documents").flatmap(split(), name="split")
+    passages = flow.source(documents(docs), name="documents").flatmap(
+        split(PASSAGE_CHARS, overlap=0), name="split"
+    )
     embedded = passages.map_batch(
         Embed(models.embed, client=client), Batch(_TEXTS_PER_CALL), concurrency=2, order="input", name="embed"
     )
@@ -76,7 +81,7 @@ def answer_flow(
     return flow
 
 
-def served_flow(index: str, chat: str, embed: str, passages: int = 4, max_tokens: int = 256) -> Flow:
+def served_flow(index: str, chat: str, embed: str, passages: int = 8, max_tokens: int = 256) -> Flow:
     """The flow `docs-qa` of group `sage.models`: answers from the folder that an index was saved in.
 
     `chat` and `embed` are ids of models; an answer has at most `max_tokens`.
