@@ -34,6 +34,7 @@ _ANSWERS, _FAILS = 0.33, 0.28  # of the question an answer has at least, and oth
 # Of how an answer stands out; chosen so, 48 of 60 questions on the documentation get their sentence.
 _LEAD, _BREVITY, _ORDER = 1.3, 0.15, 0.4
 _TWIN = 0.3  # the share of items in which another sentence has the answer's words in another order
+_STOPS = ".!?:"  # a sentence is cut at them
 _BARE = 0.12  # the share of items without passages
 _STRANGE = 0.5  # the share of items in which every other word is made of any tokens: all are to be copied
 _TALK = (
@@ -154,10 +155,10 @@ class Pool:
 
     def _twin(self, known: _Known, asked: frozenset[str]) -> int:
         """Another sentence, with the words of `known` that are asked for scattered over it."""
-        words = self._rng.choice(self._facts).text.split()
+        words = self._rng.choice(self._facts).text.rstrip(_STOPS).split()
         for word in known.text.split():
             if any(stem(p) in asked for p in pieces(word)):
-                words.insert(self._rng.randrange(len(words) + 1), word)
+                words.insert(self._rng.randrange(len(words) + 1), word.rstrip(_STOPS))
         self._facts.append(self._read(" ".join(words), ()))
         return len(self._facts) - 1
 
