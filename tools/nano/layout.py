@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 __all__ = [
     *("ABOUT_TEXT", "BEATS", "MARKS", "REFUSAL_TEXT", "SPECIAL"),
@@ -61,9 +60,8 @@ def beaten(text: str, first: int) -> str:
 def render(question: str, sentences: Sequence[Sentence], marks: Sequence[int] | None = None) -> str:
     """The whole prompt. `marks`: which pair of marks each sentence has; in order where it is not given."""
     marks = range(len(sentences)) if marks is None else marks
-    counts = accumulate((len(s.text.split()) for s in sentences), initial=0)
-    body = "".join(
-        f"<|s{m}|>{beaten(s.text, first)} [{s.number}]<|e{m}|>"
-        for m, s, first in zip(marks, sentences, counts, strict=False)
-    )
+    body, words = "", 0
+    for m, s in zip(marks, sentences, strict=True):
+        body += f"<|s{m}|>{beaten(s.text, words)} [{s.number}]<|e{m}|>"
+        words += len(s.text.split())
     return f"<|begin|><|question|> {question}<|passages|>{body}<|question|> {question}<|answer|>"
