@@ -1,4 +1,5 @@
 // The module `sage.middleware._native`: its functions check everything and call the cores in `sage/`.
+#include "bind_direct_end.hpp"
 #include "bind_heads.hpp"
 #include "bind_prefix.hpp"
 #include "bind_requests.hpp"
@@ -14,6 +15,7 @@ PyMethodDef functions[] = {
     {"read_chat", python::method(read_chat), METH_FASTCALL, nullptr},
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},
+    {"direct", python::method(direct), METH_FASTCALL, nullptr},
     {"body_after", python::method(body_after), METH_FASTCALL, nullptr},
     {},
 };

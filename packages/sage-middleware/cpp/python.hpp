@@ -35,6 +35,7 @@ class Ref {
   ~Ref() { Py_XDECREF(object_); }
 
   static Ref to(PyObject* borrowed) { return Ref(Py_NewRef(borrowed)); }
+  static Ref owned(PyObject* object) { return Ref(object); }  // may be null
 
   // A new reference as the API returns it; what is null has raised.
   static Ref made(PyObject* owned) {

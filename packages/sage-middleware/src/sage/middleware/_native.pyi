@@ -23,6 +23,9 @@ def read_embedding(body: bytes, /) -> tuple[str, int, int, str, int | None, bool
     """Of a plain embedding: model, texts, their bytes, encoding_format or "", dimensions, more fields."""
 
 def prompt_blocks(text: bytes, /) -> tuple[int, ...]: ...
+def direct(core: object, event: object, actions: list[object], /) -> bool:
+    """Take an event of a plain generation in, as `Core.handle` would; False if it is something else."""
+
 def body_after(data: bytes, before: bytes, after: bytes, most: int, /) -> bytes | None:
     """The body of `data` if that is `before`, its length, `after` and the body, of at most `most` bytes."""
 

@@ -115,6 +115,13 @@ _T = TypeVar("_T", bound=_Sums)
 class _Newest(Generic[_T]):
     """Sums by name; of more than `size` the one that was quiet for longest is added to `OTHER`."""
 
+    __slots__ = (
+        "_kind",
+        "_newest",
+        "_size",
+        "items",
+    )
+
     def __init__(self, kind: type[_T], size: int) -> None:
         self._kind = kind
         self._size = size
@@ -164,6 +171,14 @@ class _Classes:
 
 class Books:
     """Counts every request and every call once. Keeps the newest `tenants` tenants and `engines` engines."""
+
+    __slots__ = (
+        "_engines",
+        "_tenants",
+        "bounds",
+        "overhead",
+        "tokens",
+    )
 
     def __init__(self, tenants: int = 64, engines: int = 256) -> None:
         self._tenants = _Newest(_Classes, tenants)

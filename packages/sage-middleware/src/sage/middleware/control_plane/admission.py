@@ -59,6 +59,8 @@ def expiry(record: Record, now: float) -> tuple[Shed, ShedReason]:
 class RetryBudget:
     """Retries are a share of the traffic, so that faults do not multiply the load."""
 
+    __slots__ = ("_left", "_limits")
+
     RESERVE: Final = 10.0  # that may come in a burst, and the first ones of a quiet server
 
     def __init__(self, limits: Limits) -> None:

@@ -17,6 +17,8 @@ class Chains:
     is lost only while so many have not. Times are absolute, in seconds.
     """
 
+    __slots__ = ("_deadlines", "_earliest", "_size")
+
     def __init__(self, size: int = KEPT) -> None:
         self._size = size
         self._deadlines: dict[str, float] = {}

@@ -13,6 +13,7 @@ from sage.common.errors import BadRequestError
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.admission import RetryBudget, expiry, full, refusal
 from sage.middleware.control_plane.chains import Chains
+from sage.middleware.control_plane.direct import direct_steps
 from sage.middleware.control_plane.engine_table import Attempt, EngineLoad
 from sage.middleware.control_plane.estimator import Estimator, usage_of
 from sage.middleware.control_plane.lanes import ClassCounts, Lane
@@ -46,6 +47,16 @@ LOOK_S: Final = 1.0  # between two looks at the engines
 class Core(Requests):
     """What each event changes."""
 
+    __slots__ = (
+        "_arrivals",
+        "_chains",
+        "_direct",
+        "_estimator",
+        "_handlers",
+        "_next_look",
+        "_retries",
+    )
+
     def __init__(self, policy: Policy, options: CoreOptions | None = None) -> None:
         super().__init__(policy, options or CoreOptions())
         self._estimator = Estimator(self._options.slos)
@@ -53,6 +64,7 @@ class Core(Requests):
         self._arrivals = 0
         self._retries = RetryBudget(self._limits)
         self._next_look = 0.0
+        self._direct = direct_steps()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Arrived: self._arrived,
             FirstByte: self._first_byte,
@@ -73,7 +85,8 @@ class Core(Requests):
         self._actions = actions
         if self._roster.next_probe is not None:
             self._roster.probe(event.at)
-        self._handlers[type(event)](event)
+        if self._direct is None or not self._direct(self, event, actions):
+            self._handlers[type(event)](event)
         return actions
 
     def check(self, job: Job) -> None:

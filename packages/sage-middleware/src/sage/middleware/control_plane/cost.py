@@ -255,6 +255,8 @@ class OutputLengths:
     128 and 512 tokens. Predictions never exceed `max_tokens`.
     """
 
+    __slots__ = ("_keys", "_known")
+
     _P50: Final = 128.0
     _P90: Final = 512.0
 
@@ -300,6 +302,8 @@ class PromptTokens:
 
     Long prompts count for more, old ones for less. At most `models` are kept, those observed last.
     """
+
+    __slots__ = ("_known", "_models")
 
     _PRIOR: Final = (4096.0, 1024.0)  # bytes and tokens
     _FORGET: Final = 0.98

@@ -114,6 +114,14 @@ class Accounts:
     and loses nothing at another.
     """
 
+    __slots__ = (
+        "_accounts",
+        "_bound",
+        "_positions",
+        "_served",
+        "_weights",
+    )
+
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
         self._accounts: dict[tuple[str, str], _Account] = {}

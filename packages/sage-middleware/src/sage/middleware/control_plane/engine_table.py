@@ -262,6 +262,13 @@ class EngineLoad:
 class EngineTable:
     """Engines by name, in the order of their coming. `version` changes when candidates may have."""
 
+    __slots__ = (
+        "_engines",
+        "_served",
+        "names",
+        "version",
+    )
+
     def __init__(self) -> None:
         self._engines: dict[str, EngineLoad] = {}
         self.names: frozenset[str] = frozenset()  # that stand for models, for whoever asks what there is

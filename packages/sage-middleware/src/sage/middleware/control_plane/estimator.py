@@ -23,6 +23,8 @@ __all__ = ["Estimator", "usage_of"]
 class Estimator:
     """Prompt lengths, answer lengths and engine times, learned from what came of earlier requests."""
 
+    __slots__ = ("_lengths", "_prompts", "_slos")
+
     def __init__(self, slos: dict[RequestClass, Slo]) -> None:
         self._slos = slos
         self._lengths = OutputLengths()

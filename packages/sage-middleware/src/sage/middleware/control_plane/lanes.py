@@ -110,6 +110,15 @@ def _slowness(load: EngineLoad) -> float:
 class Lanes:
     """All lanes, the counts of each class, and the times at which waiting ends by age or deadline."""
 
+    __slots__ = (
+        "_expiries",
+        "_lanes",
+        "_max_wait",
+        "_policy",
+        "counts",
+        "waiting",
+    )
+
     def __init__(self, policy: Policy, max_wait: float) -> None:
         self._policy = policy
         self._max_wait = max_wait

@@ -12,7 +12,7 @@ from sage.middleware.control_plane.options import CoreOptions, Limits
 from sage.middleware.control_plane.policy import Choice, Policy, Shed
 from sage.middleware.control_plane.prefix import BLOCK, new_prefix_index
 from sage.middleware.control_plane.records import Candidate, Record
-from sage.middleware.control_plane.types import Action, Dispatch, Slice
+from sage.middleware.control_plane.types import Action, Dispatch, Job, Slice
 from sage.middleware.engines.port import asks_media
 
 __all__ = ["Placement"]
@@ -24,6 +24,22 @@ BYTES_PER_TOKEN: Final = 4  # of cached blocks; the prompt's own ratio is used w
 
 class Placement:
     """Runs a policy over the lanes."""
+
+    __slots__ = (
+        "_attempts",
+        "_details",
+        "_details_at",
+        "_details_per_s",
+        "_engines",
+        "_hedges",
+        "_lanes",
+        "_limits",
+        "_prefixes",
+        "_wake",
+        "name",
+        "policy",
+        "traits",
+    )
 
     def __init__(
         self, policy: Policy, options: CoreOptions, engines: EngineTable, lanes: Lanes, attempts: Attempts
@@ -103,7 +119,7 @@ class Placement:
         if not engines or not (traits.unbounded or _any_free(engines)):
             return False
         if traits.prefixes and record.job.blocks:
-            record.cached = self._cached(record)
+            record.cached = self.cached(record.job, record.prompt_tokens)
         choice = policy.choose(record, engines, now)
         if not isinstance(choice, Choice):
             if isinstance(choice, Shed):
@@ -251,13 +267,10 @@ class Placement:
 
     # ---- what the policy and the curious see ---------------------------------------------------------------
 
-    def _cached(self, record: Record) -> dict[str, int]:
-        """Prompt tokens of a request that engines have cached; at least one is always computed."""
-        job = record.job
-        per_block = (
-            BLOCK * record.prompt_tokens / job.prompt_bytes if job.prompt_bytes else BLOCK / BYTES_PER_TOKEN
-        )
-        most = record.prompt_tokens - 1
+    def cached(self, job: Job, prompt_tokens: int) -> dict[str, int]:
+        """How many of its prompt tokens engines have cached; at least one is always computed."""
+        per_block = BLOCK * prompt_tokens / job.prompt_bytes if job.prompt_bytes else BLOCK / BYTES_PER_TOKEN
+        most = prompt_tokens - 1
         cached = self._prefixes.match(job.blocks)
         for name, blocks in cached.items():
             tokens = int(blocks * per_block)

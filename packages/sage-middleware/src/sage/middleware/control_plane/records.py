@@ -97,6 +97,8 @@ class Record(msgspec.Struct, eq=False, gc=False):
 class History:
     """The newest `size` records, by arrival."""
 
+    __slots__ = ("_records", "_size")
+
     def __init__(self, size: int) -> None:
         self._size = size
         self._records: OrderedDict[str, Record] = OrderedDict()

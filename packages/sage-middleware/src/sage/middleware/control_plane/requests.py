@@ -19,16 +19,38 @@ from sage.middleware.control_plane.policy import Policy, Shed
 from sage.middleware.control_plane.records import History, Outcome, Record
 from sage.middleware.control_plane.roster import Roster
 from sage.middleware.control_plane.scaling import Scaling
-from sage.middleware.control_plane.types import Action, Cancel, Reject
+from sage.middleware.control_plane.types import Action, Cancel, Job, Reject
 
-__all__ = ["Requests"]
+__all__ = ["Requests", "without_blocks"]
 
 
 FEW: Final = 8  # blocks, which take less memory than the rest of a record
 
 
+def without_blocks(job: Job) -> Job:
+    """The same job, as it is remembered."""
+    return structs.replace(job, blocks=())
+
+
 class Requests:
     """The state of a core. What is to be done about a change is added to `_actions`."""
+
+    __slots__ = (
+        "_actions",
+        "_attempts",
+        "_history",
+        "_jitter",
+        "_lanes",
+        "_limits",
+        "_live",
+        "_options",
+        "_placement",
+        "_roster",
+        "_scales",
+        "_scaling",
+        "books",
+        "engines",
+    )
 
     def __init__(self, policy: Policy, options: CoreOptions) -> None:
         self._options = options
@@ -159,5 +181,5 @@ class Requests:
                 self.policy.settle(record, min(record.charged, spent))
         record.cached = None  # it was for placing it, and is a seventh of what is remembered
         if len(job.blocks) > FEW:  # they are for placing it: too many to remember
-            record.job = structs.replace(job, blocks=())
+            record.job = without_blocks(job)
         self.books.ended(record, now)

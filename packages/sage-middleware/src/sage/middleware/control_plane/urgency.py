@@ -124,6 +124,8 @@ def _size(record: Record) -> float:
 class Floor:
     """What the two levels of each model have used while both waited: the lower one has a right to `SHARE`."""
 
+    __slots__ = ("_used", "_waiting", "owed")
+
     SHARE: Final = 0.05  # of the engine-seconds
     GRACE: Final = 1.0  # engine-seconds of the upper level before the lower one is owed anything
     MOST: Final = 5.0  # engine-seconds of the upper level for which the lower one can be owed its share

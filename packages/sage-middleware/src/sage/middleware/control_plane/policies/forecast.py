@@ -14,7 +14,7 @@ from sage.middleware.control_plane.policy import EngineView
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Slo
 
-__all__ = ["ENOUGH", "EmbedForecast", "Forecast", "LlmForecast", "worth_waiting"]
+__all__ = ["ENOUGH", "EmbedForecast", "Forecast", "LlmForecast", "elsewhere", "first_of", "worth_waiting"]
 
 SHALLOW: Final = 0.35  # of the tightest TTFT goal, that the prefill backlog of an engine may take
 SHALLOW_FOR_LOW: Final = 0.15
@@ -72,13 +72,18 @@ class Forecast(msgspec.Struct):
     def reason(self, engine: EngineView, count: int) -> str:
         """Why this engine, in words."""
         if engine is not self.best:
-            return f"to learn how it does: {self.seconds:.3f} s were predicted elsewhere"
+            return elsewhere(self.seconds)
         lent = self.lent.get(engine.name, 0)
-        return _first_of(count, round(self.seconds, 3), lent)
+        return first_of(count, round(self.seconds, 3), lent)
+
+
+def elsewhere(seconds: float) -> str:
+    """Why an engine was chosen that is not the best one, which would have it in `seconds`."""
+    return f"to learn how it does: {seconds:.3f} s were predicted elsewhere"
 
 
 @lru_cache(1024)
-def _first_of(count: int, seconds: float, lent: int) -> str:
+def first_of(count: int, seconds: float, lent: int) -> str:
     """The same words for many requests, of which thousands are remembered."""
     beside = f", on {lent} idle cores beside its own" if lent else ""
     return f"first to have it of {count}: {seconds:.3f} s predicted{beside}"
@@ -86,6 +91,8 @@ def _first_of(count: int, seconds: float, lent: int) -> str:
 
 class LlmForecast:
     """Time to first token, prefix caches counted; open while the queue is shallow and tokens flow in time."""
+
+    __slots__ = ("_tightest",)
 
     def __init__(self, slos: Mapping[RequestClass, Slo]) -> None:
         goals = [slo.ttft for slo in slos.values() if slo.ttft is not None]

@@ -39,11 +39,21 @@ class Hybrid(BasePolicy):
     It is not right where nothing has a goal and everything is alike: `least_load` does the same for less.
     """
 
+    __slots__ = (
+        "_accounts",
+        "_embed",
+        "_exploration",
+        "_floor",
+        "_llm",
+        "_random",
+    )
+
     name = "hybrid"
     traits = Traits(batches=True, prefixes=True, hedges=True, predicts=True)
 
     def __init__(self, options: PolicyOptions) -> None:
         super().__init__(options)
+        self._exploration = options.exploration
         self._random = random.Random(options.seed)  # noqa: S311 - exploration, nothing secret
         self._accounts = Accounts(options.weights)
         self._floor = Floor()
@@ -116,11 +126,17 @@ class Hybrid(BasePolicy):
         if engine is None or (forecast.closed and worth_waiting(record, forecast, model, left, now)):
             return Wait(forecast.look_again)
         seconds = forecast.seconds
-        if self.options.exploration and self._random.random() < self.options.exploration:
-            most = min(2.0 * seconds, max(left, seconds))  # never at the price of the goal
-            engine, seconds = self._random.choice([one for one in forecast.open if one[1] <= most])
+        if self._exploration and self._random.random() < self._exploration:
+            engine, seconds = self.explore(forecast.open, seconds, left)
         reason = forecast.reason(engine, len(engines))
         return Choice(engine.name, reason, seconds, forecast.threads(engine) if forecast.lent else 0)
+
+    def explore(
+        self, engines: Sequence[tuple[EngineView, float]], seconds: float, left: float
+    ) -> tuple[EngineView, float]:
+        """One of the open engines at random; `seconds`: of the best, `left`: to the goal."""
+        most = min(2.0 * seconds, max(left, seconds))  # never at the price of the goal
+        return self._random.choice([one for one in engines if one[1] <= most])
 
     def batch(self, record: Record, engine: EngineView, now: float) -> BatchLimits:  # noqa: ARG002
         """Bulk is cut so that interactive requests need not wait long behind it; the rest is coalesced."""

@@ -1,0 +1,450 @@
+// Generations that go straight to an engine, and their ends: the steps of `control_plane/core.py` and what it
+// calls, under the policy `hybrid`, for the case that nearly all requests are. Whatever is not plain is left to
+// Python before anything has changed; what both do they do alike, to the last bit of a float.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "direct_slots.hpp"
+
+namespace bindings {
+
+using python::answer;
+using python::found;
+using python::number;
+using python::real;
+using python::whole;
+
+inline const Shapes& shapes() {
+  static const Shapes& all = *new Shapes;  // never freed, as `python::Kept`
+  return all;
+}
+
+inline bool is(PyObject* object, const Ref& type) {
+  return Py_IS_TYPE(object, reinterpret_cast<PyTypeObject*>(type.get()));
+}
+
+inline bool empty(PyObject* text) { return PyUnicode_GET_LENGTH(text) == 0; }
+
+// What an engine has learned of its times; see `cost.LlmCost`.
+struct Cost {
+  PyObject* object;
+  double chunk, iteration_base, iteration_slope, per_token, tpot_base, tpot_slope;
+
+  explicit Cost(PyObject* llm) : object(llm) {
+    const CostSlots& at = shapes().cost;
+    chunk = real(at.chunk(llm));
+    iteration_base = real(at.iteration_base(llm));
+    iteration_slope = real(at.iteration_slope(llm));
+    per_token = real(at.per_token(llm));
+    tpot_base = real(at.tpot_base(llm));
+    tpot_slope = real(at.tpot_slope(llm));
+  }
+
+  double ttft(double tokens, double running) const {
+    const double iterations = std::max(tokens / chunk, 1.0);
+    return iterations * (iteration_base + iteration_slope * running) + per_token * tokens;
+  }
+
+  double tpot(double running) const {
+    PyObject* weights = shapes().regression.weights(shapes().cost._tpot(object));
+    return real(PyTuple_GET_ITEM(weights, 0)) + real(PyTuple_GET_ITEM(weights, 1)) * running;
+  }
+
+  double seconds(double tokens, double outputs, double max_running) const {
+    return per_token * tokens + (tpot_slope + tpot_base / max_running) * outputs;
+  }
+};
+
+struct Open {
+  PyObject* engine;
+  double seconds;
+  long long last_dispatch;
+};
+
+// Where a generation would go: `LlmForecast.of` for engines that are all trusted, with its choice among them.
+struct Prospect {
+  std::vector<Open> open;
+  Open best{nullptr, std::numeric_limits<double>::infinity(), 0};
+  bool closed = false;
+
+  void offer(const Open& one) {
+    open.push_back(one);
+    const double tie = shapes().tie;
+    if (best.engine == nullptr || one.seconds < best.seconds * (1.0 - tie) ||
+        (one.seconds < best.seconds * (1.0 + tie) && one.last_dispatch < best.last_dispatch))
+      best = one;
+  }
+};
+
+// What is known of a newcomer and of where it is to go, before anything has changed.
+struct Newcomer {
+  PyObject *core, *event, *job, *placement, *policy, *lanes, *lane, *engines, *estimator, *slo, *at;
+  double now = 0, p50 = 0, p90 = 0, due = 0, cost = 0, quick = 0;
+  long long tokens = 0;
+  Ref cached = python::none();
+  Prospect prospect;
+};
+
+// Whether the job asks for nothing that the plain case lacks.
+inline bool plain(PyObject* job) {
+  const JobSlots& at = shapes().job;
+  return at.slo(job) == Py_None && at.hedgeable(job) == Py_False && at.explain(job) == Py_False &&
+         empty(at.batch_key(job)) && empty(at.parent(job)) && whole(at.texts(job)) == 0;
+}
+
+inline PyObject* lane_of(PyObject* lanes, PyObject* job) {
+  const JobSlots& at = shapes().job;
+  const Ref key = python::tuple(Ref::to(at.model(job)), Ref::to(at.needs(job)), Ref::to(at.batch_key(job)));
+  return found(shapes().lanes._lanes(lanes), key.get());
+}
+
+// `PromptTokens.estimate`.
+inline long long prompt_tokens(PyObject* prompts, PyObject* job) {
+  const JobSlots& at = shapes().job;
+  const double bytes = real(at.prompt_bytes(job));
+  if (bytes == 0.0) return whole(at.prompt_tokens(job));
+  static const python::Kept prior = Ref::made(PyObject_GetAttrString(shapes().prompts.type.get(), "_PRIOR"));
+  PyObject* known = found(shapes().prompts._known(prompts), at.model(job));
+  if (known == nullptr) known = prior.get();
+  const double ratio = bytes * real(PyTuple_GET_ITEM(known, 1)) / real(PyTuple_GET_ITEM(known, 0));
+  return std::max(static_cast<long long>(ratio + 0.5), 1LL);
+}
+
+// `OutputLengths.quantiles`.
+inline std::pair<double, double> lengths(PyObject* seen, PyObject* job) {
+  const Shapes& all = shapes();
+  static const double p50 = real(Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P50")).get());
+  static const double p90 = real(Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P90")).get());
+  PyObject* most = all.job.max_tokens(job);
+  const long long size = most == Py_None ? -1 : std::bit_width(static_cast<unsigned long long>(whole(most)));
+  const Ref key = python::tuple(Ref::to(all.job.model(job)), Ref::to(all.job.tenant(job)), number(size));
+  std::pair<double, double> both(p50, p90);
+  if (PyObject* known = found(all.lengths._known(seen), key.get()))
+    both = {real(all.quantile.value(PyTuple_GET_ITEM(known, 0))), real(all.quantile.value(PyTuple_GET_ITEM(known, 1)))};
+  if (most != Py_None) {
+    const double bound = real(most);
+    if (!(both.first < bound && bound > both.second))
+      both = {both.first < bound ? both.first : bound, both.second < bound ? both.second : bound};
+  }
+  return both;
+}
+
+inline double cached_at(const Newcomer& one, PyObject* engine) {
+  if (one.cached.get() == Py_None) return 0.0;
+  PyObject* tokens = found(one.cached.get(), shapes().engine.name(engine));
+  return tokens == nullptr ? 0.0 : real(tokens);
+}
+
+// Fills in `prospect`; false where an engine is of a kind that the plain case does not know.
+inline bool forecast(Newcomer& one) {
+  const Shapes& all = shapes();
+  const EngineSlots& at = all.engine;
+  const bool low = all.job.request_class(one.job) == all.batch.get();
+  const double tightest = real(all.forecast._tightest(all.hybrid._llm(one.policy)));
+  const double backlog = (low ? all.shallow_for_low : all.shallow) * tightest;
+  const double headroom = low ? all.headroom : 1.0;
+  PyObject* goal = all.slo.tpot(one.slo);
+  const double tpot = goal == Py_None ? std::numeric_limits<double>::infinity() : all.tight * real(goal);
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(one.engines); ++i) {
+    PyObject* engine = PyList_GET_ITEM(one.engines, i);
+    if (!is(engine, at.type) || at.generates(engine) != Py_True || at.media(engine) != Py_False) return false;
+    PyObject* llm = at.llm(engine);
+    if (!is(llm, all.cost.type) || all.cost.trusted(llm) != Py_True) return false;
+    const Cost cost(llm);
+    const double running = real(at.running(engine)), ahead = real(at.prefill_tokens(engine));
+    if (real(at.free(engine)) <= 0 ||
+        (running != 0 && !(cost.per_token * ahead <= backlog && running < headroom * real(at.max_running(engine)) &&
+                           cost.tpot_base + cost.tpot_slope * (running + 1) <= tpot))) {
+      one.prospect.closed = true;
+      continue;
+    }
+    const double work = ahead + static_cast<double>(one.tokens) - cached_at(one, engine);
+    one.prospect.offer({engine, cost.ttft(work, running), whole(at.last_dispatch(engine))});
+  }
+  return true;
+}
+
+// Looks at everything that the plain case asks for; nothing has changed when it says no.
+inline bool meet(Newcomer& one) {
+  const Shapes& all = shapes();
+  if (all.arrived.deadline(one.event) != Py_None) return false;
+  one.job = all.arrived.job(one.event);
+  one.placement = all.core._placement(one.core);
+  one.policy = all.placement.policy(one.placement);
+  if (!is(one.policy, all.hybrid.type) || !plain(one.job)) return false;
+  one.lanes = all.core._lanes(one.core);
+  one.lane = lane_of(one.lanes, one.job);
+  if (one.lane == nullptr || PyDict_GET_SIZE(all.lane.records(one.lane)) != 0) return false;
+  if (whole(all.lane._version(one.lane)) != whole(all.table.version(all.core.engines(one.core)))) return false;
+  one.engines = all.lane._engines(one.lane);
+  PyObject* reference = all.lane.reference(one.lane);
+  if (reference == Py_None || !is(all.engine.llm(reference), all.cost.type)) return false;
+  one.estimator = all.core._estimator(one.core);
+  one.slo = found(all.estimator._slos(one.estimator), all.job.request_class(one.job));
+  if (one.slo == nullptr || all.slo.total(one.slo) != Py_None) return false;
+
+  one.at = all.arrived.at(one.event);
+  one.now = real(one.at);
+  one.tokens = prompt_tokens(all.estimator._prompts(one.estimator), one.job);
+  std::tie(one.p50, one.p90) = lengths(all.estimator._lengths(one.estimator), one.job);
+  const double tokens = static_cast<double>(one.tokens);
+  const Cost cost(all.engine.llm(reference));
+  one.cost = cost.seconds(tokens, one.p50, real(all.engine.max_running(reference)));
+  one.quick = cost.ttft(tokens, 0);
+  PyObject* goal = all.slo.ttft(one.slo);
+  one.due = goal == Py_None ? std::numeric_limits<double>::infinity() : one.now + real(goal);
+  one.due = std::max(one.due, one.now + all.stretch * one.quick);
+  if (PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0) {
+    static const python::Kept cached = python::word("cached");
+    one.cached = python::ask(one.placement, cached, one.job, number(one.tokens).get());
+  }
+  if (!forecast(one) || one.prospect.best.engine == nullptr) return false;
+  const double left = one.due - one.now, seconds = one.prospect.best.seconds;
+  return seconds <= left && !(one.prospect.closed && seconds > 2.0 * one.quick);
+}
+
+// Why the engine was chosen; the same words for all requests of which they are true.
+inline Ref first_of(std::size_t count, double seconds) {
+  static auto& known = *new std::map<std::pair<std::size_t, long long>, Ref>;  // never freed, as `python::Kept`
+  const double thousandths = seconds * 1000.0, nearest = std::nearbyint(thousandths);
+  const bool sure = std::fabs(thousandths - nearest) < 0.499 && nearest < 1e9;
+  const std::pair key(count, sure ? static_cast<long long>(nearest) : -1);
+  if (sure)
+    if (const auto it = known.find(key); it != known.end()) return it->second;
+  static const python::Kept round = python::member("builtins", "round");
+  const Ref three = number(3LL);
+  const Ref rounded = python::call(round.get(), number(seconds).get(), three.get());
+  const Ref words = python::call(shapes().words.get(), python::integer(count).get(), rounded.get(), shapes().zero.get());
+  if (known.size() >= 1024) known.clear();
+  if (sure) known.emplace(key, words);
+  return words;
+}
+
+struct Choice {
+  PyObject* engine;
+  double seconds;
+  Ref reason;
+};
+
+inline Choice choose(const Newcomer& one) {
+  const Open& best = one.prospect.best;
+  const double share = real(shapes().hybrid._exploration(one.policy));
+  if (share != 0.0) {
+    static const python::Kept random = python::word("random"), explore = python::word("explore");
+    if (real(python::ask(shapes().hybrid._random(one.policy), random).get()) < share) {
+      const Ref open = Ref::made(PyList_New(0));
+      for (const Open& other : one.prospect.open)
+        python::check(PyList_Append(open.get(), python::tuple(Ref::to(other.engine), number(other.seconds)).get()));
+      const Ref taken = python::ask(one.policy, explore, open.get(), number(best.seconds).get(),
+                                    number(one.due - one.now).get());
+      PyObject* engine = PyTuple_GET_ITEM(taken.get(), 0);
+      const double seconds = real(PyTuple_GET_ITEM(taken.get(), 1));
+      if (engine != best.engine) {
+        static const python::Kept words = python::member("sage.middleware.control_plane.policies.forecast", "elsewhere");
+        return {engine, seconds, python::call(words.get(), number(best.seconds).get())};
+      }
+    }
+  }
+  return {best.engine, best.seconds,
+          first_of(static_cast<std::size_t>(PyList_GET_SIZE(one.engines)), best.seconds)};
+}
+
+// ---- what changes ------------------------------------------------------------------------------------------
+
+// `_Account.used`, where the tenant waits nowhere; else `Accounts` itself.
+inline void spend(PyObject* account, double seconds) {
+  const AccountSlots& at = shapes().account;
+  if (PyList_GET_SIZE(at.lanes(account)) != 0) {
+    static const python::Kept spends = python::member("sage.middleware.control_plane.disciplines", "_spend");
+    python::call(spends.get(), account, number(seconds).get());
+  } else {
+    at.used.put(account, number(real(at.used(account)) + seconds / real(at.weight(account))));
+  }
+}
+
+inline Ref account_of(PyObject* accounts, PyObject* record) {
+  const Shapes& all = shapes();
+  PyObject* job = all.record.job(record);
+  const Ref key = python::tuple(Ref::to(all.job.model(job)), Ref::to(all.job.tenant(job)));
+  if (PyObject* account = found(all.accounts._accounts(accounts), key.get())) return Ref::to(account);
+  static const python::Kept of = python::word("of");
+  return python::ask(accounts, of, record);
+}
+
+// `Hybrid.charge`, of a record that says already that it was charged.
+inline void charge(const Newcomer& one, PyObject* record) {
+  const Shapes& all = shapes();
+  PyObject* accounts = all.hybrid._accounts(one.policy);
+  const Ref account = account_of(accounts, record);
+  PyObject* served = all.accounts._served(accounts);
+  PyObject* model = all.job.model(one.job);
+  PyObject* most = found(served, model);
+  PyObject* used = all.account.used(account.get());
+  if (real(used) > (most == nullptr ? 0.0 : real(most))) python::check(PyDict_SetItem(served, model, used));
+  spend(account.get(), one.cost);
+  PyObject* floor = all.hybrid._floor(one.policy);
+  if (all.floor.owed(floor) != Py_False) {
+    static const python::Kept charge = python::word("charge");
+    const Ref level = number(all.job.request_class(one.job) == all.batch.get() ? 1LL : 0LL);
+    python::ask(floor, charge, model, level.get(), number(one.cost).get());
+  }
+}
+
+// `EngineLoad._advance`.
+inline void advance(PyObject* engine, PyObject* at) {
+  const EngineSlots& slots = shapes().engine;
+  const double passed = real(at) - real(slots._since(engine));
+  if (!(passed > 0.0)) return;
+  const double running = real(slots.running(engine));
+  if (running != 0) {
+    slots._running_seconds.put(engine, number(real(slots._running_seconds(engine)) + passed * running));
+    slots._busy.put(engine, number(real(slots._busy(engine)) + passed));
+    if (real(slots.prefill_tokens(engine)) > 0)
+      slots._prefilling.put(engine, number(real(slots._prefilling(engine)) + passed));
+  }
+  slots._since.put(engine, Ref::to(at));
+}
+
+inline void count_running(PyObject* engine, long long running) {
+  const EngineSlots& slots = shapes().engine;
+  slots.running.put(engine, number(running));
+  slots.free.put(engine, number(std::max(whole(slots._slots(engine)) - running, 0LL)));
+}
+
+inline void sign_of_life(PyObject* engine, PyObject* at) {
+  const Shapes& all = shapes();
+  PyObject* silence = all.engine.silence(engine);
+  all.silence.since.put(silence, Ref::to(at));
+  all.silence.degraded.put(silence, python::boolean(false));
+}
+
+inline void grow(const Slot& slot, PyObject* object, long long by) {
+  slot.put(object, number(whole(slot(object)) + by));
+}
+
+// `EngineLoad.take`.
+inline void take(PyObject* engine, PyObject* attempt, PyObject* ordinal, PyObject* at) {
+  const Shapes& all = shapes();
+  const EngineSlots& slots = all.engine;
+  const long long running = whole(slots.running(engine));
+  if (running == 0) sign_of_life(engine, at);
+  advance(engine, at);
+  python::check(PyDict_SetItem(slots.attempts(engine), ordinal, attempt));
+  count_running(engine, running + 1);
+  grow(slots.outstanding_tokens, engine, whole(all.attempt.outstanding(attempt)));
+  grow(slots.prefill_tokens, engine, whole(all.attempt.tokens(attempt)));
+  slots.last_dispatch.put(engine, Ref::to(ordinal));
+}
+
+// `History.add`.
+inline void remember(PyObject* history, PyObject* ident, PyObject* record) {
+  const HistorySlots& at = shapes().history;
+  PyObject* records = at._records(history);
+  if (found(records, ident) != nullptr || PyDict_GET_SIZE(records) >= whole(at._size(history))) {
+    static const python::Kept add = python::word("add");
+    python::ask(history, add, record);
+  } else {
+    python::check(PyODict_SetItem(records, ident, record));
+  }
+}
+
+// `Placement._detail`: how the candidates stood, for so many decisions a second.
+inline Ref detail(const Newcomer& one, PyObject* record) {
+  const PlacementSlots& at = shapes().placement;
+  const double rate = real(at._details_per_s(one.placement));
+  const double earned = real(at._details(one.placement)) + (one.now - real(at._details_at(one.placement))) * rate;
+  if (std::min(earned, rate) >= 1.0) {
+    static const python::Kept name = python::word("_detail");
+    return python::ask(one.placement, name, record, one.engines, one.at);
+  }
+  at._details.put(one.placement, number(std::min(earned, rate)));
+  at._details_at.put(one.placement, Ref::to(one.at));
+  return shapes().empty;
+}
+
+// The record of a newcomer that is sent at once, and its only attempt: each field in its place.
+inline Ref record_of(const Newcomer& one, const Choice& choice, PyObject* sequence, PyObject* ordinal) {
+  const Shapes& all = shapes();
+  const Ref tokens = number(one.tokens), p50 = number(one.p50), p90 = number(one.p90), due = number(one.due),
+            cost = number(one.cost), quick = number(one.quick), seconds = number(choice.seconds),
+            running = python::tuple(Ref::to(ordinal));
+  PyObject *none = Py_None, *zero = all.zero.get(), *unit = all.one.get();
+  return python::call(all.record.type.get(), one.job, sequence, all.placement.name(one.placement), one.at, none, one.slo,
+                      due.get(), tokens.get(), p50.get(), p90.get(), unit, unit, one.at, unit, all.empty.get(), cost.get(),
+                      quick.get(), all.never.get(), cost.get(), one.cached.get(), all.running.get(), choice.reason.get(),
+                      all.engine.name(choice.engine), unit, zero, zero, zero, none, zero, all.lane.ahead(one.lane), one.at,
+                      none, none, none, seconds.get(), running.get(), all.empty.get());
+}
+
+inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* record, PyObject* ordinal, double* ready) {
+  const Shapes& all = shapes();
+  const EngineSlots& at = all.engine;
+  const Cost cost(at.llm(choice.engine));
+  const long long tokens = std::max(one.tokens - static_cast<long long>(cached_at(one, choice.engine)), 1LL);
+  PyObject *ahead = at.prefill_tokens(choice.engine), *beside = at.running(choice.engine), *most = all.job.max_tokens(one.job);
+  double silence = *ready = cost.ttft(real(ahead) + static_cast<double>(tokens), real(beside));
+  if (all.job.stream(one.job) == Py_False) silence += one.p90 * cost.tpot(real(at.max_running(choice.engine)));
+  const Ref slices = Ref::made(PyList_New(1));
+  PyList_SET_ITEM(slices.get(), 0, python::tuple(Ref::to(record), Ref(all.zero), Ref(all.one), Ref(all.one)).release());
+  const Ref uncached = number(tokens), outstanding = number(one.tokens + (most == Py_None ? 0 : whole(most))),
+            seconds = number(choice.seconds), quiet = number(silence), begins = number(*ready);
+  return python::call(all.attempt.type.get(), ordinal, choice.engine, slices.get(), one.at, all.one.get(), uncached.get(),
+                      outstanding.get(), ahead, beside, seconds.get(), all.nothing.get(), quiet.get(), begins.get(),
+                      all.zero.get(), Py_False, Py_None, Py_False, Py_None, all.still.get());
+}
+
+// `Core._arrived`.
+inline bool arrive(PyObject* core, PyObject* event, PyObject* actions) {
+  const Shapes& all = shapes();
+  Newcomer one{};
+  one.core = core;
+  one.event = event;
+  one.cached = python::none();
+  if (!meet(one)) return false;
+  PyObject *attempts = all.core._attempts(core), *retries = all.core._retries(core), *placement = one.placement;
+  grow(all.core._arrivals, core, 1);
+  const double share = real(all.limits.retry_share(all.retries._limits(retries)));
+  all.retries._left.put(retries, number(std::min(real(all.retries._left(retries)) + share, all.reserve)));
+  PyObject *deadlines = all.chains._deadlines(all.core._chains(core)), *ident = all.job.id(one.job);
+  if (found(deadlines, ident) != nullptr) python::check(PyDict_DelItem(deadlines, ident));
+  const double hedges = real(all.placement._hedges(placement));
+  if (hedges < all.hedge_reserve)
+    all.placement._hedges.put(
+        placement, number(hedges + real(all.limits.hedge_share(all.placement._limits(placement)))));
+
+  const Choice choice = choose(one);
+  grow(all.attempts._sent, attempts, 1);
+  const Ref ordinal = Ref::to(all.attempts._sent(attempts));
+  const Ref record = record_of(one, choice, all.core._arrivals(core), ordinal.get());
+  const Ref candidates = detail(one, record.get());
+  if (PyTuple_GET_SIZE(candidates.get()) != 0) all.record.candidates.put(record.get(), candidates);
+  python::check(PyDict_SetItem(all.core._live(core), ident, record.get()));
+  remember(all.core._history(core), ident, record.get());
+  double ready = 0;
+  const Ref attempt = attempt_of(one, choice, record.get(), ordinal.get(), &ready);
+  charge(one, record.get());
+  if (PyObject* blocks = all.job.blocks(one.job); PyTuple_GET_SIZE(blocks) != 0) {
+    static const python::Kept insert = python::word("insert");
+    python::ask(all.placement._prefixes(placement), insert, all.engine.name(choice.engine), blocks);
+  }
+  take(choice.engine, attempt.get(), ordinal.get(), one.at);
+  python::check(PyDict_SetItem(attempts, ordinal.get(), attempt.get()));
+  if (all.job.stream(one.job) == Py_False)
+    python::call(all.push.get(), all.attempts._presumed(attempts),
+                 python::tuple(number(one.now + ready), Ref(ordinal)).get());
+  const Ref slices = python::tuple(python::call(all.slice.get(), ident, all.zero.get(), all.one.get()));
+  python::check(PyList_Append(actions, python::call(all.dispatch.get(), ordinal.get(), all.engine.name(choice.engine),
+                                                    slices.get(), choice.reason.get(), all.zero.get(), Py_False)
+                                           .get()));
+  return true;
+}
+
+}  // namespace bindings
