@@ -137,6 +137,21 @@ inline std::pair<double, double> lengths(PyObject* seen, PyObject* job) {
   return both;
 }
 
+// `Placement.cached`.
+inline Ref cached_tokens(const Newcomer& one) {
+  const Shapes& all = shapes();
+  static const python::Kept match = python::word("match");
+  Ref cached = python::ask(all.placement._prefixes(one.placement), match, all.job.blocks(one.job));
+  const double bytes = real(all.job.prompt_bytes(one.job)), tokens = static_cast<double>(one.tokens);
+  const double per_block = bytes != 0.0 ? all.block * tokens / bytes : all.block / all.bytes_per_token;
+  PyObject *engine = nullptr, *blocks = nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(cached.get(), &at, &engine, &blocks);) {
+    const long long found = static_cast<long long>(real(blocks) * per_block);
+    python::check(PyDict_SetItem(cached.get(), engine, number(std::min(found, one.tokens - 1)).get()));
+  }
+  return cached;
+}
+
 inline double cached_at(const Newcomer& one, PyObject* engine) {
   if (one.cached.get() == Py_None) return 0.0;
   PyObject* tokens = found(one.cached.get(), shapes().engine.name(engine));
@@ -202,10 +217,7 @@ inline bool meet(Newcomer& one) {
   PyObject* goal = all.slo.ttft(one.slo);
   one.due = goal == Py_None ? std::numeric_limits<double>::infinity() : one.now + real(goal);
   one.due = std::max(one.due, one.now + all.stretch * one.quick);
-  if (PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0) {
-    static const python::Kept cached = python::word("cached");
-    one.cached = python::ask(one.placement, cached, one.job, number(one.tokens).get());
-  }
+  if (PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0) one.cached = cached_tokens(one);
   if (!forecast(one) || one.prospect.best.engine == nullptr) return false;
   const double left = one.due - one.now, seconds = one.prospect.best.seconds;
   return seconds <= left && !(one.prospect.closed && seconds > 2.0 * one.quick);

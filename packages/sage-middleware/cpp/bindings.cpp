@@ -1,4 +1,5 @@
 // The module `sage.middleware._native`: its functions check everything and call the cores in `sage/`.
+#include "bind_chats.hpp"
 #include "bind_direct_end.hpp"
 #include "bind_heads.hpp"
 #include "bind_prefix.hpp"
@@ -12,6 +13,7 @@ using namespace bindings;
 PyMethodDef functions[] = {
     {"top_k", python::method(top_k), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"isa", python::method(isa), METH_NOARGS, nullptr},
+    {"parse_chat", python::method(parse_chat), METH_FASTCALL, nullptr},
     {"read_chat", python::method(read_chat), METH_FASTCALL, nullptr},
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},

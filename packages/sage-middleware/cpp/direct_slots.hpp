@@ -375,6 +375,7 @@ struct Shapes {
   double known = constant("estimator", "KNOWN");
   double reserve = python::real(Ref::made(PyObject_GetAttrString(retries.type.get(), "RESERVE")).get());
   double hedge_reserve = constant("placement", "HEDGE_RESERVE");
+  double block = constant("prefix", "BLOCK"), bytes_per_token = constant("placement", "BYTES_PER_TOKEN");
   double lump = constant("histogram", "_LUMP");
   long long few = static_cast<long long>(constant("requests", "FEW"));
 

@@ -66,7 +66,7 @@ class Parsed:
 
 def make(*, stream: bool, close: bool = False) -> tuple[Reply, Recorder]:
     transport = Recorder()
-    reply = Reply(transport, Open(), envelope_of(Route.CHAT, "r"), common=b"x-request-id: r\r\n", close=close)
+    reply = Reply(transport, Open(), envelope_of(Route.CHAT, "r"), b"x-request-id: r\r\n", close)
     reply.configure(stream=stream)
     return reply, transport
 

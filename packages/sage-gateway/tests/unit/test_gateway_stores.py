@@ -67,9 +67,9 @@ async def test_the_meter_adds_once_what_it_counted() -> None:
     store = Broken()
     store.full = False
     meter = Meter(cast(UsageStore, store))
-    meter.count(ROW, 10.0, Usage(5, 7), False, False)
-    meter.count(ROW, 11.0, Usage(), False, True)
-    meter.count(ROW._replace(model=""), 9.0, Usage(), True, False)
+    meter.count(ROW, 10.0, Usage(5, 7))
+    meter.count(ROW, 11.0, Usage(), refused=True)
+    meter.count(ROW._replace(model=""), 9.0, Usage(), error=True)
     await meter.flush()
     await meter.flush()
     assert store.added == [
@@ -82,7 +82,7 @@ async def test_what_could_not_be_stored_is_kept_with_what_comes_meanwhile() -> N
     store = Broken()
     meter = Meter(cast(UsageStore, store))
     for turn in range(3):
-        meter.count(ROW, float(turn), Usage(1, 1), False, False)
+        meter.count(ROW, float(turn), Usage(1, 1))
         with pytest.raises(SageError):
             await meter.flush()
     store.full = False

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
+import msgspec
+
 from sage.common.clock import Clock
 from sage.common.errors import ForbiddenError, SageError, UnauthorizedError
 from sage.common.telemetry import HEADER_CLASS, KEY_REFUSED, KEY_RUNNING, RequestClass
@@ -88,32 +90,20 @@ class _Account:
         return mean if most is None else max(job.prompt_tokens, min(mean, most))
 
 
-class Visit:
+class Visit(msgspec.Struct, eq=False):
     """One request, from its arrival to its end: `open`, `admit`, `use`, `close`.
 
     It belongs to the task that serves it: that is what ends when the key is revoked.
     """
 
-    __slots__ = (
-        "_failed",
-        "_hold",
-        "_route",
-        "_task",
-        "_usage",
-        "account",
-        "job",
-        "why",
-    )
-
-    def __init__(self, account: _Account, route: Route, task: asyncio.Task[None] | None) -> None:
-        self._route = route
-        self._task = task
-        self._hold: Hold | None = None
-        self._usage: Usage | None = None
-        self._failed: SageError | Literal["failed"] | None = None
-        self.account = account
-        self.job: Job | None = None
-        self.why: SageError | None = None  # why it was ended by us
+    account: _Account
+    _route: Route
+    _task: asyncio.Task[None] | None
+    job: Job | None = None
+    why: SageError | None = None  # why it was ended by us
+    _hold: Hold | None = None
+    _usage: Usage | None = None
+    _failed: SageError | Literal["failed"] | None = None
 
     def admit(self, job: Job) -> None:
         """Charge it. Raises LimitError, and charges nothing."""
@@ -258,14 +248,15 @@ class Accounts:
             self._midnight = (self._day + 1) * float(DAY_S)
         request_class = _USUAL[route] if job is None or route in ASIDES else job.request_class
         if failed is None and job is not None:
-            self._meter.count((key, job.model, request_class, self._day), at, usage, False, False)
+            self._meter.count((key, job.model, request_class, self._day), at, usage)
             return
         # Only names of models that there are: a caller must not fill the store with names of its own.
         model = job.model if job is not None and self._known(job.model) else ""
         refused = isinstance(failed, LimitError | ForbiddenError) or (
             isinstance(failed, SageError) and failed.status in (429, 503)
         )
-        self._meter.count((key, model, request_class, self._day), at, usage, not refused, refused)
+        row = (key, model, request_class, self._day)
+        self._meter.count(row, at, usage, error=not refused, refused=refused)
 
 
 def _revoked() -> SageError:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Final, Protocol
 
+import msgspec
+
 from sage.common.errors import SageError
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.dialects.envelopes import Envelope
@@ -88,73 +90,38 @@ def reason_of(error: SageError) -> str:
     return error.code if error.bound is None else f"{error.code}: {error.bound.value}"
 
 
-class Reply:
+class Reply(msgspec.Struct, eq=False):
     """The `Sink` of one request, and the writer of its errors.
 
     A stream's head leaves with its first bytes, in one write; a whole body leaves with its length at the end.
     So a fault before the first byte can still become a proper error; `started` says whether that is over, and
-    `closes` whether the connection ends with this answer.
+    `closes` whether the connection ends with this answer. `common`: header lines of every answer. `trace`:
+    the `traceparent` that goes out with it and on to engines. `bare`: it is the answer to a HEAD, and has no
+    body: what follows would be taken for another answer.
     """
 
-    __slots__ = (
-        "_always",
-        "_bare",
-        "_common",
-        "_envelope",
-        "_extra",
-        "_flow",
-        "_head",
-        "_http10",
-        "_kind",
-        "_last",
-        "_parts",
-        "_stream",
-        "_transport",
-        "chunks",
-        "closes",
-        "done",
-        "paused",
-        "reason",
-        "record",
-        "started",
-        "status",
-        "trace",
-    )
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        flow: Flow,
-        envelope: Envelope,
-        *,
-        common: bytes,
-        close: bool,
-        http10: bool = False,
-        trace: bytes = b"",
-        bare: bool = False,
-    ) -> None:
-        self._transport = transport
-        self._flow = flow
-        self._envelope = envelope
-        self._common = common + envelope.head
-        self.closes = close or http10
-        self._http10 = http10
-        self._bare = bare  # the answer to a HEAD has no body: what follows would be taken for another answer
-        self._stream = False
-        self._extra: ExtraHeaders | None = None
-        self._always: ExtraHeaders | None = None
-        self._head = b""
-        self._parts: list[bytes] = []
-        self._last = b""
-        self._kind = ""  # its content type
-        self.chunks = 0  # of a stream, passed on
-        self.paused = False  # the client was slower than the engine
-        self.record: Record | None = None  # what was decided about it, once it has ended
-        self.reason = ""  # why it failed
-        self.status = 0  # that was sent
-        self.trace = trace  # the `traceparent` that goes out with it and on to engines
-        self.started = False
-        self.done = False
+    _transport: asyncio.Transport
+    _flow: Flow
+    _envelope: Envelope
+    _common: bytes
+    closes: bool = False
+    _http10: bool = False
+    trace: bytes = b""
+    _bare: bool = False
+    _stream: bool = False
+    _extra: ExtraHeaders | None = None
+    _always: ExtraHeaders | None = None
+    _head: bytes = b""
+    _parts: list[bytes] = []
+    _last: bytes = b""
+    _kind: str = ""  # its content type
+    chunks: int = 0  # of a stream, passed on
+    paused: bool = False  # the client was slower than the engine
+    record: Record | None = None  # what was decided about it, once it has ended
+    reason: str = ""  # why it failed
+    status: int = 0  # that was sent
+    started: bool = False
+    done: bool = False
 
     def configure(self, *, stream: bool) -> None:
         """Say what kind of answer this will be, before `head`."""

@@ -86,16 +86,10 @@ class Pending(msgspec.Struct):
 
 def reply_to(item: Pending, transport: asyncio.Transport, flow: Flow, common: bytes) -> Reply:
     """The writer of its answer; `common`: the header lines of every answer."""
-    return Reply(
-        transport,
-        flow,
-        item.envelope,
-        common=common,
-        close=item.close,
-        http10=item.version == "1.0",
-        trace=trace_of(item.headers) if b"traceparent" in item.headers else b"",
-        bare=item.method == b"HEAD",
-    )
+    envelope, headers, http10 = item.envelope, item.headers, item.version == "1.0"
+    trace = trace_of(headers) if b"traceparent" in headers else b""
+    head = common + envelope.head
+    return Reply(transport, flow, envelope, head, item.close or http10, http10, trace, item.method == b"HEAD")
 
 
 def too_much(line: Collection[Pending]) -> bool:

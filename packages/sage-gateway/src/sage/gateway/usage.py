@@ -155,7 +155,7 @@ class Meter:
         self._flushing = asyncio.Lock()
         self.last_used: dict[str, float] = {}
 
-    def count(self, row: Row, at: float, usage: Usage, error: bool, refused: bool) -> None:
+    def count(self, row: Row, at: float, usage: Usage, *, error: bool = False, refused: bool = False) -> None:
         """One request has ended, at `at` Unix seconds. `row` is what a `UsageKey` holds."""
         tally = self._pending.get(row)  # type: ignore[call-overload]  # a plain tuple is quicker, and equal
         if tally is None:

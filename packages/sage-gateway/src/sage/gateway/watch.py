@@ -89,8 +89,12 @@ class Logged:
             status = SageError.status
             raise
         finally:
-            told = self._log.every or status not in (200, GONE) or reply.reason
-            if told or outcome_of(reply, status) == "failed":
+            if (
+                (status != 200 and status != GONE)
+                or self._log.every
+                or reply.reason
+                or outcome_of(reply, status) == "failed"
+            ):
                 self._tell(request, reply, status, self._now() - began)
 
     def _tell(self, request: Any, reply: Answer, status: int, took: float) -> None:

@@ -5,6 +5,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from sage.middleware.control_plane.classify import Parsed
+
 def top_k(
     vectors: npt.NDArray[np.float32],
     queries: npt.NDArray[np.float32],
@@ -18,6 +20,9 @@ def read_chat(
     body: bytes, blocks: bool, /
 ) -> tuple[str, bool, bool, int | None, int, tuple[int, ...]] | None:
     """Of a plain chat: model, stream, include_usage, max_tokens, needs (bits), hashes of its text."""
+
+def parse_chat(body: bytes, ident: str, tenant: str, blocks: bool, /) -> Parsed | None:
+    """A plain chat without wishes in its headers; see `control_plane.classify`."""
 
 def read_embedding(body: bytes, /) -> tuple[str, int, int, str, int | None, bool] | None:
     """Of a plain embedding: model, texts, their bytes, encoding_format or "", dimensions, more fields."""

@@ -48,6 +48,11 @@ class Attempts(dict[int, Attempt]):
             if attempt is not None:
                 yield attempt
 
+    def due_before(self, at: float) -> bool:
+        """Whether one of these times may be before `at`: quicker to say than when it is."""
+        presumed, late = self._presumed, self._late
+        return bool(presumed and presumed[0][0] < at) or bool(late and late[0][0] < at)
+
     def next_due(self) -> float | None:
         """When one of these times is next."""
         if not self._presumed and not self._late:

@@ -141,6 +141,10 @@ class Core(Requests):
                     wake = at
         return wake
 
+    def wakes_before(self, at: float) -> bool:
+        """Whether a `Tick` may be due before `at`: quicker to say than `next_wake`, and never wrongly no."""
+        return self._next_look < at or self._lanes.waiting > 0 or self._attempts.due_before(at)
+
     @property
     def waiting(self) -> int:
         """Requests in queues."""

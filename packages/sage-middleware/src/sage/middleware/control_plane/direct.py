@@ -16,7 +16,7 @@ __all__ = ["direct_steps"]
 
 
 def direct_steps() -> Callable[[Any, Any, list[Any]], bool] | None:
-    """Takes (core, event, actions) and says whether that was all; None where native operators are not used."""
+    """Takes (core, event, actions) and says whether that was all; None without native operators."""
     if not uses_native():
         return None
     from sage.middleware import _native

@@ -274,9 +274,10 @@ class ControlPlane:
                 ticket.wake()
             else:
                 self._change_engines(action)
-        due = self._core.next_wake()
-        if due is not None and due < self._timer_due:
-            self._set_timer(due)
+        if self._core.wakes_before(self._timer_due):
+            due = self._core.next_wake()
+            if due is not None and due < self._timer_due:
+                self._set_timer(due)
 
     def _dispatch(self, action: Dispatch) -> None:
         engine = self._engines[action.engine]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sage.middleware.control_plane.facts import Facts, ParseLimits, batch_key, estimate
 from sage.middleware.engines.port import CHAT, EMBEDDINGS, Capability, Route
 from sage.middleware.native import uses_native
 
-__all__ = ["read_plain"]
+if TYPE_CHECKING:
+    from sage.middleware.control_plane.classify import Parsed
+
+__all__ = ["parse_chat", "read_plain"]
 
 # By what each bit of `needs` stands for in cpp/sage/requests.hpp.
 _BITS: Final = (
@@ -24,7 +27,7 @@ _BITS: Final = (
     Capability.TOOLS,
     Capability.TOOL_CHOICE,
 )
-_CHAT_NEEDS: Final = [
+CHAT_NEEDS: Final = [
     frozenset((Capability.CHAT, *(need for bit, need in enumerate(_BITS) if needs >> bit & 1)))
     for needs in range(1 << len(_BITS))
 ]
@@ -35,6 +38,7 @@ class _Readers(NamedTuple):
     """See `_native`."""
 
     chat: Callable[[bytes, bool], tuple[str, bool, bool, int | None, int, tuple[int, ...]] | None]
+    whole_chat: Callable[[bytes, str, str, bool], Parsed | None]
     embedding: Callable[[bytes], tuple[str, int, int, str, int | None, bool] | None]
 
 
@@ -44,7 +48,13 @@ def _readers() -> _Readers | None:
         return None
     from sage.middleware import _native
 
-    return _Readers(_native.read_chat, _native.read_embedding)
+    return _Readers(_native.read_chat, _native.parse_chat, _native.read_embedding)
+
+
+def parse_chat(body: bytes, ident: str, tenant: str, *, blocks: bool) -> Parsed | None:
+    """All that a plain chat asks for whose headers wish for nothing; None as of `read_plain`."""
+    readers = _readers()
+    return None if readers is None else readers.whole_chat(body, ident, tenant, blocks)
 
 
 def read_plain(route: Route, body: bytes, limits: ParseLimits, *, blocks: bool) -> Facts | None:
@@ -63,7 +73,7 @@ def read_plain(route: Route, body: bytes, limits: ParseLimits, *, blocks: bool) 
         size = len(body)
         tokens = estimate(size)
         return Facts(
-            model, body, _CHAT_NEEDS[needs], tokens, size, max_tokens, 0, "", stream, include_usage, hashes
+            model, body, CHAT_NEEDS[needs], tokens, size, max_tokens, 0, "", stream, include_usage, hashes
         )
     return _embedding(readers, body, limits) if route is EMBEDDINGS else None
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from sage.common.errors import SageError
 from sage.middleware.engines.dialects.envelopes import envelope_of
 from sage.middleware.engines.media import is_events
@@ -155,23 +157,22 @@ class Relay:
             self._pass_on = _NOWHERE.data
 
 
-class Collector:
+class Collector(msgspec.Struct, eq=False):
     """Keeps a whole answer. Fits `Sink`. `fresh` as in `Relay`."""
 
-    __slots__ = ("_chunks", "ended", "fresh")
-
-    def __init__(self) -> None:
-        self._chunks: list[bytes] = []
-        self.ended = False
-        self.fresh = False
+    _chunks: list[bytes] = []
+    content_type: str = "application/json"
+    ended: bool = False
+    fresh: bool = False
 
     @property
     def body(self) -> bytes:
         """What has come."""
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
-    def head(self, status: int, content_type: str) -> None:
-        """Nothing to keep: an answer that is passed on has status 200."""
+    def head(self, _status: int, content_type: str) -> None:
+        """Keep what it is; an answer that is passed on has status 200."""
+        self.content_type = content_type
 
     def data(self, chunk: bytes) -> None:
         """Keep it."""

@@ -52,6 +52,14 @@ class Ticket(msgspec.Struct, eq=False):
         units = job.texts or 1
         return cls(job, call, sink, task, units, units)
 
+    def deliver(self, answer: Collector) -> None:
+        """Write a whole answer, unless another attempt has answered or nothing more is wanted."""
+        if not self.over:
+            sink, self.outcome = self.sink, "done"
+            sink.head(200, answer.content_type)
+            sink.data(answer.body)
+            sink.end()
+
     @property
     def over(self) -> bool:
         """Nothing more is wanted of it: it has its answer or its error, or its client has gone."""

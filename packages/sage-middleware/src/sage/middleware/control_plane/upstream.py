@@ -105,9 +105,15 @@ class Upstreams:
             if route is not CHAT and route not in GENERATES and route not in MEDIA:
                 await self._embed(up)
                 return
-            call = ticket.call if not up.threads else structs.replace(ticket.call, threads=up.threads)
-            relay = up.sink = Relay(ticket, up.number, self._first_byte, stream=call.stream)
-            self._generated(up, relay, await up.engine.send(call, relay))
+            call = ticket.call
+            if up.threads:
+                call = structs.replace(call, threads=up.threads)
+            if call.stream or route in MEDIA:
+                sink: Relay | Collector = Relay(ticket, up.number, self._first_byte, stream=call.stream)
+            else:  # nothing goes out before all of it is there
+                sink = Collector()
+            up.sink = sink
+            self._generated(up, sink, await up.engine.send(call, sink))
         except asyncio.CancelledError:
             self._forget(up)
             task = asyncio.current_task()
@@ -119,12 +125,14 @@ class Upstreams:
 
     # ---- generation ----------------------------------------------------------------------------------
 
-    def _generated(self, up: Upstream, relay: Relay, usage: Usage) -> None:
-        if not relay.ended:
+    def _generated(self, up: Upstream, sink: Relay | Collector, usage: Usage) -> None:
+        if not sink.ended:
             raise _unended(up.engine)
         ticket = up.parts[0].ticket
         self._forget(up)
-        if relay.committed:
+        if isinstance(sink, Collector):
+            ticket.deliver(sink)
+        elif sink.committed:
             ticket.outcome = "done"
         self._handle(Finished(self._clock.now(), up.number, usage))
         if ticket.waiter is not None:

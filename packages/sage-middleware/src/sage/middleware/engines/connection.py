@@ -87,7 +87,8 @@ class Connection(asyncio.Protocol):
         self._used = False
         self._between_s = pool.limits.between_chunks_s
         self.idle_since = 0.0
-        self.retry_after = ""  # the header of the last answer
+        self.retry_after: str  # the header of the last answer
+        self._clear()
 
     # ---- one request ----
 
@@ -126,15 +127,21 @@ class Connection(asyncio.Protocol):
     def _begin(self, receiver: Receiver) -> None:
         limits, now = self._pool.limits, monotonic()
         self._receiver = receiver
-        self._started = self._complete = self._keep_alive = self._framed = False
+        self._started = self._complete = self._keep_alive = False
         self._untouched = True  # the parser is between two answers
         self._wake = None
-        self._content_type = self.retry_after = ""
-        self._head_bytes = self._body_bytes = 0
-        self._most: float = limits.body_bytes
+        if self._parsed:
+            self._clear()
         self._deadline = now + limits.first_byte_s
         self._end = now + limits.total_s
         self._pool.watch()
+
+    def _clear(self) -> None:
+        """Forget what was parsed of the answer before."""
+        self._parsed = self._framed = False
+        self._content_type = self.retry_after = ""
+        self._head_bytes = self._body_bytes = 0
+        self._most: float = self._pool.limits.body_bytes
 
     def _next(self) -> asyncio.Future[bool] | None:
         """What to wait for: true when the reader has to catch up first; None once the answer is complete."""
@@ -198,6 +205,7 @@ class Connection(asyncio.Protocol):
             return
         if first and self._again(data, receiver):
             return
+        self._parsed = True
         if not self._started:
             self._head_bytes += len(data)
         try:

@@ -17,6 +17,7 @@ from sage.middleware.engines.heads import Head
 __all__ = ["JSON", "HttpLimits", "HttpPool", "Receiver"]
 
 JSON: Final = "application/json"
+_JSON_LINE: Final = b"content-type: application/json\r\n"
 
 LOOK_S: Final = 1.0  # at most so much late is a deadline noticed
 _LIMITS: Final = HttpLimits()
@@ -114,7 +115,7 @@ class HttpPool:
         oldest = monotonic() - self._keep_idle_s
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since >= oldest:
+            if connection.idle_since >= oldest and connection.usable:
                 return connection
             connection.abort()
         return None
@@ -148,17 +149,20 @@ class HttpPool:
     def _message(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None, content_type: str
     ) -> bytes:
-        head = self._heads.get((method, path))
-        if head is None:
-            lines = (
-                f"{method} {self._prefix}{path} HTTP/1.1",
-                f"host: {self._netloc}",
-                "accept-encoding: identity\r\n",
-            )
-            head = self._heads[method, path] = "\r\n".join(lines).encode("latin-1")
+        head = self._heads.get((method, path)) or self._head(method, path)
         if headers:
             head += "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")
         if not body:
             return head + b"\r\n"
-        form = b"%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
-        return form % (head, content_type.encode("latin-1"), len(body), body)
+        kind = _JSON_LINE if content_type is JSON else f"content-type: {content_type}\r\n".encode("latin-1")
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, kind, len(body), body)
+
+    def _head(self, method: str, path: str) -> bytes:
+        """What all requests of that kind begin with."""
+        lines = (
+            f"{method} {self._prefix}{path} HTTP/1.1",
+            f"host: {self._netloc}",
+            "accept-encoding: identity\r\n",
+        )
+        head = self._heads[method, path] = "\r\n".join(lines).encode("latin-1")
+        return head
