@@ -5,6 +5,7 @@
 #include "bind_prefix.hpp"
 #include "bind_requests.hpp"
 #include "bind_topk.hpp"
+#include "bind_usage.hpp"
 
 namespace {
 
@@ -16,6 +17,7 @@ PyMethodDef functions[] = {
     {"parse_chat", python::method(parse_chat), METH_FASTCALL, nullptr},
     {"read_chat", python::method(read_chat), METH_FASTCALL, nullptr},
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
+    {"read_usage", python::method(read_usage), METH_O, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},
     {"direct", python::method(direct), METH_FASTCALL, nullptr},
     {"body_after", python::method(body_after), METH_FASTCALL, nullptr},

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sage.common.errors import BadRequestError, SageError
-from sage.gateway.edge import Admission, trace_of
+from sage.gateway.edge import Admission
 from sage.gateway.requests import Pending
 from sage.gateway.watch import AccessLog
 
@@ -116,8 +116,8 @@ def new_cycle(
         "state": {"principal": admission.principal, "request_id": item.id},
     }
     own = [(b"x-request-id", item.id.encode()), *standing]
-    if trace := trace_of(item.headers):
-        own.append((b"traceparent", trace))
+    if item.trace:
+        own.append((b"traceparent", item.trace))
     cycle = Cycle(
         scope=scope,
         transport=protocol.transport,

@@ -14,7 +14,7 @@ class SeenHead(msgspec.Struct, frozen=True):
     """The head of a request that was let in.
 
     `own_id`: the client named the request, by the same id each time. `version`: that of the keys; with
-    another one it has to be judged anew.
+    another one it has to be judged anew. `trace`: its `traceparent`.
     """
 
     head: Head
@@ -22,3 +22,4 @@ class SeenHead(msgspec.Struct, frozen=True):
     admission: Admission
     own_id: str
     version: int
+    trace: bytes

@@ -33,6 +33,7 @@ from sage.gateway.edge import (
     request_id_of,
     too_large,
     too_slow,
+    trace_of,
 )
 from sage.gateway.heads import SeenHead
 from sage.gateway.hot import HotTask
@@ -131,16 +132,18 @@ class Gate(HttpToolsProtocol):
             own_id = item.id if b"x-request-id" in item.headers else ""
             head, version = Head.of(data, item.size), self._settings.edge.version
             if head is not None:
-                self._seen = SeenHead(head, item.headers, admission, own_id, version)
+                self._seen = SeenHead(head, item.headers, admission, own_id, version, item.trace)
 
     def _again(self, seen: SeenHead, data: bytes) -> bool:
         """Serve `data` if it is a whole request with the head of the last one; the parser is not needed."""
         body = seen.head.body(data, seen.admission.max_body)
         if body is None or seen.version != self._settings.edge.version:
             return False
-        ident = seen.own_id or new_id("req")
-        self._item = item = Pending(ident, headers=seen.headers, admission=seen.admission)
-        self._start_hot(item, seen.admission, body)
+        admission = seen.admission
+        self._item = item = Pending(
+            seen.own_id or new_id("req"), headers=seen.headers, admission=admission, trace=seen.trace
+        )
+        self._start_hot(item, admission, body)
         return True
 
     def _count_body(self, received: int) -> None:
@@ -195,6 +198,7 @@ class Gate(HttpToolsProtocol):
         item.id = request_id_of(item.raw_headers)
         try:
             item.headers = fold_headers(item.raw_headers)
+            item.trace = trace_of(item.headers)
             item.admission = self._admit(item)
         except SageError as error:
             self._turn_away(error)

@@ -11,10 +11,10 @@ import msgspec
 
 from sage.common.errors import SageError
 from sage.gateway.connections import Connections
-from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits, trace_of
+from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Answer, Flow, Reply
 from sage.gateway.watch import Watch
-from sage.middleware.engines.dialects.envelopes import Envelope, envelope_at, envelope_of
+from sage.middleware.engines.dialects.envelopes import envelope_at, envelope_of
 
 __all__ = ["Handler", "HotRequest", "Pending", "Settings", "reply_to", "too_much"]
 
@@ -50,7 +50,7 @@ class Settings:
 
 
 class Pending(msgspec.Struct):
-    """One request in line; `refusal` is the answer of one that goes no further."""
+    """One request in line; `refusal` is the answer of one that goes no further. `trace`: see `trace_of`."""
 
     id: str = ""
     method: bytes = b""
@@ -60,16 +60,10 @@ class Pending(msgspec.Struct):
     raw_headers: list[tuple[bytes, bytes]] = []
     headers: dict[bytes, bytes] = {}
     admission: Admission | None = None
+    trace: bytes = b""
     parts: list[bytes] = []
     size: int = 0
     refusal: SageError | None = None
-
-    @property
-    def envelope(self) -> Envelope:
-        """How its answer tells of an error: by its route, or where it would be."""
-        if self.admission is not None and self.admission.route is not None:
-            return envelope_of(self.admission.route, self.id)
-        return envelope_at(self.target, self.id)
 
     def refused(self, error: SageError) -> Pending:
         """What stands in line for it, to be answered with `error` as the last."""
@@ -85,11 +79,16 @@ class Pending(msgspec.Struct):
 
 
 def reply_to(item: Pending, transport: asyncio.Transport, flow: Flow, common: bytes) -> Reply:
-    """The writer of its answer; `common`: the header lines of every answer."""
-    envelope, headers, http10 = item.envelope, item.headers, item.version == "1.0"
-    trace = trace_of(headers) if b"traceparent" in headers else b""
-    head = common + envelope.head
-    return Reply(transport, flow, envelope, head, item.close or http10, http10, trace, item.method == b"HEAD")
+    """The writer of its answer; `common`: the header lines of every answer.
+
+    It tells of an error as its route does, or what is where it would be.
+    """
+    route = None if item.admission is None else item.admission.route
+    envelope = envelope_at(item.target, item.id) if route is None else envelope_of(route, item.id)
+    head, http10 = common + envelope.head, item.version == "1.0"
+    return Reply(
+        transport, flow, envelope, head, item.close or http10, http10, item.trace, item.method == b"HEAD"
+    )
 
 
 def too_much(line: Collection[Pending]) -> bool:

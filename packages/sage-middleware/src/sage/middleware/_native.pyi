@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sage.middleware.control_plane.classify import Parsed
+from sage.middleware.engines.port import Usage
 
 def top_k(
     vectors: npt.NDArray[np.float32],
@@ -26,6 +27,9 @@ def parse_chat(body: bytes, ident: str, tenant: str, blocks: bool, /) -> Parsed 
 
 def read_embedding(body: bytes, /) -> tuple[str, int, int, str, int | None, bool] | None:
     """Of a plain embedding: model, texts, their bytes, encoding_format or "", dimensions, more fields."""
+
+def read_usage(body: bytes, /) -> Usage | None:
+    """The usage of a plain answer that counts by OpenAI's names; None for what is to be looked at closely."""
 
 def prompt_blocks(text: bytes, /) -> tuple[int, ...]: ...
 def direct(core: object, event: object, actions: list[object], /) -> bool:

@@ -281,8 +281,12 @@ class ControlPlane:
 
     def _dispatch(self, action: Dispatch) -> None:
         engine = self._engines[action.engine]
-        tickets = self._tickets
-        parts = [Part(tickets[one.id], one.start, one.stop) for one in action.slices]
+        tickets, slices = self._tickets, action.slices
+        if len(slices) == 1:  # as a rule
+            one = slices[0]
+            parts = [Part(tickets[one.id], one.start, one.stop)]
+        else:
+            parts = [Part(tickets[one.id], one.start, one.stop) for one in slices]
         self._upstreams.dispatch(action, engine, parts)
         if self._pulse is None:
             self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)

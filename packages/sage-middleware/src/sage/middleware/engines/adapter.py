@@ -176,7 +176,8 @@ class _Whole(Answer):
     __slots__ = ("_sink",)
 
     def __init__(self, sink: Sink) -> None:
-        super().__init__()
+        self.status = self._size = 0
+        self._parts = []
         self._sink = sink
 
     def finish(self) -> Usage:
