@@ -2,6 +2,7 @@
 #include "bind_chats.hpp"
 #include "bind_direct_end.hpp"
 #include "bind_heads.hpp"
+#include "bind_histogram.hpp"
 #include "bind_prefix.hpp"
 #include "bind_requests.hpp"
 #include "bind_topk.hpp"
@@ -17,6 +18,7 @@ PyMethodDef functions[] = {
     {"parse_chat", python::method(parse_chat), METH_FASTCALL, nullptr},
     {"read_chat", python::method(read_chat), METH_FASTCALL, nullptr},
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
+    {"count_values", python::method(count_values), METH_FASTCALL, nullptr},
     {"read_usage", python::method(read_usage), METH_O, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},
     {"direct", python::method(direct), METH_FASTCALL, nullptr},

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import EngineError
+from sage.middleware import _native
 from sage.middleware.engines.adapter import PassThrough
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.faults import UpstreamError
 from sage.middleware.engines.port import Usage
-from sage.middleware.engines.sse import MAX_EVENT_BYTES, Splitter, data_of, usage_of
+from sage.middleware.engines.sse import _USAGE, MAX_EVENT_BYTES, Splitter, data_of, usage_of
 from sage.middleware.engines.transformers import TransformersStream
 
 STREAM = (
@@ -259,3 +263,62 @@ class TestTransformersStream:
         translator = TransformersStream(FOLDER, "tiny", include_usage=False)
         with pytest.raises(EngineError, match="finish chunk cannot be read"):
             translator.feed(b'data: {"usage":{"prompt_tokens":1}}\n\n')
+
+
+# ---- the native reader of usage ----------------------------------------------------------------------------
+
+COUNTS = st.integers(-3, 3000) | st.sampled_from([None, 1.0, "1", 10**18, 10**30, True])
+NAMES = [
+    "prompt_tokens",
+    "completion_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "x",
+]
+USAGES = st.none() | st.just([]) | st.dictionaries(st.sampled_from(NAMES), COUNTS)
+ANSWERS = st.dictionaries(st.sampled_from(["id", "choices", "usage", "usages"]), USAGES | st.text(max_size=4))
+
+
+def closely(body: bytes) -> Usage | None:
+    """As Python reads it."""
+    try:
+        found = _USAGE.decode(body).usage
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return None if found is None else found.usage
+
+
+def agree(body: bytes) -> bool:
+    """Whether it was read natively, and then as Python would."""
+    found = _native.read_usage(body)
+    assert found is None or found == closely(body)
+    return found is not None
+
+
+@given(ANSWERS, st.booleans())
+def test_the_usage_of_any_answer_is_read_alike(answer: dict[str, Any], escaped: bool) -> None:
+    agree(json.dumps(answer, ensure_ascii=escaped).encode())
+
+
+def test_every_flipped_byte_of_an_answer_is_read_alike() -> None:
+    body = b'{"c":[{"m":"\\u00e9"}],"usage":{"prompt_tokens":12,"completion_tokens":3}}'
+    assert agree(body)
+    read = sum(
+        agree(body[:at] + bytes((byte,)) + body[at + 1 :]) for at in range(len(body)) for byte in range(256)
+    )
+    assert read > 500
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        b'{"prompt_tokens":3,"completion_tokens":2}',
+        b'{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":null}',
+        b'{"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":1},"prompt_tokens":3}',
+    ],
+)
+def test_usual_answers_are_read_natively(usage: bytes) -> None:
+    body = b'{"id":"x","object":"chat.completion","created":1,"choices":[],"usage":' + usage + b"}"
+    assert agree(body)
+    assert usage_of(body) == Usage(3, 2)

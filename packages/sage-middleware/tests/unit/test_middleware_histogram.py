@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sage.middleware.control_plane.histogram import FIRST, LAST, LogHistogram
+from sage.middleware import _native
+from sage.middleware.control_plane.histogram import FIRST, LAST, LogHistogram, count_values
 
 VALUES = st.lists(st.floats(2.0**FIRST * 1.2, 2.0**LAST), min_size=1, max_size=200)
 
@@ -55,3 +56,12 @@ def test_what_lies_outside_is_counted_at_the_ends() -> None:
     assert list(histogram.up_to(FIRST, LAST))[-1] == (2.0**LAST, 2)
     assert histogram.count == 3
     assert histogram.quantile(1.0) == pytest.approx(2.0**LAST, rel=0.1)
+
+
+@given(st.lists(st.floats() | st.sampled_from([0.25, 1.0, 2.0]), max_size=90))
+def test_native_and_python_sort_alike(values: list[float]) -> None:
+    bounds = (0.25, 0.5, 1.0, 2.0)
+    ours, theirs = [3, 0, 1, 0, 2], [3, 0, 1, 0, 2]
+    count_values(ours, values, bounds)
+    _native.count_values(theirs, values, bounds)
+    assert ours == theirs

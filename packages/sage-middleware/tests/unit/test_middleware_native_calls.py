@@ -11,8 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from sage.middleware import _native
+from sage.middleware.control_plane.core import Core
+from sage.middleware.control_plane.options import CoreOptions
+from sage.middleware.control_plane.policy import load_policy
+from sage.middleware.control_plane.types import Arrived, Dispatch, EngineUp, Finished
+from sage.middleware.engines.port import Usage
+from sage.middleware.testing.policies import chat_job, chat_spec
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 3000}]}).encode()
 EMBEDDING = json.dumps({"model": "m", "input": ["a", "b"]}).encode()
@@ -35,6 +42,17 @@ def come_and_go() -> None:
     assert len(made) == 0
 
 
+CORE = Core(load_policy("hybrid"), CoreOptions(history=1, details_per_s=0.0))
+CORE.handle(EngineUp(0.0, chat_spec("e")))
+
+
+def come_to_an_end() -> None:
+    """A request and its end, natively; the times are the same, so that nothing is learned twice."""
+    [sent] = CORE.handle(Arrived(1.0, structs.replace(chat_job("r"), blocks=BLOCKS, stream=True)))
+    assert isinstance(sent, Dispatch)
+    CORE.handle(Finished(1.0, sent.attempt, Usage(3000, 2000)))
+
+
 def top_k(*arguments: Any, **named: Any) -> object:
     return _native.top_k(*arguments, **named)
 
@@ -45,6 +63,15 @@ REFUSED: dict[str, Refused] = {
     "body": (lambda: ANY.read_chat("text", True), TypeError, "body has to be bytes; found str"),
     "blocks wanted": (lambda: ANY.read_chat(CHAT, 1), TypeError, "blocks has to be a bool; found int"),
     "too few": (lambda: ANY.read_chat(CHAT), TypeError, "read_chat takes 2 arguments; found 1"),
+    "ident": (lambda: ANY.parse_chat(CHAT, b"r", "t", True), TypeError, "ident has to be a str; found bytes"),
+    "tenant": (lambda: ANY.parse_chat(CHAT, "r", 1, True), TypeError, "tenant has to be a str; found int"),
+    "hashes": (lambda: ANY.parse_chat(CHAT, "r", "t", 0), TypeError, "blocks has to be a bool; found int"),
+    "counts": (lambda: ANY.count_values((), [], ()), TypeError, "counts has to be a list; found tuple"),
+    "values": (lambda: ANY.count_values([], (), ()), TypeError, "values has to be a list; found tuple"),
+    "bounds": (lambda: ANY.count_values([], [], []), TypeError, "bounds has to be a tuple; found list"),
+    "too few counts": (lambda: ANY.count_values([0], [], (1.0,)), ValueError, "one count more"),
+    "no number": (lambda: ANY.count_values([0], ["x"], ()), TypeError, "real number"),
+    "answer": (lambda: ANY.read_usage("{}"), TypeError, "body has to be bytes; found str"),
     "embedding": (lambda: ANY.read_embedding(None), TypeError, "body has to be bytes; found NoneType"),
     "text": (lambda: ANY.prompt_blocks(bytearray(b"x")), TypeError, "text has to be bytes; found bytearray"),
     "data": (lambda: ANY.body_after("x", b"", b"", 1), TypeError, "data has to be bytes; found str"),
@@ -68,6 +95,12 @@ REFUSED: dict[str, Refused] = {
 ANSWERED: dict[str, Callable[[], object]] = {
     "chat": lambda: _native.read_chat(CHAT, True),
     "not plain": lambda: _native.read_chat(b"{", True),
+    "whole chat": lambda: _native.parse_chat(CHAT, "r", "t", True),
+    "no whole chat": lambda: _native.parse_chat(b"{", "r", "t", True),
+    "counts": lambda: _native.count_values([0, 5000], [1.5, 0.5], (1.0,)),
+    "usage": lambda: _native.read_usage(b'{"usage":{"prompt_tokens":3000,"completion_tokens":2000}}'),
+    "no usage": lambda: _native.read_usage(b'{"usage":null}'),
+    "plain generations": come_to_an_end,
     "embedding": lambda: _native.read_embedding(EMBEDDING),
     "blocks": lambda: _native.prompt_blocks(CHAT),
     "head": lambda: _native.body_after(b"a: 300, " + CHAT[:300], b"a: ", b", ", 300),

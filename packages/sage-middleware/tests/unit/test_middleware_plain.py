@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 
 from sage.common.errors import BadRequestError
 from sage.middleware.control_plane.bodies import read_body
-from sage.middleware.control_plane.classify import ParseLimits
+from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.facts import Facts
 from sage.middleware.control_plane.json_guard import MAX_CONTAINERS, MAX_DEPTH, MAX_KEYS, MAX_STRINGS
-from sage.middleware.control_plane.plain import read_plain
+from sage.middleware.control_plane.plain import parse_chat, read_plain
 from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Capability, Route
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
@@ -43,7 +43,19 @@ def agree(route: Route, body: bytes) -> bool:
     found = plain(route, body)
     assert found is None or found == closely(route, body)
     assert (found is None) == (plain(route, body, blocks=False) is None) or found is None
+    if route is CHAT:
+        taken_in_alike(body, plain=found is not None)
     return found is not None
+
+
+def taken_in_alike(body: bytes, *, plain: bool) -> None:
+    """All of a chat in one step, and step by step, as where there are headers to look at."""
+    whole = parse_chat(body, "r", "t", blocks=True)
+    assert (whole is not None) == plain
+    if whole is not None:
+        headers = {"other": "header"}
+        assert whole == parse(CHAT, body, limits=LIMITS, tenant="t", headers=headers, ident="r", blocks=True)
+        assert whole == parse(CHAT, body, limits=LIMITS, tenant="t", headers={}, ident="r", blocks=True)
 
 
 # ---- bodies that may be anything ---------------------------------------------------------------------------

@@ -148,10 +148,12 @@ class Visit(msgspec.Struct, eq=False):
         if self._hold is not None and account.limiter is not None:
             spent = usage.prompt_tokens + usage.completion_tokens
             account.limiter.settle(self._hold, account.home.clock.now(), spent)
-        if isinstance(self._failed, LimitError):
-            account.refused[self._failed.limit] += 1
-        account.home.count(account.key, self._route, self.job, usage, self._failed)
-        self._failed = None  # its traceback leads to us: what goes round waits for the garbage collector
+        failed = self._failed
+        account.home.count(account.key, self._route, self.job, usage, failed)
+        if failed is not None:
+            if isinstance(failed, LimitError):
+                account.refused[failed.limit] += 1
+            self._failed = None  # its traceback leads to us: what goes round waits for the garbage collector
 
     def _guess(self, chunks: int) -> Usage:
         """What a request has taken of which no engine tells."""

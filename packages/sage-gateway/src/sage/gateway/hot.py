@@ -57,8 +57,8 @@ class HotTask:
                 except Exception as fault:
                     log.error("request failed in the gateway", exc_info=fault)
                 self._finish()
-            self._turn = self._loop.create_future()
-            await self._turn
+            turn = self._turn = self._loop.create_future()
+            await turn
 
     def _finish(self) -> None:
         request, reply, over = self.request, self.reply, self._over

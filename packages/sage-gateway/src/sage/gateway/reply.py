@@ -213,7 +213,7 @@ class Reply(msgspec.Struct, eq=False):
 
     def _line(self, status: int, content_type: str, extra: Sequence[tuple[str, str]]) -> bytes:
         kind = _TYPES.get(content_type) or b"content-type: %b\r\n" % content_type.encode()
-        head = _STATUS.get(status, _STATUS[500]) + self._common + kind
+        head = (_STATUS.get(status) or _STATUS[500]) + self._common + kind
         self.status = status
         if self.trace:
             head += b"traceparent: %b\r\n" % self.trace

@@ -28,6 +28,9 @@ def parse_chat(body: bytes, ident: str, tenant: str, blocks: bool, /) -> Parsed 
 def read_embedding(body: bytes, /) -> tuple[str, int, int, str, int | None, bool] | None:
     """Of a plain embedding: model, texts, their bytes, encoding_format or "", dimensions, more fields."""
 
+def count_values(counts: list[int], values: list[float], bounds: tuple[float, ...], /) -> None:
+    """Add one to the count of each value's bucket; there is one more than bounds, which ascend."""
+
 def read_usage(body: bytes, /) -> Usage | None:
     """The usage of a plain answer that counts by OpenAI's names; None for what is to be looked at closely."""
 

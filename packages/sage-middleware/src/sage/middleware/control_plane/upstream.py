@@ -129,7 +129,9 @@ class Upstreams:
         if not sink.ended:
             raise _unended(up.engine)
         ticket = up.parts[0].ticket
-        self._forget(up)
+        self._running.pop(up.number, None)
+        if ticket.own is up:
+            ticket.own = None
         if isinstance(sink, Collector):
             ticket.deliver(sink)
         elif sink.committed:

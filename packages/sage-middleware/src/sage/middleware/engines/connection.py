@@ -85,7 +85,9 @@ class Connection(asyncio.Protocol):
         self._wake: asyncio.Future[bool] | None = None  # true = the reader is full
         self._error: Exception | None = None
         self._used = False
-        self._between_s = pool.limits.between_chunks_s
+        limits = pool.limits
+        self._first_s, self._between_s = limits.first_byte_s, limits.between_chunks_s
+        self._total_s = limits.total_s
         self.idle_since = 0.0
         self.retry_after: str  # the header of the last answer
         self._clear()
@@ -100,7 +102,12 @@ class Connection(asyncio.Protocol):
         self._begin(receiver)
         try:
             transport.write(message)
-            while (wake := self._next()) is not None and await wake:
+            while not self._complete:
+                if self._error is not None:
+                    raise self._error
+                wake = self._wake = self._loop.create_future()
+                if not await wake:  # it is complete, or has failed
+                    continue
                 self._read(False)
                 self._deadline = float("inf")  # the reader is slow, not the engine
                 await receiver.drain()
@@ -116,7 +123,7 @@ class Connection(asyncio.Protocol):
             self._used = True
 
     def _read(self, on: bool) -> None:
-        """Go on reading, or pause; a connection that is gone meanwhile has its error told by `_next`."""
+        """Go on reading, or pause; a connection that is gone meanwhile has its error told by `exchange`."""
         if self._transport is None or self._transport.is_closing():
             return
         if on:
@@ -125,15 +132,15 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _begin(self, receiver: Receiver) -> None:
-        limits, now = self._pool.limits, monotonic()
+        now = monotonic()
         self._receiver = receiver
         self._started = self._complete = self._keep_alive = False
         self._untouched = True  # the parser is between two answers
         self._wake = None
         if self._parsed:
             self._clear()
-        self._deadline = now + limits.first_byte_s
-        self._end = now + limits.total_s
+        self._deadline = now + self._first_s
+        self._end = now + self._total_s
         self._pool.watch()
 
     def _clear(self) -> None:
@@ -142,15 +149,6 @@ class Connection(asyncio.Protocol):
         self._content_type = self.retry_after = ""
         self._head_bytes = self._body_bytes = 0
         self._most: float = self._pool.limits.body_bytes
-
-    def _next(self) -> asyncio.Future[bool] | None:
-        """What to wait for: true when the reader has to catch up first; None once the answer is complete."""
-        if self._error is not None:
-            raise self._error
-        if not self._complete:
-            self._wake = self._loop.create_future()
-            return self._wake
-        return None
 
     def _wake_up(self, *, full: bool) -> None:
         if self._wake is not None and not self._wake.done():

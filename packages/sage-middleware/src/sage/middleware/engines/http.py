@@ -81,7 +81,11 @@ class HttpPool:
             except UnreachableError as error:  # it had taken the request
                 raise LostEngineError(error.message) from error
             await connection.exchange(message, receiver)
-        self._give(connection)
+        if connection.usable and not self._closed and len(self._idle) < self._max_idle:
+            connection.idle_since = monotonic()
+            self._idle.append(connection)
+        else:
+            connection.abort()
         return connection.retry_after
 
     def close(self) -> None:
@@ -119,13 +123,6 @@ class HttpPool:
                 return connection
             connection.abort()
         return None
-
-    def _give(self, connection: Connection) -> None:
-        if self._closed or not connection.usable or len(self._idle) >= self._max_idle:
-            connection.abort()
-            return
-        connection.idle_since = monotonic()
-        self._idle.append(connection)
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
