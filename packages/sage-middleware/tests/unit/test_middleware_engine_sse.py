@@ -276,7 +276,7 @@ NAMES = [
     "cache_read_input_tokens",
     "x",
 ]
-USAGES = st.none() | st.just([]) | st.dictionaries(st.sampled_from(NAMES), COUNTS)
+USAGES: st.SearchStrategy[Any] = st.none() | st.just([]) | st.dictionaries(st.sampled_from(NAMES), COUNTS)
 ANSWERS = st.dictionaries(st.sampled_from(["id", "choices", "usage", "usages"]), USAGES | st.text(max_size=4))
 
 
