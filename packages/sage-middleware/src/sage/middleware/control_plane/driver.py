@@ -166,7 +166,8 @@ class ControlPlane:
         if call.route in ASIDES:
             await self._serve_aside(job, call, sink, deadline)
             return "done"
-        ticket = self._tickets[job.id] = Ticket.of(job, call, sink, task or asyncio.current_task())
+        task, units = task or asyncio.current_task(), job.texts or 1
+        ticket = self._tickets[job.id] = Ticket(job, call, sink, task, units, units)
         now = self._clock.now()
         alarm = record = None
         try:
