@@ -149,12 +149,13 @@ inline void take(PyObject* engine, PyObject* attempt, PyObject* ordinal, PyObjec
 inline void remember(PyObject* history, PyObject* ident, PyObject* record) {
   const HistorySlots& at = shapes().history;
   PyObject* records = at._records(history);
-  if (found(records, ident) != nullptr || PyDict_GET_SIZE(records) >= whole(at._size(history))) {
-    static const python::Kept add = python::word("add");
+  static const python::Kept add = python::word("add"), pop = python::word("popitem");
+  if (found(records, ident) != nullptr) {
     python::ask(history, add, record);
-  } else {
-    python::check(PyODict_SetItem(records, ident, record));
+    return;
   }
+  python::check(PyODict_SetItem(records, ident, record));
+  if (PyDict_GET_SIZE(records) > whole(at._size(history))) python::ask(records, pop, Py_False);  // the oldest
 }
 
 // `Placement._detail`: how the candidates stood, for so many decisions a second.
@@ -174,12 +175,11 @@ inline Ref detail(const Newcomer& one, PyObject* record) {
 // The record of a newcomer that is sent at once, and its only attempt: each field in its place.
 inline Ref record_of(const Newcomer& one, const Choice& choice, PyObject* sequence, PyObject* ordinal) {
   const Shapes& all = shapes();
-  const Ref tokens = number(one.tokens), p50 = number(one.p50), p90 = number(one.p90), due = number(one.due),
-            cost = number(one.cost), quick = number(one.quick), seconds = number(choice.seconds),
-            running = python::tuple(Ref::to(ordinal));
+  const Ref tokens = number(one.tokens), due = number(one.due), cost = number(one.cost), quick = number(one.quick),
+            seconds = number(choice.seconds), running = python::tuple(Ref::to(ordinal));
   PyObject *none = Py_None, *zero = all.zero.get(), *unit = all.one.get();
   return python::call(all.record.type.get(), one.job, sequence, all.placement.name(one.placement), one.at, none, one.slo,
-                      due.get(), tokens.get(), p50.get(), p90.get(), unit, unit, one.at, unit, all.empty.get(), cost.get(),
+                      due.get(), tokens.get(), one.p50.get(), one.p90.get(), unit, unit, one.at, unit, all.empty.get(), cost.get(),
                       quick.get(), all.never.get(), cost.get(), one.cached.get(), all.running.get(), choice.reason.get(),
                       all.engine.name(choice.engine), unit, zero, zero, zero, none, zero, all.lane.ahead(one.lane), one.at,
                       none, none, none, seconds.get(), running.get(), all.empty.get());
@@ -192,7 +192,7 @@ inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* recor
   const long long tokens = std::max(one.tokens - static_cast<long long>(cached_at(one, choice.engine)), 1LL);
   PyObject *ahead = at.prefill_tokens(choice.engine), *beside = at.running(choice.engine), *most = all.job.max_tokens(one.job);
   double silence = *ready = cost.ttft(real(ahead) + static_cast<double>(tokens), real(beside));
-  if (all.job.stream(one.job) == Py_False) silence += one.p90 * cost.tpot(real(at.max_running(choice.engine)));
+  if (all.job.stream(one.job) == Py_False) silence += real(one.p90.get()) * cost.tpot(real(at.max_running(choice.engine)));
   const Ref slices = Ref::made(PyList_New(1));
   PyList_SET_ITEM(slices.get(), 0, python::tuple(Ref::to(record), Ref(all.zero), Ref(all.one), Ref(all.one)).release());
   const Ref uncached = number(tokens), outstanding = number(one.tokens + (most == Py_None ? 0 : whole(most))),

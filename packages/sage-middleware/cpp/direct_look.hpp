@@ -84,9 +84,9 @@ struct Prospect {
 // What is known of a newcomer and of where it is to go, before anything has changed.
 struct Newcomer {
   PyObject *core, *event, *job, *placement, *policy, *lanes, *lane, *engines, *estimator, *slo, *at;
-  double now = 0, p50 = 0, p90 = 0, due = 0, cost = 0, quick = 0;
+  double now = 0, due = 0, cost = 0, quick = 0;
   long long tokens = 0;
-  Ref cached = python::none();
+  Ref cached = python::none(), p50, p90;
   Prospect prospect;
 };
 
@@ -115,21 +115,22 @@ inline long long prompt_tokens(PyObject* prompts, PyObject* job) {
   return std::max(static_cast<long long>(ratio + 0.5), 1LL);
 }
 
-// `OutputLengths.quantiles`.
-inline std::pair<double, double> lengths(PyObject* seen, PyObject* job) {
+// `OutputLengths.quantiles`: the objects that hold them, which thousands of records then share.
+inline std::pair<Ref, Ref> lengths(PyObject* seen, PyObject* job) {
   const Shapes& all = shapes();
-  static const double p50 = real(Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P50")).get());
-  static const double p90 = real(Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P90")).get());
+  static const python::Kept p50 = Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P50"));
+  static const python::Kept p90 = Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P90"));
   PyObject* most = all.job.max_tokens(job);
   const long long size = most == Py_None ? -1 : std::bit_width(static_cast<unsigned long long>(whole(most)));
   const Ref key = python::tuple(Ref::to(all.job.model(job)), Ref::to(all.job.tenant(job)), number(size));
-  std::pair<double, double> both(p50, p90);
+  std::pair<Ref, Ref> both(p50, p90);
   if (PyObject* known = found(all.lengths._known(seen), key.get()))
-    both = {real(all.quantile.value(PyTuple_GET_ITEM(known, 0))), real(all.quantile.value(PyTuple_GET_ITEM(known, 1)))};
+    both = {Ref::to(all.quantile.value(PyTuple_GET_ITEM(known, 0))),
+            Ref::to(all.quantile.value(PyTuple_GET_ITEM(known, 1)))};
   if (most != Py_None) {
     const double bound = real(most);
-    if (!(both.first < bound && bound > both.second))
-      both = {both.first < bound ? both.first : bound, both.second < bound ? both.second : bound};
+    if (!(real(both.first.get()) < bound)) both.first = number(bound);
+    if (!(real(both.second.get()) < bound)) both.second = number(bound);
   }
   return both;
 }
@@ -210,7 +211,7 @@ inline bool meet(Newcomer& one) {
   std::tie(one.p50, one.p90) = lengths(all.estimator._lengths(one.estimator), one.job);
   const double tokens = static_cast<double>(one.tokens);
   const Cost cost(all.engine.llm(reference));
-  one.cost = cost.seconds(tokens, one.p50, real(all.engine.max_running(reference)));
+  one.cost = cost.seconds(tokens, real(one.p50.get()), real(all.engine.max_running(reference)));
   one.quick = cost.ttft(tokens, 0);
   PyObject* goal = all.slo.ttft(one.slo);
   one.due = goal == Py_None ? std::numeric_limits<double>::infinity() : one.now + real(goal);
