@@ -132,7 +132,7 @@ def _answers(port: int, path: str) -> bool:
 
 
 @contextmanager
-def ours(up: int, folder: Path, **control_plane: object) -> Iterator[Server]:
+def ours(up: int, folder: Path, python: str = sys.executable, **control_plane: object) -> Iterator[Server]:
     """SAGE's own gateway before the engine on port `up`, with these settings of its control plane."""
     engine = {"name": "up-0", "kind": "openai", "model": "tiny", "url": f"http://127.0.0.1:{up}"}
     vectors = {**engine, "name": "up-1", "model": "vectors", "task": "embed"}
@@ -144,7 +144,7 @@ def ours(up: int, folder: Path, **control_plane: object) -> Iterator[Server]:
     }
     file = folder / "sage.json"
     file.write_text(json.dumps(config))
-    argv = [sys.executable, "-m", "sage.gateway", "--config", file, "--state-dir", folder / "s"]
+    argv: list[object] = [python, "-m", "sage.gateway", "--config", file, "--state-dir", folder / "s"]
     log = folder / "log"
     with _running(argv, log, {"SAGE_HOME": str(folder)}) as process:
         run = folder / "s" / "run.json"
@@ -198,7 +198,10 @@ ARMS: Final = ("hybrid", "fifo", "relay", *PACKAGES)
 
 @contextmanager
 def started(arm: str, up: int, environments: Path) -> Iterator[Server]:
-    """One arm before the engine on port `up`: a policy of ours, `relay`, or a peer that was installed."""
+    """One arm before the engine on port `up`: a policy of ours, `relay`, or a peer that was installed.
+
+    `POLICY@PYTHON` is ours as it is installed for another interpreter: another version of it, or of Python.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arm == "relay":
@@ -208,5 +211,6 @@ def started(arm: str, up: int, environments: Path) -> Iterator[Server]:
             with _peer(arm, up, folder, install(arm, environments)) as server:
                 yield server
         else:
-            with ours(up, folder, policy=arm) as server:
+            policy, _, python = arm.partition("@")
+            with ours(up, folder, python or sys.executable, policy=policy) as server:
                 yield server
