@@ -166,8 +166,7 @@ class ControlPlane:
         if call.route in ASIDES:
             await self._serve_aside(job, call, sink, deadline)
             return "done"
-        task, units = task or asyncio.current_task(), job.texts or 1
-        ticket = self._tickets[job.id] = Ticket(job, call, sink, task, units, units)
+        ticket = self._tickets[job.id] = Ticket.of(job, call, sink, task or asyncio.current_task())
         now = self._clock.now()
         alarm = record = None
         try:
@@ -275,19 +274,14 @@ class ControlPlane:
                 ticket.wake()
             else:
                 self._change_engines(action)
-        if self._core.wakes_before(self._timer_due):
-            due = self._core.next_wake()
-            if due is not None and due < self._timer_due:
-                self._set_timer(due)
+        due = self._core.next_wake() if self._core.wakes_before(self._timer_due) else None
+        if due is not None and due < self._timer_due:
+            self._set_timer(due)
 
     def _dispatch(self, action: Dispatch) -> None:
         engine = self._engines[action.engine]
-        tickets, slices = self._tickets, action.slices
-        if len(slices) == 1:  # as a rule
-            one = slices[0]
-            parts = [Part(tickets[one.id], one.start, one.stop)]
-        else:
-            parts = [Part(tickets[one.id], one.start, one.stop) for one in slices]
+        tickets = self._tickets
+        parts = [Part(tickets[one.id], one.start, one.stop) for one in action.slices]
         self._upstreams.dispatch(action, engine, parts)
         if self._pulse is None:
             self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)

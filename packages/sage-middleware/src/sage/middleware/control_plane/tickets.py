@@ -46,6 +46,12 @@ class Ticket(msgspec.Struct, eq=False):
     vectors: list[Vector | None] = []
     _request: EmbeddingRequest | PairRequest | None = None
 
+    @classmethod
+    def of(cls, job: Job, call: Call, sink: Sink, task: asyncio.Task[Any] | None) -> Ticket:
+        """A new one."""
+        units = job.texts or 1
+        return cls(job, call, sink, task, units, units)
+
     def deliver(self, answer: Collector) -> None:
         """Write a whole answer, unless another attempt has answered or nothing more is wanted."""
         if not self.over:
