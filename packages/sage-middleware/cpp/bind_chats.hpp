@@ -12,9 +12,9 @@ namespace bindings {
 struct Telling {
   python::Kept job = python::member("sage.middleware.control_plane.types", "Job");
   python::Kept call = python::member("sage.middleware.engines.port", "Call");
-  python::Kept parsed = python::member("sage.middleware.control_plane.classify", "Parsed");
+  python::Kept parsed = python::member("sage.middleware.control_plane.facts", "Parsed");
   python::Kept route = python::member("sage.middleware.engines.port", "CHAT");
-  python::Kept request_class = python::member("sage.middleware.control_plane.classify", "CHATS");
+  python::Kept request_class = python::member("sage.middleware.control_plane.plain", "CHATS");
   python::Kept needs = python::member("sage.middleware.control_plane.plain", "CHAT_NEEDS");
   std::size_t bytes_per_token = PyLong_AsSize_t(
       python::Kept(python::member("sage.middleware.control_plane.facts", "BYTES_PER_TOKEN")).get());

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sage.middleware.control_plane.classify import Parsed
+from sage.middleware.control_plane.facts import Parsed
 from sage.middleware.engines.port import Usage
 
 def top_k(

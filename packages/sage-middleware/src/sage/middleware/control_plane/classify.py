@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from sage.common.ids import new_id
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.bodies import read_body
-from sage.middleware.control_plane.facts import DecodeTokens, Facts, ParseLimits
+from sage.middleware.control_plane.facts import DecodeTokens, Facts, Parsed, ParseLimits
 from sage.middleware.control_plane.media_bodies import read_media
 from sage.middleware.control_plane.plain import parse_chat, read_plain
 from sage.middleware.control_plane.types import Job
@@ -25,15 +23,6 @@ __all__ = ["DecodeTokens", "ParseLimits", "Parsed", "parse"]
 
 
 EMBED_INTERACTIVE: Final = RequestClass.EMBED_INTERACTIVE
-CHATS: Final = RequestClass.CHAT
-
-
-class Parsed(msgspec.Struct, frozen=True, gc=False):
-    """A request ready for the control plane. `deadline`: seconds from now, as the caller asked for."""
-
-    job: Job
-    call: Call
-    deadline: float | None = None
 
 
 def parse(

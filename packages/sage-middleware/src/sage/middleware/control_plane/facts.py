@@ -11,14 +11,16 @@ import msgspec
 from sage.common.config import ControlPlaneConfig, GatewayConfig
 from sage.common.errors import BadRequestError
 from sage.common.telemetry import Bound
+from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.fields import convert
-from sage.middleware.engines.port import Capability
+from sage.middleware.engines.port import Call, Capability
 
 __all__ = [
     "BYTES_PER_TOKEN",
     "DecodeTokens",
     "Facts",
     "ParseLimits",
+    "Parsed",
     "batch_key",
     "bounded",
     "convert",
@@ -72,6 +74,14 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     include_usage: bool = False
     blocks: tuple[int, ...] = ()
     content_type: str = ""
+
+
+class Parsed(msgspec.Struct, frozen=True, gc=False):
+    """A request ready for the control plane. `deadline`: seconds from now, as the caller asked for."""
+
+    job: Job
+    call: Call
+    deadline: float | None = None
 
 
 def bounded(
