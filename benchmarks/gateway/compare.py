@@ -7,9 +7,9 @@ each round, in an order that is drawn. CPU time is user + system of the whole pr
 when idle. Ours runs as its users run it: one worker, keys, metrics and the control plane on. `hybrid` and
 `fifo` are its policies, `relay` is a bare relay, the floor. Peers are installed into environments of their
 own (`--environments`), at the versions in `servers.py`, one worker each; `hybrid@PYTHON` is ours as it is
-installed for another interpreter. Compare within one run: times of a
-shared machine mean little by themselves. A peer that cannot be installed or started is NOT RUN, and one that
-fails a case has no figure there; both say why.
+installed for another interpreter. Compare within one run: times of a shared machine mean little by
+themselves. A peer that cannot be installed or started is NOT RUN, and one that fails a case has no figure
+there; both say why.
 """
 
 from __future__ import annotations
