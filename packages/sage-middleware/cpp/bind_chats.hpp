@@ -14,7 +14,7 @@ struct Telling {
   python::Kept call = python::member("sage.middleware.engines.port", "Call");
   python::Kept parsed = python::member("sage.middleware.control_plane.facts", "Parsed");
   python::Kept route = python::member("sage.middleware.engines.port", "CHAT");
-  python::Kept request_class = python::member("sage.middleware.control_plane.plain", "CHATS");
+  python::Kept request_class = python::attribute(python::member("sage.common.telemetry", "RequestClass"), "CHAT");
   python::Kept needs = python::member("sage.middleware.control_plane.plain", "CHAT_NEEDS");
   std::size_t bytes_per_token = PyLong_AsSize_t(
       python::Kept(python::member("sage.middleware.control_plane.facts", "BYTES_PER_TOKEN")).get());
@@ -37,7 +37,8 @@ inline PyObject* parse_chat(PyObject*, PyObject* const* args, Py_ssize_t count) 
               tokens = python::integer(std::max<std::size_t>(1, body.size() / to.bytes_per_token)),
               blocks = integers(hashes), stream = python::boolean(chat.stream),
               usage = python::boolean(chat.include_usage);
-    PyObject *needs = PyList_GET_ITEM(to.needs.get(), static_cast<Py_ssize_t>(chat.needs)), *none = Py_None, *no = Py_False;
+    PyObject *needs = PyList_GET_ITEM(to.needs.get(), static_cast<Py_ssize_t>(chat.needs));
+    PyObject *none = Py_None, *no = Py_False;
     const Ref job = python::call(to.job.get(), ident, model.get(), to.request_class.get(), tenant, needs, size.get(),
                                  tokens.get(), most.get(), to.zero.get(), size.get(), none, to.zero.get(), blocks.get(),
                                  to.text.get(), stream.get(), no, to.text.get(), no);

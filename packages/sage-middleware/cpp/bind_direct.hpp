@@ -23,7 +23,8 @@ inline Ref first_of(std::size_t count, double seconds) {
   static const python::Kept round = python::member("builtins", "round");
   const Ref three = number(3LL);
   const Ref rounded = python::call(round.get(), number(seconds).get(), three.get());
-  const Ref words = python::call(shapes().words.get(), python::integer(count).get(), rounded.get(), shapes().zero.get());
+  const Ref words =
+      python::call(shapes().words.get(), python::integer(count).get(), rounded.get(), shapes().zero.get());
   if (known.size() >= 1024) known.clear();
   if (sure) known.emplace(key, words);
   return words;
@@ -49,7 +50,8 @@ inline Choice choose(const Newcomer& one) {
       PyObject* engine = PyTuple_GET_ITEM(taken.get(), 0);
       const double seconds = real(PyTuple_GET_ITEM(taken.get(), 1));
       if (engine != best.engine) {
-        static const python::Kept words = python::member("sage.middleware.control_plane.policies.forecast", "elsewhere");
+        static const python::Kept words =
+            python::member("sage.middleware.control_plane.policies.forecast", "elsewhere");
         return {engine, seconds, python::call(words.get(), number(best.seconds).get())};
       }
     }
@@ -178,11 +180,12 @@ inline Ref record_of(const Newcomer& one, const Choice& choice, PyObject* sequen
   const Ref tokens = number(one.tokens), due = number(one.due), cost = number(one.cost), quick = number(one.quick),
             seconds = number(choice.seconds), running = python::tuple(Ref::to(ordinal));
   PyObject *none = Py_None, *zero = all.zero.get(), *unit = all.one.get();
-  return python::call(all.record.type.get(), one.job, sequence, all.placement.name(one.placement), one.at, none, one.slo,
-                      due.get(), tokens.get(), one.p50.get(), one.p90.get(), unit, unit, one.at, unit, all.empty.get(), cost.get(),
-                      quick.get(), all.never.get(), cost.get(), one.cached.get(), all.running.get(), choice.reason.get(),
-                      all.engine.name(choice.engine), unit, zero, zero, zero, none, zero, all.lane.ahead(one.lane), one.at,
-                      none, none, none, seconds.get(), running.get(), all.empty.get());
+  return python::call(all.record.type.get(), one.job, sequence, all.placement.name(one.placement), one.at, none,
+                      one.slo, due.get(), tokens.get(), one.p50.get(), one.p90.get(), unit, unit, one.at, unit,
+                      all.empty.get(), cost.get(), quick.get(), all.never.get(), cost.get(), one.cached.get(),
+                      all.running.get(), choice.reason.get(), all.engine.name(choice.engine), unit, zero, zero, zero,
+                      none, zero, all.lane.ahead(one.lane), one.at, none, none, none, seconds.get(), running.get(),
+                      all.empty.get());
 }
 
 inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* record, PyObject* ordinal, double* ready) {
@@ -190,16 +193,18 @@ inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* recor
   const EngineSlots& at = all.engine;
   const Cost cost(at.llm(choice.engine));
   const long long tokens = std::max(one.tokens - static_cast<long long>(cached_at(one, choice.engine)), 1LL);
-  PyObject *ahead = at.prefill_tokens(choice.engine), *beside = at.running(choice.engine), *most = all.job.max_tokens(one.job);
+  PyObject *ahead = at.prefill_tokens(choice.engine), *beside = at.running(choice.engine);
+  PyObject* most = all.job.max_tokens(one.job);
   double silence = *ready = cost.ttft(real(ahead) + static_cast<double>(tokens), real(beside));
-  if (all.job.stream(one.job) == Py_False) silence += real(one.p90.get()) * cost.tpot(real(at.max_running(choice.engine)));
+  if (all.job.stream(one.job) == Py_False)
+    silence += real(one.p90.get()) * cost.tpot(real(at.max_running(choice.engine)));
   const Ref slices = Ref::made(PyList_New(1));
   PyList_SET_ITEM(slices.get(), 0, python::tuple(Ref::to(record), Ref(all.zero), Ref(all.one), Ref(all.one)).release());
   const Ref uncached = number(tokens), outstanding = number(one.tokens + (most == Py_None ? 0 : whole(most))),
             seconds = number(choice.seconds), quiet = number(silence), begins = number(*ready);
-  return python::call(all.attempt.type.get(), ordinal, choice.engine, slices.get(), one.at, all.one.get(), uncached.get(),
-                      outstanding.get(), ahead, beside, seconds.get(), all.nothing.get(), quiet.get(), begins.get(),
-                      all.zero.get(), Py_False, Py_None, Py_False, Py_None, all.still.get());
+  return python::call(all.attempt.type.get(), ordinal, choice.engine, slices.get(), one.at, all.one.get(),
+                      uncached.get(), outstanding.get(), ahead, beside, seconds.get(), all.nothing.get(), quiet.get(),
+                      begins.get(), all.zero.get(), Py_False, Py_None, Py_False, Py_None, all.still.get());
 }
 
 // `Core._arrived`.
@@ -208,7 +213,6 @@ inline bool arrive(PyObject* core, PyObject* event, PyObject* actions) {
   Newcomer one{};
   one.core = core;
   one.event = event;
-  one.cached = python::none();
   if (!meet(one)) return false;
   PyObject *attempts = all.core._attempts(core), *retries = all.core._retries(core), *placement = one.placement;
   grow(all.core._arrivals, core, 1);

@@ -42,9 +42,9 @@ inline bool meet(Ending& one, PyObject* event) {
 // `Estimator.finished`, which is asked only where it would learn something.
 inline void learn(const Ending& one) {
   const Shapes& all = shapes();
-  const bool learns = all.job.stream(one.job) == Py_False
-                          ? real(one.at) >= real(all.engine.learn_at(one.engine)) || real(all.engine.learned(one.engine)) <= all.known
-                          : all.attempt.learns(one.attempt) == Py_True;
+  bool learns = all.attempt.learns(one.attempt) == Py_True;
+  if (all.job.stream(one.job) == Py_False)
+    learns = real(one.at) >= real(all.engine.learn_at(one.engine)) || real(all.engine.learned(one.engine)) <= all.known;
   static const python::Kept finished = python::word("finished");
   if (learns) python::ask(all.core._estimator(one.core), finished, one.attempt, one.usage, one.at);
 }
@@ -101,8 +101,8 @@ inline void book(const Ending& one) {
   const RecordSlots& of = all.record;
   PyObject* books = all.core.books(one.core);
   PyObject *tally = tally_of(one, books), *tokens = found(all.books.tokens(books), all.job.model(one.job));
-  if (tally == nullptr || tokens == nullptr || all.job.stream(one.job) != Py_False || whole(of.retries(one.record)) != 0 ||
-      whole(of.hedges(one.record)) != 0) {
+  if (tally == nullptr || tokens == nullptr || all.job.stream(one.job) != Py_False ||
+      whole(of.retries(one.record)) != 0 || whole(of.hedges(one.record)) != 0) {
     static const python::Kept ended = python::word("ended");
     python::ask(books, ended, one.record, one.at);
     return;
@@ -116,7 +116,8 @@ inline void book(const Ending& one) {
   const long long written = whole(all.usage.completion_tokens(one.usage));
   bool met = most == Py_None || total <= real(most);
   if (ttft != Py_None && !(tpot == Py_None && written > 1))
-    met = met && total <= real(ttft) + (tpot == Py_None ? 0.0 : real(tpot)) * static_cast<double>(std::max(written - 1, 0LL));
+    met = met && total <= real(ttft) + (tpot == Py_None ? 0.0 : real(tpot)) *
+                                           static_cast<double>(std::max(written - 1, 0LL));
   if (met) grow(all.tally.met, tally, 1);
   const long long sums[] = {whole(all.usage.prompt_tokens(one.usage)), written};
   for (Py_ssize_t i = 0; i < 2; ++i)

@@ -17,9 +17,12 @@ inline PyObject* count_values(PyObject*, PyObject* const* args, Py_ssize_t count
     if (!PyList_CheckExact(values)) python::wrong_type("values", "a list", values);
     if (!PyTuple_CheckExact(bounds)) python::wrong_type("bounds", "a tuple", bounds);
     std::vector<double> limits;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bounds); ++i) limits.push_back(python::real(PyTuple_GET_ITEM(bounds, i)));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(bounds); ++i)
+      limits.push_back(python::real(PyTuple_GET_ITEM(bounds, i)));
     if (PyList_GET_SIZE(counts) != static_cast<Py_ssize_t>(limits.size()) + 1)
-      python::raise(PyExc_ValueError, "There has to be one count more than there are bounds.");
+      python::raise(PyExc_ValueError, "counts has " + std::to_string(PyList_GET_SIZE(counts)) +
+                                          " items; valid is one more than the " + std::to_string(limits.size()) +
+                                          " bounds.");
     std::vector<long long> more(limits.size() + 1);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(values); ++i) {
       const double value = python::real(PyList_GET_ITEM(values, i));

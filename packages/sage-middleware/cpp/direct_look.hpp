@@ -108,7 +108,7 @@ inline long long prompt_tokens(PyObject* prompts, PyObject* job) {
   const JobSlots& at = shapes().job;
   const double bytes = real(at.prompt_bytes(job));
   if (bytes == 0.0) return whole(at.prompt_tokens(job));
-  static const python::Kept prior = Ref::made(PyObject_GetAttrString(shapes().prompts.type.get(), "_PRIOR"));
+  static const python::Kept prior = python::attribute(shapes().prompts.type, "_PRIOR");
   PyObject* known = found(shapes().prompts._known(prompts), at.model(job));
   if (known == nullptr) known = prior.get();
   const double ratio = bytes * real(PyTuple_GET_ITEM(known, 1)) / real(PyTuple_GET_ITEM(known, 0));
@@ -118,8 +118,8 @@ inline long long prompt_tokens(PyObject* prompts, PyObject* job) {
 // `OutputLengths.quantiles`: the objects that hold them, which thousands of records then share.
 inline std::pair<Ref, Ref> lengths(PyObject* seen, PyObject* job) {
   const Shapes& all = shapes();
-  static const python::Kept p50 = Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P50"));
-  static const python::Kept p90 = Ref::made(PyObject_GetAttrString(all.lengths.type.get(), "_P90"));
+  static const python::Kept p50 = python::attribute(all.lengths.type, "_P50");
+  static const python::Kept p90 = python::attribute(all.lengths.type, "_P90");
   PyObject* most = all.job.max_tokens(job);
   const long long size = most == Py_None ? -1 : std::bit_width(static_cast<unsigned long long>(whole(most)));
   const Ref key = python::tuple(Ref::to(all.job.model(job)), Ref::to(all.job.tenant(job)), number(size));

@@ -373,13 +373,13 @@ struct Shapes {
   double tie = constant("policies.forecast", "TIE");
   double stretch = constant("lanes", "STRETCH");
   double known = constant("estimator", "KNOWN");
-  double reserve = python::real(Ref::made(PyObject_GetAttrString(retries.type.get(), "RESERVE")).get());
+  double reserve = python::real(python::attribute(retries.type, "RESERVE").get());
   double hedge_reserve = constant("placement", "HEDGE_RESERVE");
   double block = constant("prefix", "BLOCK"), bytes_per_token = constant("placement", "BYTES_PER_TOKEN");
   double lump = constant("histogram", "_LUMP");
   long long few = static_cast<long long>(constant("requests", "FEW"));
 
-  Ref empty = Ref::made(PyTuple_New(0)), text = python::word("");
+  Ref empty = Ref::made(PyTuple_New(0));
   Ref zero = python::number(0LL), one = python::number(1LL), nothing = python::number(0.0);
   Ref never = python::number(std::numeric_limits<double>::infinity());
   Ref still = python::tuple(Ref(nothing), Ref(nothing), Ref(nothing));

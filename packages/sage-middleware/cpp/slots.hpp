@@ -11,7 +11,7 @@ namespace python {
 // A reference that is found once and never freed: at the end of the process there is no interpreter any more.
 class Kept {
  public:
-  Kept(Ref once) : object_(once.release()) {}  // NOLINT: what is returned is kept
+  Kept(Ref once) : object_(once.release()) {}
 
   PyObject* get() const noexcept { return object_; }
   operator Ref() const { return Ref::to(object_); }
@@ -33,7 +33,8 @@ class Slot {
   // Borrowed; a field that was never set is a fault of ours.
   PyObject* operator()(PyObject* object) const {
     PyObject* value = place(object);
-    if (value == nullptr) raise(PyExc_AttributeError, std::string("A field of ") + Py_TYPE(object)->tp_name + " is not set.");
+    if (value == nullptr)
+      raise(PyExc_AttributeError, std::string("A field of ") + Py_TYPE(object)->tp_name + " is not set.");
     return value;
   }
 
@@ -80,7 +81,8 @@ inline void check(int status) {
 template <class... Arguments>
 Ref call(PyObject* callee, Arguments*... arguments) {
   PyObject* const list[] = {nullptr, arguments...};
-  return Ref::made(PyObject_Vectorcall(callee, list + 1, sizeof...(arguments) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  constexpr std::size_t count = sizeof...(arguments) | PY_VECTORCALL_ARGUMENTS_OFFSET;
+  return Ref::made(PyObject_Vectorcall(callee, list + 1, count, nullptr));
 }
 
 // Calls a method by its name.
@@ -89,6 +91,10 @@ Ref ask(PyObject* self, const Kept& name, Arguments*... arguments) {
   PyObject* const list[] = {nullptr, self, arguments...};
   return Ref::made(PyObject_VectorcallMethod(
       name.get(), list + 1, (sizeof...(arguments) + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+}
+
+inline Ref attribute(const Ref& object, const char* name) {
+  return Ref::made(PyObject_GetAttrString(object.get(), name));
 }
 
 inline Ref word(const char* text) { return Ref::made(PyUnicode_InternFromString(text)); }

@@ -69,7 +69,11 @@ REFUSED: dict[str, Refused] = {
     "counts": (lambda: ANY.count_values((), [], ()), TypeError, "counts has to be a list; found tuple"),
     "values": (lambda: ANY.count_values([], (), ()), TypeError, "values has to be a list; found tuple"),
     "bounds": (lambda: ANY.count_values([], [], []), TypeError, "bounds has to be a tuple; found list"),
-    "too few counts": (lambda: ANY.count_values([0], [], (1.0,)), ValueError, "one count more"),
+    "too few counts": (
+        lambda: ANY.count_values([0], [], (1.0,)),
+        ValueError,
+        "counts has 1 items; valid is one more than the 1 bounds",
+    ),
     "no number": (lambda: ANY.count_values([0], ["x"], ()), TypeError, "real number"),
     "answer": (lambda: ANY.read_usage("{}"), TypeError, "body has to be bytes; found str"),
     "embedding": (lambda: ANY.read_embedding(None), TypeError, "body has to be bytes; found NoneType"),

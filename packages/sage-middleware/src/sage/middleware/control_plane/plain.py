@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final, NamedTuple
 
-from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.facts import Facts, Parsed, ParseLimits, batch_key, estimate
 from sage.middleware.engines.port import CHAT, EMBEDDINGS, Capability, Route
 from sage.middleware.native import uses_native
@@ -29,7 +28,6 @@ CHAT_NEEDS: Final = [
     frozenset((Capability.CHAT, *(need for bit, need in enumerate(_BITS) if needs >> bit & 1)))
     for needs in range(1 << len(_BITS))
 ]
-CHATS: Final = RequestClass.CHAT
 _EMBEDS: Final = frozenset((Capability.EMBEDDINGS,))
 
 
