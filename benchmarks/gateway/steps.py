@@ -45,9 +45,10 @@ from sage.gateway.front import Front  # noqa: E402
 from sage.gateway.protocol import Gate  # noqa: E402
 from sage.gateway.services import Services  # noqa: E402
 from sage.gateway.testing import idle_handlers  # noqa: E402
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect  # noqa: E402
+from sage.middleware.engines.adapter import HttpEngine  # noqa: E402
 from sage.middleware.engines.connection import Connection  # noqa: E402
 from sage.middleware.engines.http import HttpPool  # noqa: E402
+from sage.middleware.engines.passthrough import PassThroughDialect  # noqa: E402
 from sage.middleware.engines.registry import engine_kind  # noqa: E402
 from sage.platform.state import StateDirectory  # noqa: E402
 

@@ -18,8 +18,9 @@ from sage.common.config import ControlPlaneConfig
 from sage.common.errors import EngineError, SageError, UnavailableError
 from sage.common.ports import find_free
 from sage.middleware.control_plane.driver import ControlPlane
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpLimits, HttpPool
+from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, EngineSpec
 from sage.middleware.testing.bench import chat, embedding
 from sage.middleware.testing.memory import MemorySink

@@ -12,9 +12,10 @@ import pytest
 
 from sage.common.config import Ability, EngineConfig
 from sage.common.errors import BadRequestError, ConfigError, EngineError, NotFoundError
-from sage.middleware.engines.adapter import HttpEngine, splice
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import option, require
+from sage.middleware.engines.passthrough import splice
 from sage.middleware.engines.port import MEDIA_CAPABILITIES, Call, Capability, Engine, Route
 from sage.middleware.engines.registry import engine_kind, engine_kinds
 from sage.middleware.engines.room import Room

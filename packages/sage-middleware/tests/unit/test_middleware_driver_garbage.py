@@ -44,7 +44,7 @@ def collected(kinds: list[str]) -> Iterator[None]:
 async def submit(bench: Bench, parsed: Parsed) -> str:
     """How it ended."""
     try:
-        return await bench.plane.submit(parsed.job, parsed.call, MemorySink())
+        return await bench.submit(parsed, MemorySink())
     except SageError as error:
         return error.code
 

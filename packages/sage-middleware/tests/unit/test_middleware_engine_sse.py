@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sage.common.errors import EngineError
 from sage.middleware import _native
-from sage.middleware.engines.adapter import PassThrough
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.faults import UpstreamError
+from sage.middleware.engines.passthrough import PassThrough
 from sage.middleware.engines.port import Usage
 from sage.middleware.engines.sse import _USAGE, MAX_EVENT_BYTES, Splitter, data_of, usage_of
 from sage.middleware.engines.transformers import TransformersStream

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -206,6 +206,9 @@ class TracedEngine:
             return usage
         finally:
             span.end()
+
+    def begin(self, _call: Call, _told: Callable[[Usage | Exception], None]) -> None:
+        """Never: the span is that of a task."""
 
     async def ready(self) -> bool:
         """See the port."""

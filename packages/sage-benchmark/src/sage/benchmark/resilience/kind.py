@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from sage.common.config import EngineConfig
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import describe, log_file
+from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 

@@ -21,14 +21,16 @@ from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.routing import elsewhere, models_of, resolve, retarget
+from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import Call, Sink, Usage
+from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage
 
 __all__ = ["ModelRouter", "Outcome"]
 
 log: Final = logging.getLogger("sage.middleware.control_plane")
 
 Outcome = Literal["done", "failed"]
+_PLAIN: Final = frozenset((CHAT, COMPLETIONS))
 
 
 class ModelRouter:
@@ -73,6 +75,18 @@ class ModelRouter:
         return self._routed(
             job, call, sink, deadline, partial(self._control_plane.submit, used=used, task=task, ended=ended)
         )
+
+    def is_plain(self, job: Job, call: Call) -> bool:
+        """Whether `begin` may be asked: a whole text by a model's own id, for nobody's chain."""
+        return not call.stream and call.route in _PLAIN and not job.parent and job.model not in self._table
+
+    def begin(self, job: Job, call: Call, sink: Sink, over: Callable[[BaseException | None], None]) -> Ticket:
+        """See `ControlPlane.begin`; for what is plain."""
+        return self._control_plane.begin(job, call, sink, over)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """See `ControlPlane.cancel`."""
+        self._control_plane.cancel(ticket)
 
     async def _routed(
         self,

@@ -11,7 +11,7 @@ from msgspec import structs
 from sage.common.config import ModelConfig
 from sage.common.errors import ModelNotFoundError, SageError
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.adapter import rename
+from sage.middleware.engines.passthrough import rename
 from sage.middleware.engines.port import Call
 
 __all__ = ["NameTable", "elsewhere", "models_of", "resolve", "retarget"]

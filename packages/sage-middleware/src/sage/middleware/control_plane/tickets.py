@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -11,9 +11,10 @@ import msgspec
 from sage.common.errors import SageError
 from sage.middleware.control_plane.calls import EmbeddingRequest, Vector
 from sage.middleware.control_plane.pairs import PairRequest
+from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import EMBEDDINGS, Call, Engine, Sink
+from sage.middleware.engines.port import EMBEDDINGS, Begun, Call, Engine, Sink
 
 __all__ = ["Part", "Ticket", "Upstream"]
 
@@ -24,7 +25,8 @@ class Ticket(msgspec.Struct, eq=False):
     `own`: the upstream call that this task makes itself, now or when it runs next. `relay`: the one whose
     bytes have reached the client. `error`: what it ends with. `fault`: that of its last attempt, which
     explains a refusal. `lost`: attempts whose connection was lost, of which engines may have died. `answer`:
-    a whole answer that is still to be written. `closed`: `submit` has returned.
+    a whole answer that is still to be written. `closed`: it is over. `told` and `record`: see `Desk.begin`;
+    such a ticket has no task as long as none is needed.
     """
 
     job: Job
@@ -43,6 +45,8 @@ class Ticket(msgspec.Struct, eq=False):
     hedged: bool = False
     closed: bool = False
     waiter: asyncio.Future[None] | None = None
+    told: Callable[[BaseException | None], None] | None = None
+    record: Record | None = None
     vectors: list[Vector | None] = []
     _request: EmbeddingRequest | PairRequest | None = None
 
@@ -52,12 +56,12 @@ class Ticket(msgspec.Struct, eq=False):
         units = job.texts or 1
         return cls(job, call, sink, task, units, units)
 
-    def deliver(self, answer: Collector) -> None:
+    def deliver(self, content_type: str, answer: bytes) -> None:
         """Write a whole answer, unless another attempt has answered or nothing more is wanted."""
         if not self.over:
             sink, self.outcome = self.sink, "done"
-            sink.head(200, answer.content_type)
-            sink.data(answer.body)
+            sink.head(200, content_type)
+            sink.data(answer)
             sink.end()
 
     @property
@@ -75,7 +79,7 @@ class Ticket(msgspec.Struct, eq=False):
         return self._request
 
     def close(self) -> None:
-        """`submit` returns. An error that was raised there leads back here: a circle, for a collector."""
+        """It is over. An error that was raised on the way leads back here: a circle, for a collector."""
         self.closed = True
         if self.error is not None or self.fault is not None:
             self.error = self.fault = None
@@ -118,6 +122,7 @@ class Upstream(msgspec.Struct, eq=False):
     """One attempt at an engine.
 
     `task` makes the call; `begun` says that it has come to it. `sink` receives what the engine sends now.
+    `untasked`: the call, where no task makes it.
     `broken`: it was cancelled, and nobody is to be told. `sharing`: all that it lacks is computed by other
     calls.
     """
@@ -129,6 +134,7 @@ class Upstream(msgspec.Struct, eq=False):
     hedge: bool
     task: asyncio.Task[Any] | None = None
     sink: Relay | Collector | None = None
+    untasked: Begun | None = None
     begun: bool = False
     broken: bool = False
     sharing: bool = False
@@ -137,7 +143,10 @@ class Upstream(msgspec.Struct, eq=False):
         """Cancel the call; a request's own task goes on with what else there is for it."""
         ticket = self.parts[0].ticket
         self.broken = True
-        if ticket.own is self and not self.begun:
+        if self.untasked is not None:
+            self.untasked.abort()
+            self.untasked = ticket.own = None
+        elif ticket.own is self and not self.begun:
             ticket.own = None
         elif self.task is not None:
             self.task.cancel()

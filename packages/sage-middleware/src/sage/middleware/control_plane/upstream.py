@@ -38,10 +38,11 @@ log: Final = logging.getLogger("sage.middleware.control_plane")
 class Upstreams:
     """All attempts that are under way.
 
-    A request's own task makes its call where that call is for it alone; other calls (texts of several
-    requests or a part of one, a second attempt beside the first) run in tasks of their own.
-    `handle` takes events; `is_live` says whether the core still holds a request to be open; `met` is told
-    the error of each attempt that failed.
+    A request's own task makes its call where that call is for it alone, or none does where that is not
+    needed; other calls (texts of several requests or a part of one, a second attempt beside the first) run in
+    tasks of their own. `handle` takes events; `is_live` says whether the core still holds a request to be
+    open; `met` is told the error of each attempt that failed, and `parted` a ticket without a task whose call
+    is over or broken off.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Upstreams:
         handle: Callable[[Event], None],
         is_live: Callable[[str], bool],
         met: Callable[[SageError], None],
+        parted: Callable[[Ticket], None],
     ) -> None:
         self._clock = clock
         self._handle = handle
         self._is_live = is_live
         self._met = met
+        self._parted = parted
         self._running: dict[int, Upstream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._texts = TextsInFlight()
@@ -82,8 +85,12 @@ class Upstreams:
     def cancel(self, number: int) -> None:
         """Break an attempt off, if it still runs. Nothing is reported about it."""
         up = self._running.pop(number, None)
-        if up is not None:
-            up.break_off()
+        if up is None:
+            return
+        untasked = up.untasked is not None
+        up.break_off()
+        if untasked:
+            self._parted(up.parts[0].ticket)
 
     def moved(self) -> tuple[int, ...]:
         """Numbers of the attempts that have had bytes since this was asked last."""
@@ -95,6 +102,29 @@ class Upstreams:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def begin(self, up: Upstream) -> bool:
+        """Make a call without a task; False where something of it has to be awaited: then `run` it."""
+        call = up.parts[0].ticket.call
+        if up.threads:
+            call = structs.replace(call, threads=up.threads)
+        up.untasked = up.engine.begin(call, partial(self._told, up))
+        return up.untasked is not None
+
+    def _told(self, up: Upstream, came: Usage | Exception) -> None:
+        """A call that no task made is over."""
+        ticket = up.parts[0].ticket
+        answer, up.untasked = up.untasked, None
+        try:
+            self._forget(up)
+            if isinstance(came, Exception):
+                self._failed(up, _as_error(came, up.engine))
+            elif answer is not None:
+                ticket.deliver("application/json", answer.body)
+                self._handle(Finished(self._clock.now(), up.number, came))
+        except Exception as fault:
+            self._lost(up, fault)
+        self._parted(ticket)
 
     async def run(self, up: Upstream) -> None:
         """Make the call, and account for its end. Raises CancelledError if its client has gone."""
@@ -133,7 +163,7 @@ class Upstreams:
         if ticket.own is up:
             ticket.own = None
         if isinstance(sink, Collector):
-            ticket.deliver(sink)
+            ticket.deliver(sink.content_type, sink.body)
         elif sink.committed:
             ticket.outcome = "done"
         self._handle(Finished(self._clock.now(), up.number, usage))
@@ -254,7 +284,12 @@ class Upstreams:
         self._tasks.discard(task)
         if task.cancelled() or (exc := task.exception()) is None:
             return
-        log.error("attempt %d was lost", up.number, exc_info=exc)
+        self._lost(up, exc)
+
+    @staticmethod
+    def _lost(up: Upstream, fault: BaseException) -> None:
+        """Something unforeseen of ours."""
+        log.error("attempt %d was lost", up.number, exc_info=fault)
         for ticket in (part.ticket for part in up.parts):
             if not ticket.over:
                 ticket.error = EngineError("The answer was lost by a fault of this server.")

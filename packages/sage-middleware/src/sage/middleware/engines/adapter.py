@@ -1,21 +1,18 @@
-"""What the adapters share: one sender over HTTP, and the dialect of engines that speak OpenAI's as it is."""
+"""What the adapters share: one sender over HTTP, whatever dialect the engine speaks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from sage.common.errors import BadRequestError, EngineError, SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.middleware.engines.aggregate import Aggregator
 from sage.middleware.engines.answer import Answer
-from sage.middleware.engines.dialects.native import NATIVE, NativeStream
+from sage.middleware.engines.connection import Connection, StaleConnectionError
 from sage.middleware.engines.faults import (
     UpstreamError,
     complaint_of,
@@ -24,13 +21,11 @@ from sage.middleware.engines.faults import (
     seconds_of,
     too_busy,
 )
-from sage.middleware.engines.forms import rename_form
 from sage.middleware.engines.http import JSON, HttpPool
 from sage.middleware.engines.media import MediaAnswer
 from sage.middleware.engines.port import (
     CHAT,
     DETOKENIZE,
-    EMBEDDINGS,
     MEDIA,
     MESSAGES,
     RERANK,
@@ -43,16 +38,12 @@ from sage.middleware.engines.port import (
     Sink,
     Usage,
 )
-from sage.middleware.engines.sse import Splitter, data_of, decoded, usage_of
+from sage.middleware.engines.sse import usage_of
 
 __all__ = [
     "Dialect",
     "HttpEngine",
-    "PassThrough",
-    "PassThroughDialect",
     "Translator",
-    "rename",
-    "splice",
 ]
 
 _log = logging.getLogger("sage.engines")
@@ -85,6 +76,10 @@ class Dialect(Protocol):
         """The body to send. Raises BadRequestError for what this engine cannot do."""
         ...
 
+    def plain(self, call: Call) -> bytes | None:
+        """The same, where that takes no waiting and the engine answers with a whole body; else None."""
+        ...
+
     def streams(self, call: Call) -> bool:
         """Whether the engine is asked for a stream, whatever the client asked for."""
         ...
@@ -112,7 +107,7 @@ class HttpEngine:
     ) -> None:
         self._spec = spec
         self._dialect = dialect
-        self._pool = pool
+        self.pool = pool
         self._headers = dict(headers or {})
         self._ready_path = ready_path
         self._paths = {route: paths.get(route) or f"/v1/{route}" for route in Route}
@@ -134,19 +129,47 @@ class HttpEngine:
             receiver = _Aggregated(sink, self._dialect.translator(call))
         else:
             receiver = _Whole(sink)
+        return await self.exchange(call, body, receiver)
+
+    def begin(self, call: Call, told: Callable[[Usage | Exception], None]) -> _Begun | None:
+        """See the port."""
+        body = self._dialect.plain(call)
+        if body is None:
+            return None
+        begun = _Begun(self, call, body, told)
+        connection = self.pool.start(
+            "POST", self._paths[call.route], begun, begun.over, body=body, headers=self.headers(call)
+        )
+        if connection is None:
+            return None
+        begun.connection = connection
+        return begun
+
+    async def exchange(self, call: Call, body: bytes, receiver: Answer, *, stale: bool = False) -> Usage:
+        """Send a body and await its answer. Raises as `send`. `stale`: see `HttpPool.request`."""
         try:
             path, headers = self._paths[call.route], self.headers(call)
             kind = call.content_type or JSON
-            retry_after = await self._pool.request(
-                "POST", path, receiver, body=body, headers=headers, content_type=kind
+            retry_after = await self.pool.request(
+                "POST", path, receiver, body=body, headers=headers, content_type=kind, stale=stale
             )
-            if receiver.status // 100 != 2:
-                refusal = _Refusal(receiver.status, receiver.joined(), retry_after)
-                raise _refused(self._spec.name, call.route, refusal)
+            self.check(call, receiver, retry_after)
             return receiver.finish()
         except UpstreamError as error:
-            _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
+            self.logged(error)
             raise
+
+    def check(self, call: Call, answer: Answer, retry_after: str) -> None:
+        """Raise the engine's refusal in our words, if the answer is one."""
+        if answer.status // 100 != 2:
+            refusal = _Refusal(answer.status, answer.joined(), retry_after)
+            raise _refused(self._spec.name, call.route, refusal)
+
+    def logged(self, error: Exception) -> Exception:
+        """The same error; what the engine itself has said of it goes to the log alone."""
+        if isinstance(error, UpstreamError):
+            _log.warning("engine %s: %s %s", self._spec.name, error.message, error.told)
+        return error
 
     def headers(self, call: Call) -> Mapping[str, str]:
         """What goes with this call; for an adapter that adds to it."""
@@ -156,14 +179,14 @@ class HttpEngine:
         """Whether its health page answers 200."""
         answer = Answer()
         try:
-            await self._pool.request("GET", self._ready_path, answer, headers=self._headers)
+            await self.pool.request("GET", self._ready_path, answer, headers=self._headers)
         except SageError:
             return False
         return answer.status == 200
 
     async def close(self) -> None:
         """Close idle connections."""
-        self._pool.close()
+        self.pool.close()
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
 
@@ -189,6 +212,64 @@ class _Whole(Answer):
         self._sink.data(body)
         self._sink.end()
         return usage
+
+
+class _Begun(Answer):
+    """A JSON body that no task awaits; see `Begun`. `connection`: on which it comes."""
+
+    __slots__ = ("_body", "_call", "_engine", "_task", "_told", "connection")
+
+    connection: Connection
+
+    def __init__(
+        self, engine: HttpEngine, call: Call, body: bytes, told: Callable[[Usage | Exception], None]
+    ) -> None:
+        self.status = self._size = 0
+        self._parts = []
+        self._engine = engine
+        self._call = call
+        self._body = body
+        self._told = told
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def body(self) -> bytes:
+        return self.joined()
+
+    def finish(self) -> Usage:
+        return usage_of(self.joined()) or Usage()
+
+    def abort(self) -> None:
+        if self._task is None:
+            self.connection.drop()
+        else:
+            self._task.cancel()
+
+    def over(self, error: Exception | None) -> None:
+        """The connection has the whole answer, or has failed."""
+        if error is None:
+            self._engine.pool.keep(self.connection)
+            self._told(self._outcome())
+        elif isinstance(error, StaleConnectionError):
+            self._task = asyncio.get_running_loop().create_task(self._again())
+        else:
+            self._told(self._engine.logged(error))
+
+    def _outcome(self) -> Usage | Exception:
+        try:
+            self._engine.check(self._call, self, self.connection.retry_after)
+            return self.finish()
+        except SageError as error:
+            return self._engine.logged(error)
+
+    async def _again(self) -> None:
+        """The engine had closed the connection before it answered anything: send it on a fresh one."""
+        try:
+            usage = await self._engine.exchange(self._call, self._body, self, stale=True)
+        except Exception as error:
+            self._told(error)
+        else:
+            self._told(usage)
 
 
 class _Aggregated(_Whole):
@@ -273,118 +354,3 @@ def _refused(engine: str, route: Route, refusal: _Refusal) -> SageError:
     if status in _MISSING and route in _OPTIONAL:
         return BadRequestError(f"The engine {engine} answered {status}: it has no /v1/{route}.")
     return EngineError(f"The engine {engine} answered {status}.")
-
-
-# ---- OpenAI's own dialect ----------------------------------------------------------------------------------
-
-
-def splice(body: bytes, **fields: Any) -> bytes:
-    """Replace or add top-level fields of a JSON object; the other values keep their very bytes."""
-    try:
-        top = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise BadRequestError(f"The body is not a JSON object: {error}.") from error
-    return msgspec.json.encode({**top, **fields})
-
-
-def rename(call: Call, model: str) -> bytes:
-    """The body of a call for a model of that name, JSON or a form; all other bytes as they are."""
-    if call.content_type:
-        return rename_form(call.body, call.content_type, model)
-    return splice(call.body, model=model)
-
-
-class _Options(msgspec.Struct):
-    stream_options: dict[str, Any] | None = None
-
-
-_OPTIONS = msgspec.json.Decoder(_Options)
-
-
-class PassThroughDialect:
-    """Bodies go through unchanged but for `model` and, in a stream, `stream_options`.
-
-    `model`: the engine's own name of it; empty where that is the one that clients use.
-    """
-
-    def __init__(self, model: str = "") -> None:
-        self._own: dict[str, Any] = {"model": model} if model else {}
-
-    async def encode(self, call: Call) -> bytes:
-        """Name the engine's own model and ask for usage."""
-        own = self._own
-        if call.content_type:
-            return rename(call, own["model"]) if own else call.body
-        if call.stream and call.route is not EMBEDDINGS and not call.include_usage:
-            options = _OPTIONS.decode(call.body).stream_options or {}
-            own = {**own, "stream_options": {**options, "include_usage": True}}
-        return splice(call.body, **own) if own else call.body
-
-    def streams(self, call: Call) -> bool:
-        """As the client asked."""
-        return call.stream
-
-    def translator(self, call: Call) -> PassThrough | NativeStream:
-        """Hide the usage chunk of a chat unless the client asked for it; other dialects have none."""
-        ends = None if call.route is CHAT else NATIVE.get(call.route)
-        if ends is not None:
-            return NativeStream(ends)
-        return PassThrough(hide_usage=not call.include_usage)
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[msgspec.Raw] = []
-    error: Any = None
-
-
-_CHUNK = msgspec.json.Decoder(_Chunk)
-# In a JSON string every quote is escaped, so that generated text cannot look like the first two.
-_SPECIAL = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:\s*[^n\s]|\[DONE\]')
-
-
-def _is_special(events: bytes) -> bool:
-    """Whether there may be something to look at: the words alone are quicker to look for than the pattern."""
-    if b'"usage"' in events or b'"error"' in events or b"[DONE]" in events:
-        return _SPECIAL.search(events) is not None
-    return False
-
-
-class PassThrough:
-    """Bytes in, the same bytes out, but for the usage chunk. Only that one, errors and the end are parsed."""
-
-    def __init__(self, *, hide_usage: bool) -> None:
-        self.usage = Usage()
-        self._hide_usage = hide_usage
-        self._splitter = Splitter()
-        self._done = False
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Pass on; whole events without anything to look at are not even copied."""
-        if not self._splitter.rest and chunk.endswith(b"\n\n") and not _is_special(chunk):
-            return chunk
-        return b"".join(map(self._event, self._splitter.feed(chunk)))
-
-    def close(self) -> bytes:
-        """Raises EngineError unless `[DONE]` has come."""
-        rest = b"".join(map(self._event, self._splitter.close()))
-        if not self._done:
-            raise EngineError("The engine's stream ended before `[DONE]`.")
-        return rest
-
-    def _event(self, event: bytes) -> bytes:
-        if self._done:
-            return b""  # nothing may follow the end
-        if not _is_special(event):
-            return event
-        data = data_of(event)
-        if data == b"[DONE]":
-            self._done = True
-            return event
-        chunk = decoded(_CHUNK, data)
-        if chunk.error is not None:
-            raise UpstreamError("The engine failed in the middle of its answer.", complaint_of(data).words)
-        usage = usage_of(data)
-        if usage is None:
-            return event
-        self.usage = usage
-        return b"" if self._hide_usage and not chunk.choices else event

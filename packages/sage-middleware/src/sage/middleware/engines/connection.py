@@ -1,12 +1,14 @@
 """One keep-alive HTTP/1.1 connection to an engine, protocol to protocol.
 
-Bytes go from the socket to the receiver inside one callback: one coroutine per request awaits one future, and
-nothing is scheduled per chunk. (asyncio and uvloop both set TCP_NODELAY on every TCP socket.)
+Bytes go from the socket to the receiver inside one callback: one coroutine per request awaits one future, or
+none does and the end is told in the same callback; nothing is scheduled per chunk. (asyncio and uvloop both
+set TCP_NODELAY on every TCP socket.)
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic  # the loop's own time is not needed, and finding the loop costs more than this
 from typing import Protocol, cast
@@ -83,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._wake: asyncio.Future[bool] | None = None  # true = the reader is full
+        self._over: Callable[[Exception | None], None] | None = None  # told how it went, where nobody awaits
         self._error: Exception | None = None
         self._used = False
         limits = pool.limits
@@ -122,6 +125,22 @@ class Connection(asyncio.Protocol):
             self._receiver = None
             self._used = True
 
+    def start(self, message: bytes, receiver: Receiver, over: Callable[[Exception | None], None]) -> None:
+        """As `exchange`, without a task: for a `usable` connection and a receiver that is never full.
+
+        `over` is told once, after this returns, None or what `exchange` would raise.
+        """
+        transport = self._transport
+        assert transport is not None
+        self._begin(receiver)
+        self._over = over
+        transport.write(message)
+
+    def drop(self) -> None:
+        """Nobody wants what was started any more: close at once, and tell nobody."""
+        self._over = None
+        self.abort()
+
     def _read(self, on: bool) -> None:
         """Go on reading, or pause; a connection that is gone meanwhile has its error told by `exchange`."""
         if self._transport is None or self._transport.is_closing():
@@ -150,16 +169,31 @@ class Connection(asyncio.Protocol):
         self._head_bytes = self._body_bytes = 0
         self._most: float = self._pool.limits.body_bytes
 
-    def _wake_up(self, *, full: bool) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(full)
+    def _settle(self, error: Exception | None = None) -> None:
+        """Tell whoever waits for the end, as the last thing that a callback does: a new request may begin."""
+        over, wake = self._over, self._wake
+        if over is not None:
+            self._over = self._receiver = None
+            self._used = True
+            if error is not None or not self._keep_alive:
+                self.abort()
+            over(error)
+        elif wake is not None and not wake.done():
+            if error is None:
+                wake.set_result(False)
+            else:
+                wake.set_exception(error)
 
     def _fail(self, error: Exception) -> None:
+        """A fault. After a whole answer it only ends the connection."""
+        self.abort()
+        if self._complete:
+            self._keep_alive = False
+            self._settle()
+            return
         if self._error is None:
             self._error = error
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_exception(self._error)
-        self.abort()
+        self._settle(self._error)
 
     def abort(self) -> None:
         """Close the socket now, without sending what is buffered."""
@@ -219,6 +253,7 @@ class Connection(asyncio.Protocol):
             if first and self._keep_alive and self._parser.get_status_code() == 200:
                 head = Head.of(data, self._body_bytes)
                 self._pool.seen = None if head is None else (head, self._content_type)
+            self._settle()
             return
         if not self._started and self._head_bytes > self._pool.limits.header_bytes:
             words = f"The engine's headers exceed {self._pool.limits.header_bytes} bytes."
@@ -228,7 +263,8 @@ class Connection(asyncio.Protocol):
             self._deadline = monotonic() + self._between_s
             if receiver.full:
                 self._read(False)  # now: until the task runs, the loop would read many times more
-                self._wake_up(full=True)
+                if self._wake is not None and not self._wake.done():
+                    self._wake.set_result(True)
 
     def _again(self, data: bytes, receiver: Receiver) -> bool:
         """Take `data` if it is a whole answer with the head of an earlier one; the parser is not needed."""
@@ -247,7 +283,7 @@ class Connection(asyncio.Protocol):
             self._fail(error)
             return True
         self._complete = self._keep_alive = True
-        self._wake_up(full=False)
+        self._settle()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -259,7 +295,7 @@ class Connection(asyncio.Protocol):
             return
         if self._started and not self._framed and exc is None:
             self._complete = True  # a body without a length ends with the connection
-            self._wake_up(full=False)
+            self._settle()
         elif self._started or self._head_bytes:
             self._fail(LostConnectionError("The engine closed the connection in the middle of its answer."))
         elif self._used:
@@ -312,4 +348,3 @@ class Connection(asyncio.Protocol):
             return
         self._complete = True
         self._keep_alive = self._parser.should_keep_alive()
-        self._wake_up(full=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import (
     check_reranker,
@@ -18,6 +18,7 @@ from sage.middleware.engines.launch import (
     source_of,
     uses_gpu,
 )
+from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Call, Capability, Engine, EngineSpec
 from sage.middleware.engines.threads import THREADS_HEADER
 from sage.platform.nodes import inventory

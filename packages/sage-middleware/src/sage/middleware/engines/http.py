@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
@@ -62,31 +62,60 @@ class HttpPool:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         content_type: str = JSON,
+        stale: bool = False,
     ) -> str:
         """Send one request and pass the answer to `receiver` until it is whole. Returns its Retry-After.
 
         A redirect is an answer like any other and is not followed, so that no key goes to another server.
 
-        A reused connection that turns out to be closed before any byte came is replaced once. Raises
-        UnreachableError (no connection) or EngineError (broken, cut, too slow, too large), or what the
-        receiver raised. Cancelling closes the connection at once.
+        A reused connection that turns out to be closed before any byte came is replaced once; `stale` says
+        that one was used in vain already. Raises UnreachableError (no connection) or EngineError (broken,
+        cut, too slow, too large), or what the receiver raised. Cancelling closes the connection at once.
         """
         message = self._message(method, path, body, headers, content_type)
-        connection = self._take() or await self._connect()
-        try:
-            await connection.exchange(message, receiver)
-        except StaleConnectionError:
+        connection = None
+        if not stale:
+            connection = self._take() or await self._connect()
+            try:
+                await connection.exchange(message, receiver)
+            except StaleConnectionError:
+                connection = None
+        if connection is None:
             try:
                 connection = await self._connect()
             except UnreachableError as error:  # it had taken the request
                 raise LostEngineError(error.message) from error
             await connection.exchange(message, receiver)
+        self.keep(connection)
+        return connection.retry_after
+
+    def start(
+        self,
+        method: str,
+        path: str,
+        receiver: Receiver,
+        over: Callable[[Exception | None], None],
+        *,
+        body: bytes,
+        headers: Mapping[str, str],
+    ) -> Connection | None:
+        """Send a request on an idle connection without a task; None where there is none.
+
+        `over` is told of its end, as of `Connection.start`, and has to `keep` the connection. After a
+        StaleConnectionError `request` can go on with `stale`.
+        """
+        connection = self._take()
+        if connection is not None:
+            connection.start(self._message(method, path, body, headers, JSON), receiver, over)
+        return connection
+
+    def keep(self, connection: Connection) -> None:
+        """Have a connection whose answer is whole for the next request, if it can take one."""
         if connection.usable and not self._closed and len(self._idle) < self._max_idle:
             connection.idle_since = monotonic()
             self._idle.append(connection)
         else:
             connection.abort()
-        return connection.retry_after
 
     def close(self) -> None:
         """Close idle connections; those in use close when their request ends."""

@@ -6,9 +6,10 @@ import os
 
 from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import describe
+from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import MEDIA_CAPABILITIES, Capability, Engine, EngineSpec
 from sage.platform.service import ServiceSpec
 

@@ -6,6 +6,7 @@ into OpenAI's shape, so that everything above sees one dialect.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
@@ -29,6 +30,7 @@ __all__ = [
     "RESPONSES",
     "SCORE",
     "TOKENIZE",
+    "Begun",
     "Call",
     "Capability",
     "Engine",
@@ -208,6 +210,19 @@ class Sink(Protocol):
         ...
 
 
+class Begun(Protocol):
+    """A call that no task awaits. `body` is its answer, once that was told."""
+
+    @property
+    def body(self) -> bytes:
+        """The whole answer, JSON."""
+        ...
+
+    def abort(self) -> None:
+        """Nobody wants it any more: close the upstream connection at once, and tell nothing."""
+        ...
+
+
 class Engine(Protocol):
     """A live connection to one engine. Made by an `EngineKind`, closed by whoever made it."""
 
@@ -223,6 +238,14 @@ class Engine(Protocol):
         UnreachableError (nothing listens), EngineError (5xx, broken answer, too slow, our key there is
         wrong), OverloadedError (429, with its Retry-After), BadRequestError (the engine's own 4xx, in our
         words); after it: EngineError (the stream broke; the caller writes the SSE error event).
+        """
+        ...
+
+    def begin(self, call: Call, told: Callable[[Usage | Exception], None]) -> Begun | None:
+        """Serve one call that is no stream, without a task; None where anything has to be awaited first.
+
+        That is quicker than `send`, which can do all. `told` is called once, after this has returned: with
+        the tokens used, or with what `send` would raise.
         """
         ...
 

@@ -150,6 +150,10 @@ class TransformersDialect:
         sent["max_tokens"] = await self._room.max_tokens(texts, asked, _DEFAULT_MAX_TOKENS, param)
         return msgspec.json.encode({**sent, "model": self._upstream, "stream": True})
 
+    def plain(self, _call: Call) -> bytes | None:
+        """Never: what it answers is a stream."""
+        return None
+
     def streams(self, _call: Call) -> bool:
         """Always: only a stream is cancelled when its client goes away."""
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sage.common.config import EngineConfig
 from sage.common.errors import ConfigError
-from sage.middleware.engines.adapter import HttpEngine, PassThroughDialect
+from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.launch import (
     check_reranker,
@@ -19,6 +19,7 @@ from sage.middleware.engines.launch import (
     require,
     source_of,
 )
+from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import MEDIA_CAPABILITIES, Capability, Engine, EngineSpec, Route
 from sage.platform.service import ServiceSpec
 

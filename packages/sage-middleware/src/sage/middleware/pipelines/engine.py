@@ -113,6 +113,9 @@ class PipelineEngine:
         if rest:
             sink.data(writer.piece(rest))
 
+    def begin(self, _call: Call, _told: Callable[[Usage | Exception], None]) -> None:
+        """Never: what a pipeline calls is called by the task that asked it."""
+
     async def ready(self) -> bool:
         """It was set up, or it would not be here."""
         return True

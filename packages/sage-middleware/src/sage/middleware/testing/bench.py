@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 
@@ -59,8 +59,11 @@ def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
 class Bench:
     """A control plane, its engines, and the requests that a test has started. Made within a running loop.
 
-    As a context manager it opens the gate, lets everything end and checks that nothing is left.
+    `begins`: whole chats are begun, where no task awaits them. As a context manager it opens the gate, lets
+    everything end and checks that nothing is left.
     """
+
+    begins: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,7 +84,27 @@ class Bench:
     def start(self, parsed: Parsed, *, deadline: float | None = None) -> Submitted:
         """Submit it in a task of its own; its answer goes to `sinks`."""
         sink = self.sinks[parsed.job.id] = MemorySink()
-        return asyncio.create_task(self.plane.submit(parsed.job, parsed.call, sink, deadline=deadline))
+        return asyncio.create_task(self.submit(parsed, sink, deadline=deadline))
+
+    async def submit(
+        self, parsed: Parsed, sink: MemorySink, *, deadline: float | None = None
+    ) -> Literal["done", "failed"]:
+        """Serve it; as `begins` says. Raises what it ends with."""
+        job, call = parsed.job, parsed.call
+        plain = deadline is None and not job.parent and not call.stream and call.route is Route.CHAT
+        if not (self.begins and plain):
+            return await self.plane.submit(job, call, sink, deadline=deadline)
+        over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        ticket = self.plane.begin(job, call, sink, over.set_result)
+        try:
+            error = await asyncio.shield(over)
+        except asyncio.CancelledError:
+            self.plane.cancel(ticket)
+            await over
+            raise
+        if error is not None:
+            raise error
+        return "done"
 
     async def queued(self, first: Parsed, requests: Sequence[Parsed]) -> list[Submitted]:
         """Let requests wait behind `first`, which holds the only engine, then let that one go."""

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import msgspec
 from sage.common.errors import BadRequestError
 from sage.middleware.engines.port import Call, Capability, EngineSpec, Route, Sink, Usage
 
-__all__ = ["Behaviour", "MemoryEngine", "MemorySink", "pair_score"]
+__all__ = ["Behaviour", "MemoryCall", "MemoryEngine", "MemorySink", "pair_score"]
 
 DIMENSIONS = 8
 WORDS = ("one ", "two ", "three")
@@ -70,6 +70,10 @@ class MemoryEngine:
     def spec(self) -> EngineSpec:
         """What it is."""
         return self._spec
+
+    def begin(self, call: Call, told: Callable[[Usage | Exception], None]) -> MemoryCall | None:
+        """As `send`, for a call that is no stream."""
+        return None if call.stream else MemoryCall(self, call, told)
 
     async def ready(self) -> bool:
         """Whether `healthy` is set."""
@@ -133,6 +137,31 @@ class MemoryEngine:
                 await sink.drain()
         sink.end()
         return usage
+
+
+class MemoryCall:
+    """A call that nobody awaits. Fits `Begun`. Its answer is told in a turn of its own, as a socket would."""
+
+    def __init__(self, engine: MemoryEngine, call: Call, told: Callable[[Usage | Exception], None]) -> None:
+        self._told = told
+        self._sink = MemorySink()
+        self._task = asyncio.get_running_loop().create_task(engine.send(call, self._sink))
+        self._task.add_done_callback(self._over)
+
+    @property
+    def body(self) -> bytes:
+        """What has come."""
+        return self._sink.body
+
+    def abort(self) -> None:
+        """End it, and tell nothing."""
+        self._task.cancel()
+
+    def _over(self, task: asyncio.Task[Usage]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            assert error is None or isinstance(error, Exception)
+            self._told(error or task.result())
 
 
 class MemorySink:

@@ -22,6 +22,7 @@ from sage.middleware.engines.port import (
     MESSAGES,
     RESPONSES,
     TOKENIZE,
+    Begun,
     Call,
     Capability,
     Engine,
@@ -74,6 +75,10 @@ class Interpreter:
         if spoken is None or spoken in self._engine.spec.capabilities:
             return self._engine.send(call, sink)
         return self._translate(call, sink)
+
+    def begin(self, call: Call, told: Callable[[Usage | Exception], None]) -> Begun | None:
+        """See the port. What has to be translated is awaited."""
+        return None if call.route in _SPOKEN else self._engine.begin(call, told)
 
     async def ready(self) -> bool:
         """See the port."""
