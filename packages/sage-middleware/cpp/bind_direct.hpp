@@ -207,13 +207,16 @@ inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* recor
                       begins.get(), all.zero.get(), Py_False, Py_None, Py_False, Py_None, all.still.get());
 }
 
-// `Core._arrived`.
-inline bool arrive(PyObject* core, PyObject* event, PyObject* actions) {
+// A newcomer that was sent: its record, the number of its attempt, and why it goes to this engine.
+struct Sent {
+  Ref record, ordinal, reason;
+  PyObject* engine;
+};
+
+// `Core._arrived`, but for the action, of one that was met.
+inline Sent send(const Newcomer& one) {
   const Shapes& all = shapes();
-  Newcomer one{};
-  one.core = core;
-  one.event = event;
-  if (!meet(one)) return false;
+  PyObject* core = one.core;
   PyObject *attempts = all.core._attempts(core), *retries = all.core._retries(core), *placement = one.placement;
   grow(all.core._arrivals, core, 1);
   const double share = real(all.limits.retry_share(all.retries._limits(retries)));
@@ -245,9 +248,23 @@ inline bool arrive(PyObject* core, PyObject* event, PyObject* actions) {
   if (all.job.stream(one.job) == Py_False)
     python::call(all.push.get(), all.attempts._presumed(attempts),
                  python::tuple(number(one.now + ready), Ref(ordinal)).get());
-  const Ref slices = python::tuple(python::call(all.slice.get(), ident, all.zero.get(), all.one.get()));
-  python::check(PyList_Append(actions, python::call(all.dispatch.get(), ordinal.get(), all.engine.name(choice.engine),
-                                                    slices.get(), choice.reason.get(), all.zero.get(), Py_False)
+  return {record, ordinal, choice.reason, choice.engine};
+}
+
+// `Core._arrived`.
+inline bool arrive(PyObject* core, PyObject* event, PyObject* actions) {
+  const Shapes& all = shapes();
+  if (all.arrived.deadline(event) != Py_None) return false;
+  Newcomer one{};
+  one.core = core;
+  one.job = all.arrived.job(event);
+  one.at = all.arrived.at(event);
+  if (!meet(one)) return false;
+  const Sent sent = send(one);
+  const Ref slices =
+      python::tuple(python::call(all.slice.get(), all.job.id(one.job), all.zero.get(), all.one.get()));
+  python::check(PyList_Append(actions, python::call(all.dispatch.get(), sent.ordinal.get(), all.engine.name(sent.engine),
+                                                    slices.get(), sent.reason.get(), all.zero.get(), Py_False)
                                            .get()));
   return true;
 }

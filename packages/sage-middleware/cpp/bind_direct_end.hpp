@@ -10,12 +10,12 @@ struct Ending {
   PyObject *core, *at, *attempts, *ordinal, *attempt, *engine, *record, *job, *usage;
 };
 
-// Looks at everything that the plain case asks for; nothing has changed when it says no.
-inline bool meet(Ending& one, PyObject* event) {
+// Looks at everything that the plain case asks of an attempt by its `ordinal` and its `usage`; what is found is
+// filled in, but for the time. Nothing has changed when it says no.
+inline bool meet(Ending& one) {
   const Shapes& all = shapes();
   if (!is(all.placement.policy(all.core._placement(one.core)), all.hybrid.type)) return false;
   one.attempts = all.core._attempts(one.core);
-  one.ordinal = all.finished.attempt(event);
   one.attempt = found(one.attempts, one.ordinal);
   if (one.attempt == nullptr || !is(one.attempt, all.attempt.type)) return false;
   PyObject* slices = all.attempt.slices(one.attempt);
@@ -34,8 +34,6 @@ inline bool meet(Ending& one, PyObject* event) {
       PyTuple_GET_SIZE(of.running(one.record)) != 1)
     return false;
   one.job = of.job(one.record);
-  one.at = all.finished.at(event);
-  one.usage = all.finished.usage(event);
   return is(one.usage, all.usage.type);
 }
 
@@ -140,12 +138,9 @@ inline void close(const Ending& one) {
   }
 }
 
-// `Core._finished`.
-inline bool finish(PyObject* core, PyObject* event) {
+// `Core._finished` of one that was met, but for what waits.
+inline void finish(const Ending& one) {
   const Shapes& all = shapes();
-  Ending one{};
-  one.core = core;
-  if (!meet(one, event)) return false;
   const Ref attempt = Ref::to(one.attempt), record = Ref::to(one.record), job = Ref::to(one.job);
   learn(one);
   sign_of_life(one.engine, one.at);
@@ -157,6 +152,18 @@ inline bool finish(PyObject* core, PyObject* event) {
   settle(one);
   close(one);
   book(one);
+}
+
+// `Core._finished`.
+inline bool finish(PyObject* core, PyObject* event) {
+  const Shapes& all = shapes();
+  Ending one{};
+  one.core = core;
+  one.ordinal = all.finished.attempt(event);
+  one.usage = all.finished.usage(event);
+  one.at = all.finished.at(event);
+  if (!meet(one)) return false;
+  finish(one);
   static const python::Kept place = python::word("_place");
   if (whole(all.lanes.waiting(all.core._lanes(core))) != 0) python::ask(core, place, one.at);
   return true;

@@ -1,4 +1,5 @@
 // The module `sage.middleware._native`: its functions check everything and call the cores in `sage/`.
+#include "bind_calls.hpp"
 #include "bind_chats.hpp"
 #include "bind_direct_end.hpp"
 #include "bind_heads.hpp"
@@ -21,6 +22,10 @@ PyMethodDef functions[] = {
     {"count_values", python::method(count_values), METH_FASTCALL, nullptr},
     {"read_usage", python::method(read_usage), METH_O, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},
+    {"begin_call", python::method(begin_call), METH_FASTCALL, nullptr},
+    {"settle_call", python::method(settle_call), METH_FASTCALL, nullptr},
+    {"start_call", python::method(start_call), METH_FASTCALL, nullptr},
+    {"take_answer", python::method(take_answer), METH_FASTCALL, nullptr},
     {"direct", python::method(direct), METH_FASTCALL, nullptr},
     {"body_after", python::method(body_after), METH_FASTCALL, nullptr},
     {},

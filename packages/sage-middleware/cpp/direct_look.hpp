@@ -83,7 +83,7 @@ struct Prospect {
 
 // What is known of a newcomer and of where it is to go, before anything has changed.
 struct Newcomer {
-  PyObject *core, *event, *job, *placement, *policy, *lanes, *lane, *engines, *estimator, *slo, *at;
+  PyObject *core, *job, *placement, *policy, *lanes, *lane, *engines, *estimator, *slo, *at;
   double now = 0, due = 0, cost = 0, quick = 0;
   long long tokens = 0;
   Ref cached = python::none(), p50, p90;
@@ -185,11 +185,10 @@ inline bool forecast(Newcomer& one) {
   return true;
 }
 
-// Looks at everything that the plain case asks for; nothing has changed when it says no.
+// Looks at everything that the plain case asks of a `job` that came at a time, without a deadline, to a core; the
+// rest is filled in. Nothing has changed when it says no.
 inline bool meet(Newcomer& one) {
   const Shapes& all = shapes();
-  if (all.arrived.deadline(one.event) != Py_None) return false;
-  one.job = all.arrived.job(one.event);
   if (!is(one.job, all.job.type)) return false;
   one.placement = all.core._placement(one.core);
   one.policy = all.placement.policy(one.placement);
@@ -205,7 +204,6 @@ inline bool meet(Newcomer& one) {
   one.slo = found(all.estimator._slos(one.estimator), all.job.request_class(one.job));
   if (one.slo == nullptr || all.slo.total(one.slo) != Py_None) return false;
 
-  one.at = all.arrived.at(one.event);
   one.now = real(one.at);
   one.tokens = prompt_tokens(all.estimator._prompts(one.estimator), one.job);
   std::tie(one.p50, one.p90) = lengths(all.estimator._lengths(one.estimator), one.job);

@@ -122,6 +122,7 @@ struct EngineSlots {
 
 struct TableSlots {
   SAGE_CLASS("control_plane.engine_table", EngineTable);
+  SAGE_SLOT(_served);
   SAGE_SLOT(version);
 };
 
@@ -184,14 +185,17 @@ struct CoreSlots {
   SAGE_SLOT(_history);
   SAGE_SLOT(_lanes);
   SAGE_SLOT(_live);
+  SAGE_SLOT(_next_look);
   SAGE_SLOT(_placement);
   SAGE_SLOT(_retries);
+  SAGE_SLOT(_roster);
   SAGE_SLOT(books);
   SAGE_SLOT(engines);
 };
 
 struct AttemptsSlots {
   SAGE_CLASS("control_plane.attempts", Attempts);
+  SAGE_SLOT(_late);
   SAGE_SLOT(_presumed);
   SAGE_SLOT(_sent);
 };
@@ -287,6 +291,7 @@ struct AccountSlots {
 struct BooksSlots {
   SAGE_CLASS("control_plane.accounting", Books);
   SAGE_SLOT(_tenants);
+  SAGE_SLOT(overhead);
   SAGE_SLOT(tokens);
 };
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import pytest
@@ -12,14 +14,17 @@ from sage.gateway.edge import Admission
 from sage.gateway.hot import HotTask
 from sage.gateway.keys import Principal
 from sage.gateway.reply import Answer, Reply
-from sage.gateway.requests import HotRequest
+from sage.gateway.requests import HotRequest, Over
 from sage.middleware.engines.port import Route
 
 ADMISSION = Admission(Principal("k"), Route.CHAT, max_body=1000, expect_continue=False)
 
 
 class Server:
-    """A handler that tests steer. `tasks` are those in which it ran; `ended` what was over, in order."""
+    """A handler that tests steer. `tasks` are those in which it ran; `ended` what was over, in order.
+
+    Requests named in `untasked` are begun, and over when `finish` is called.
+    """
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Task[None] | None] = []
@@ -27,9 +32,24 @@ class Server:
         self.gate: asyncio.Event | None = None
         self.fault: Exception | None = None
         self.next: HotRequest | None = None
-        self.hot = HotTask(asyncio.get_running_loop(), self.handle)
+        self.untasked: set[str] = set()
+        self.cancelled: list[str] = []
+        self.begun: Callable[[], None] = lambda: None
+        self.hot = HotTask(asyncio.get_running_loop(), self)
 
-    async def handle(self, request: HotRequest, reply: Answer) -> None:
+    def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
+        if request.id not in self.untasked:
+            return False
+        request.task = self
+        self.begun = partial(over, request, reply)
+        return True
+
+    def cancel(self) -> None:
+        assert self.hot.request is not None
+        self.cancelled.append(self.hot.request.id)
+        self.begun()
+
+    async def __call__(self, request: HotRequest, reply: Answer) -> None:
         self.tasks.append(asyncio.current_task())
         assert request.task is self.tasks[-1]
         if self.gate is not None:
@@ -130,17 +150,72 @@ async def test_a_request_that_was_ended_by_us_leaves_nothing_to_the_next() -> No
     """As the data plane does for a revoked key: the cancellation is taken back, and the request answered."""
     left: list[int] = []
 
-    async def handle(request: HotRequest, reply: Answer) -> None:
-        assert request.task is not None
-        request.task.cancel()
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            left.append(request.task.uncancel())
+    class Ending(Server):
+        async def __call__(self, request: HotRequest, reply: Answer) -> None:
+            task = asyncio.current_task()
+            assert task is request.task is not None
+            task.cancel()
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                left.append(task.uncancel())
 
-    hot, over = HotTask(asyncio.get_running_loop(), handle), asyncio.Queue[str]()
+    hot, over = Ending().hot, asyncio.Queue[str]()
     for ident in ("a", "b"):
         hot.start(request(ident), cast(Reply, object()), lambda done, _: over.put_nowait(done.id))
         assert await over.get() == ident
     assert left == [0, 0]
     hot.cancel()
+
+
+async def test_what_is_begun_needs_no_task_and_one_task_serves_the_others() -> None:
+    server = Server()
+    server.untasked = {"a", "c", "d"}
+    server.start(request("a"))
+    assert server.hot.request is not None
+    server.begun()
+    assert server.hot.request is None
+    server.start(request("b"))
+    await server.idle()
+    for ident in ("c", "d"):
+        server.start(request(ident))
+        await asyncio.sleep(0)  # the task that waits must not serve it, too
+        server.begun()
+    server.start(request("e"))
+    await server.idle()
+    assert server.ended == ["a", "b", "c", "d", "e"]
+    assert len(server.tasks) == 2
+    assert len(set(server.tasks)) == 1
+    server.hot.cancel()
+
+
+@pytest.mark.parametrize("first", ["begun", "awaited"])
+async def test_one_that_waited_in_line_is_served_in_its_own_way(first: str) -> None:
+    server = Server()
+    server.untasked = {"begun"}
+    second = "awaited" if first == "begun" else "begun"
+    server.next = request(second)
+    server.start(request(first))
+    if first == "begun":
+        server.begun()
+    else:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        server.begun()
+    await server.idle()
+    assert server.ended == [first, second]
+    assert len(server.tasks) == 1
+    server.hot.cancel()
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_what_was_begun_is_cancelled_with_its_connection(used: bool) -> None:
+    server = Server()
+    if used:
+        server.start(request("before"))
+        await server.idle()
+    server.untasked = {"a"}
+    server.start(request("a"))
+    server.hot.cancel()
+    assert server.cancelled == ["a"]
+    assert server.ended == ["before"] * used + ["a"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -21,7 +20,7 @@ from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import MEDIA, Route, Usage
 
-__all__ = ["Accounts", "Visit", "lowered"]
+__all__ = ["Accounts", "Cancellable", "Visit", "lowered"]
 
 _USUAL: Final[dict[Route, str]] = {
     Route.CHAT: RequestClass.CHAT,
@@ -63,6 +62,14 @@ def lowered(headers: dict[str, str], route: Route) -> None:
     headers[HEADER_CLASS] = low
 
 
+class Cancellable(Protocol):
+    """What serves a request: a task, or what was begun without one."""
+
+    def cancel(self) -> object:
+        """Its client has gone, or it was told to end."""
+        ...
+
+
 class _Account:
     """One key: its bounds, and its requests under way."""
 
@@ -93,12 +100,12 @@ class _Account:
 class Visit(msgspec.Struct, eq=False):
     """One request, from its arrival to its end: `open`, `admit`, `use`, `close`.
 
-    It belongs to the task that serves it: that is what ends when the key is revoked.
+    It belongs to the task that serves it, or to what does without one: that ends when the key is revoked.
     """
 
     account: _Account
     _route: Route
-    _task: asyncio.Task[None] | None
+    _task: Cancellable | None
     job: Job | None = None
     why: SageError | None = None  # why it was ended by us
     _hold: Hold | None = None
@@ -140,6 +147,7 @@ class Visit(msgspec.Struct, eq=False):
         counted by them; a whole answer that nobody waited for stays charged as estimated.
         """
         account, usage = self.account, self._usage
+        self._task = None  # as below
         account.visits.discard(self)
         if usage is None:
             usage = self._guess(chunks)
@@ -197,7 +205,7 @@ class Accounts:
         for visit in list(account.visits) if account else ():
             visit.end(_revoked())
 
-    def open(self, principal: Principal, route: Route, task: asyncio.Task[None] | None) -> Visit:
+    def open(self, principal: Principal, route: Route, task: Cancellable | None) -> Visit:
         """A request begins, served by `task`: that is cancelled if its key is revoked meanwhile.
 
         Raises UnauthorizedError for a key that was revoked since its head was judged.

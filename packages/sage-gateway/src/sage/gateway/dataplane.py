@@ -21,15 +21,27 @@ from sage.common.telemetry import (
 from sage.gateway.accounts import Accounts, Visit, lowered
 from sage.gateway.conversations import Conversations, Exchange
 from sage.gateway.keys import Principal
-from sage.gateway.reply import Answer
-from sage.gateway.requests import HotRequest
+from sage.gateway.reply import Answer, Reply
+from sage.gateway.requests import HotRequest, Over
 from sage.gateway.tokens import TokenDecoder, holds_token_ids
+from sage.gateway.untasked import Beginner, Untasked
 from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
-from sage.middleware.engines.port import EMBEDDINGS, FORMS, MEDIA, RESPONSES, Call, Route, Sink, Usage
+from sage.middleware.engines.port import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    FORMS,
+    MEDIA,
+    RESPONSES,
+    Call,
+    Route,
+    Sink,
+    Usage,
+)
 
 __all__ = ["DataPlane", "Submitter"]
 
@@ -38,7 +50,7 @@ _MAX_REASON: Final = 512
 _NONE: Final[Mapping[str, str]] = {}
 
 
-class Submitter(Protocol):
+class Submitter(Beginner, Protocol):
     """What the data plane asks of the control plane."""
 
     def submit(
@@ -89,6 +101,31 @@ class DataPlane:
         self._limits = limits
         self._bound = dataclasses.replace(limits, tenants=frozenset())  # of keys with a tenant of their own
 
+    def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
+        """See `Handler`. What cannot be begun, or is refused before it is charged, is left to the task."""
+        principal, route = request.admission.principal, request.admission.route
+        if route is not CHAT and route is not COMPLETIONS:
+            return False
+        plane = self._control_plane
+        untasked = Untasked(plane, request, reply, over)
+        try:
+            parsed = request.parsed = self._parse(request, request.body, principal, route)
+            job = parsed.job
+            if parsed.deadline is not None or not plane.is_plain(job, parsed.call):
+                return False
+            visit = untasked.visit = self._accounts.open(principal, route, untasked)
+        except SageError:
+            return False
+        request.task = untasked
+        if visit.account.limiter is not None:
+            reply.always(visit.headers)
+        try:
+            self._admit(job, principal, visit)
+            untasked.ticket = plane.begin(job, self._call(request, reply, parsed), reply, untasked.ended)
+        except Exception as error:
+            untasked.ended(error)
+        return True
+
     async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve one request; every expected fault becomes an OpenAI error."""
         principal, route = request.admission.principal, request.admission.route
@@ -106,8 +143,8 @@ class DataPlane:
             visit.fail(error)
             reply.fail(principal.told(error))
         except asyncio.CancelledError:
-            why = visit.why or request.ending
-            if why is None or request.task is None or request.task.uncancel() > 0:
+            why, task = visit.why or request.ending, asyncio.current_task()
+            if why is None or task is None or task.uncancel() > 0:
                 raise  # the client has gone
             visit.fail(why)
             reply.fail(why)
@@ -130,13 +167,11 @@ class DataPlane:
         if route is RESPONSES:
             exchange = await self._open(principal, body, reply)
             body = exchange.body
-        parsed = self._judge(request, body, principal, route, visit)
-        call = parsed.call
-        reply.configure(stream=call.stream)
-        if principal.admin:
-            reply.explain(lambda: self._explain(request.id))
-        if reply.trace:
-            call = msgspec.structs.replace(call, trace=reply.trace.decode())
+        parsed = request.parsed
+        if parsed is None:
+            parsed = self._judge(request, body, principal, route)
+        self._admit(parsed.job, principal, visit)
+        call = self._call(request, reply, parsed)
         ended = await self._control_plane.submit(
             parsed.job,
             call,
@@ -144,7 +179,7 @@ class DataPlane:
             deadline=parsed.deadline,
             used=visit.use,
             ended=reply.remember,
-            task=request.task,
+            task=asyncio.current_task(),
         )
         if exchange is not None:
             await exchange.close(ended)
@@ -161,28 +196,45 @@ class DataPlane:
             self._watch.met(error)
             raise
 
-    def _judge(
-        self, request: HotRequest, body: bytes, principal: Principal, route: Route, visit: Visit
-    ) -> Parsed:
-        """What is asked for, and charged. Raises the SageError that answers it."""
+    def _judge(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
+        """What is asked for. Raises the SageError that answers it."""
         try:
-            parsed = parse(
-                route,
-                body,
-                limits=self._bound if principal.tenant else self._limits,
-                tenant=principal.tenant or principal.id,
-                headers=_headers(request, principal, route),
-                ident=request.id,
-                decode_tokens=self._decoder,
-                blocks=self._prefixes(),
-            )
-            if principal.models:
-                principal.check_model(parsed.job.model)
-            visit.admit(parsed.job)
+            return self._parse(request, body, principal, route)
         except SageError as error:
-            self._watch.met(error)  # what is met from here on the control plane counts itself
+            self._watch.met(error)
             raise
-        return parsed
+
+    def _parse(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
+        return parse(
+            route,
+            body,
+            limits=self._bound if principal.tenant else self._limits,
+            tenant=principal.tenant or principal.id,
+            headers=_headers(request, principal, route),
+            ident=request.id,
+            decode_tokens=self._decoder,
+            blocks=self._prefixes(),
+        )
+
+    def _admit(self, job: Job, principal: Principal, visit: Visit) -> None:
+        """Charge it. Raises the SageError that answers it; what is met later the control plane counts."""
+        try:
+            if principal.models:
+                principal.check_model(job.model)
+            visit.admit(job)
+        except SageError as error:
+            self._watch.met(error)
+            raise
+
+    def _call(self, request: HotRequest, reply: Answer, parsed: Parsed) -> Call:
+        """What goes to the engine; and the reply is told what answer it will be."""
+        call = parsed.call
+        reply.configure(stream=call.stream)
+        if request.admission.principal.admin:
+            reply.explain(lambda: self._explain(request.id))
+        if reply.trace:
+            call = msgspec.structs.replace(call, trace=reply.trace.decode())
+        return call
 
     def _explain(self, request_id: str) -> Sequence[tuple[str, str]]:
         decision = self._control_plane.decision(request_id)

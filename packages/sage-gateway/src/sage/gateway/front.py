@@ -21,7 +21,7 @@ __all__ = ["Front"]
 class Front:
     """What stands before the control plane: `data` and `admin` are the settings of the two listeners.
 
-    `handler` serves hot requests and lines of batches, and `bodies` are the most bytes of one, by route.
+    `handler` serves lines of batches, and `bodies` are the most bytes of one, by route.
     """
 
     def __init__(self, config: SageConfig, services: Services, now: Callable[[], float]) -> None:
@@ -38,7 +38,8 @@ class Front:
             watch,
             self._conversations,
         )
-        self.handler = services.telemetry.around(self._plane, now)
+        handler = services.telemetry.around(self._plane)
+        self.handler = services.telemetry.logged(handler, now)
         self._edge = Edge(
             access.ring, hosts=gateway.allowed_hosts, bodies=self.bodies, max_file=gateway.max_file_bytes
         )
@@ -46,7 +47,7 @@ class Front:
         self._connections = Connections(gateway.max_connections, gateway.max_connections_per_address)
         self.data = Settings(
             self._edge,
-            self.handler,
+            handler,
             watch=watch,
             connections=self._connections,
             standing=access.standing,

@@ -1,13 +1,12 @@
-"""The task of a connection: it serves the hot requests of it, one after the other."""
+"""Serves the hot requests of a connection, one after the other: without a task, or by the one of it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from sage.gateway.reply import Reply
-from sage.gateway.requests import Handler, HotRequest
+from sage.gateway.requests import Handler, HotRequest, Over
 
 __all__ = ["HotTask"]
 
@@ -28,13 +27,16 @@ class HotTask:
         self._handler = handler
         self._task: asyncio.Task[None] | None = None
         self._turn: asyncio.Future[None] | None = None  # what it waits for between two requests
-        self._over: Callable[[HotRequest, Reply], None] | None = None
+        self._over: Over | None = None
         self.request: HotRequest | None = None
         self.reply: Reply | None = None
 
-    def start(self, request: HotRequest, reply: Reply, over: Callable[[HotRequest, Reply], None]) -> None:
-        """Serve a request in the loop's next turn. None may be under way."""
+    def start(self, request: HotRequest, reply: Reply, over: Over) -> None:
+        """Serve a request: begin it at once, or in the loop's next turn. None may be under way."""
         self.request, self.reply, self._over = request, reply, over
+        assert self._handler is not None
+        if self._handler.begin(request, reply, self._finish):
+            return
         if self._task is None:
             self._task = self._loop.create_task(self._serve())
             self._task.add_done_callback(self._ended)
@@ -45,28 +47,34 @@ class HotTask:
 
     def cancel(self) -> None:
         """End what is under way, and the task."""
+        request = self.request
+        if request is not None and request.task is not None and request.task is not self._task:
+            request.task.cancel()
         if self._task is not None:
             self._task.cancel()
 
     async def _serve(self) -> None:
         assert self._handler is not None
         while True:
-            while self.request is not None and self.reply is not None:  # `over` may have started another
+            request, reply = self.request, self.reply
+            if request is not None and reply is not None and request.task is self._task:
                 try:
-                    await self._handler(self.request, self.reply)
+                    await self._handler(request, reply)
                 except Exception as fault:
                     log.error("request failed in the gateway", exc_info=fault)
-                self._finish()
+                self._finish(request, reply)
+                continue  # `over` may have started another
+            del request, reply  # while it waits
             turn = self._turn = self._loop.create_future()
             await turn
 
-    def _finish(self) -> None:
-        request, reply, over = self.request, self.reply, self._over
-        self.request = self.reply = self._over = None
-        if request is not None and reply is not None and over is not None:
+    def _finish(self, request: HotRequest, reply: Reply) -> None:
+        over, self.request, self.reply, self._over = self._over, None, None, None
+        if over is not None:
             over(request, reply)
 
     def _ended(self, _task: asyncio.Task[None]) -> None:
         """It was cancelled, perhaps before it came to its request."""
         self._task = self._turn = None
-        self._finish()
+        if self.request is not None and self.reply is not None:
+            self._finish(self.request, self.reply)

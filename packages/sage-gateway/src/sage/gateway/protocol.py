@@ -13,6 +13,7 @@ import hmac
 import logging
 import secrets
 from collections import deque
+from time import monotonic
 from typing import Any, Final
 
 import httptools
@@ -40,6 +41,7 @@ from sage.gateway.hot import HotTask
 from sage.gateway.keys import presented
 from sage.gateway.reply import Reply
 from sage.gateway.requests import HotRequest, Pending, Settings, reply_to, too_much
+from sage.gateway.watch import GONE
 from sage.middleware.engines.heads import Head
 
 __all__ = ["Gate"]
@@ -327,19 +329,22 @@ class Gate(HttpToolsProtocol):
             item.id = f"{item.id[:100]}.{secrets.token_hex(4)}"
         active.add(item.id)
         self._busy = True
-        self._hot.start(
-            HotRequest(item.id, admission, item.headers, body), self._new_reply(item), self._hot_done
-        )
+        request = HotRequest(item.id, admission, item.headers, body, monotonic())
+        self._hot.start(request, self._new_reply(item), self._hot_done)
 
     def _hot_done(self, request: HotRequest, reply: Reply) -> None:
         """Whatever happened, the client has its answer and the line moves on."""
         self._settings.active.discard(request.id)
         self._busy = False
-        if self.transport.is_closing():
-            return
-        if not reply.done:
+        gone = self.transport.is_closing()
+        if not reply.done and not gone:
             reply.close_after()
             reply.fail(request.ending or SageError("The gateway failed to serve this request."))
+        log = self._settings.watch.log
+        if log is not None:
+            log.ended(request, reply, reply.status if reply.done else GONE, monotonic)
+        if gone:
+            return
         self.server_state.total_requests += 1
         if reply.closes:
             self._finish()

@@ -179,6 +179,13 @@ class Reply(msgspec.Struct, eq=False):
             self._transport.write(last)
         self.done = True
 
+    def whole(self, content_type: str, body: bytes) -> None:
+        """Answer with status 200 and all of a body."""
+        if not self.done:
+            self._kind = content_type
+            extra = () if self._extra is None else self._extra()
+            self._whole(self._line(200, content_type, extra), body)
+
     @property
     def full(self) -> bool:
         """The client is slower than the engine."""

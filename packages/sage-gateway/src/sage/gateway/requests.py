@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final, Protocol
 
 import msgspec
 
 from sage.common.errors import SageError
+from sage.gateway.accounts import Cancellable
 from sage.gateway.connections import Connections
 from sage.gateway.edge import Admission, Deadlines, Edge, HeadLimits
 from sage.gateway.reply import Answer, Flow, Reply
 from sage.gateway.watch import Watch
+from sage.middleware.control_plane.facts import Parsed
 from sage.middleware.engines.dialects.envelopes import envelope_at, envelope_of
 
-__all__ = ["Handler", "HotRequest", "Pending", "Settings", "reply_to", "too_much"]
+__all__ = ["Handler", "HotRequest", "Over", "Pending", "Server", "Settings", "reply_to", "too_much"]
 
 MAX_PIPELINED: Final = 32
 
 
 class HotRequest(msgspec.Struct):
-    """A complete request on a hot route. `task` serves it; `ending`: why it was told to end, if by us."""
+    """A complete request on a hot route. `task` serves it; `ending`: why it was told to end, if by us.
+
+    `parsed`: what its body asks for, where that was read before the task began.
+    """
 
     id: str
     admission: Admission
     headers: dict[bytes, bytes]
     body: bytes
-    task: asyncio.Task[None] | None = None
+    began: float = 0.0  # by the loop's clock
+    task: Cancellable | None = None
     ending: SageError | None = None
+    parsed: Parsed | None = None
 
 
-Handler = Callable[[HotRequest, Answer], Coroutine[Any, Any, None]]
+Over = Callable[[HotRequest, Reply], None]
+
+
+class Server(Protocol):
+    """Serves hot requests."""
+
+    async def __call__(self, request: HotRequest, reply: Answer) -> None:
+        """Serve one in the awaiting task, which is its `task`."""
+        ...
+
+
+class Handler(Server, Protocol):
+    """Serves those of connections, each in one of two ways."""
+
+    def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
+        """Serve it without a task, which is quicker; False where it needs one, and nothing was done.
+
+        It is over when `over` is called, once, perhaps before this returns. Until then `request.task` can be
+        cancelled. Raises nothing.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

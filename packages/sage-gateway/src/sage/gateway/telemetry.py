@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sage.common.config import TelemetryConfig
 from sage.common.errors import ConfigError
-from sage.gateway.requests import Handler
+from sage.gateway.requests import Handler, Server
 from sage.gateway.watch import AccessLog, Logged, Watch
 from sage.middleware.engines.port import EngineKind
 from sage.middleware.engines.registry import engine_kind
@@ -35,11 +35,13 @@ class Telemetry:
         """For one listener."""
         return Watch(self._log)
 
-    def around(self, handler: Handler, now: Callable[[], float]) -> Handler:
-        """The handler with what is switched on; as it is if nothing is."""
-        if self._log is not None:
-            handler = Logged(handler, self._log, now)
+    def around(self, handler: Handler) -> Handler:
+        """The handler with traces, where they are switched on."""
         return handler if self._traces is None else self._traces.around(handler)
+
+    def logged(self, handler: Server, now: Callable[[], float]) -> Server:
+        """The handler for requests that come through no connection, in the access log too."""
+        return handler if self._log is None else Logged(handler, self._log, now)
 
     def kind(self, name: str) -> EngineKind:
         """A kind of engine by its name; where traces are on, its engines have a span for each call."""

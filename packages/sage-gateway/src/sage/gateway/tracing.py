@@ -28,8 +28,8 @@ from sage.common.config import EngineConfig
 from sage.common.errors import SageError
 from sage.common.telemetry import HEADER_TRACE
 from sage.common.version import VERSION
-from sage.gateway.reply import Answer
-from sage.gateway.requests import Handler, HotRequest
+from sage.gateway.reply import Answer, Reply
+from sage.gateway.requests import Handler, HotRequest, Over
 from sage.gateway.watch import outcome_of, since
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.port import (
@@ -117,6 +117,10 @@ class Traced:
     def __init__(self, handler: Handler, tracer: Tracer) -> None:
         self._handler = handler
         self._tracer = tracer
+
+    def begin(self, _request: HotRequest, _reply: Reply, _over: Over) -> bool:
+        """Never: the span is that of a task."""
+        return False
 
     async def __call__(self, request: HotRequest, reply: Answer) -> None:
         """Serve it; the span ends once, whoever ends the request."""

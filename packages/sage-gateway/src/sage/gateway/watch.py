@@ -17,7 +17,7 @@ from sage.common.telemetry import Bound
 from sage.gateway.reply import Answer, reason_of
 from sage.middleware.control_plane.records import Record
 
-__all__ = ["AccessLog", "Logged", "Watch"]
+__all__ = ["GONE", "AccessLog", "Logged", "Watch"]
 
 GONE = 499  # the client left before it was answered
 
@@ -40,6 +40,23 @@ class AccessLog:
     def refused(self, ident: str, error: SageError) -> None:
         """One that was turned away before its body was looked at."""
         self.write(error.status, request_id=ident, outcome="refused", reason=reason_of(error))
+
+    def ended(self, request: Any, reply: Answer, status: int, now: Callable[[], float]) -> None:
+        """A hot request; `status` as it was sent, or `GONE`. As a rule only what went wrong is told."""
+        record = reply.record
+        well = status == 200 and (record is None or record.outcome != "failed")
+        if (well or status == GONE) and not (self.every or reply.reason):
+            return
+        self.write(
+            status,
+            request_id=request.id,
+            key=request.admission.principal.id,
+            route=None if request.admission.route is None else f"/v1/{request.admission.route.value}",
+            outcome=outcome_of(reply, status),
+            reason=reply.reason or None,
+            total_s=round(now() - request.began, 6),
+            **({} if record is None else facts_of(record)),
+        )
 
 
 class Watch:
@@ -64,7 +81,7 @@ class Watch:
 
 
 class Logged:
-    """The handler of the hot routes, with an event at each end. Fits `Handler`."""
+    """A handler whose requests come through no connection, with an event at the end of each."""
 
     def __init__(
         self,
@@ -78,7 +95,7 @@ class Logged:
 
     async def __call__(self, request: Any, reply: Answer) -> None:
         """Serve it."""
-        began = self._now()
+        request.began = self._now()
         status = GONE
         try:
             await self._handler(request, reply)
@@ -89,27 +106,7 @@ class Logged:
             status = SageError.status
             raise
         finally:
-            if (
-                (status != 200 and status != GONE)
-                or self._log.every
-                or reply.reason
-                or outcome_of(reply, status) == "failed"
-            ):
-                self._tell(request, reply, status, self._now() - began)
-
-    def _tell(self, request: Any, reply: Answer, status: int, took: float) -> None:
-        record = reply.record
-        outcome = outcome_of(reply, status)
-        self._log.write(
-            status,
-            request_id=request.id,
-            key=request.admission.principal.id,
-            route=None if request.admission.route is None else f"/v1/{request.admission.route.value}",
-            outcome=outcome,
-            reason=reply.reason or None,
-            total_s=round(took, 6),
-            **({} if record is None else facts_of(record)),
-        )
+            self._log.ended(request, reply, status, self._now)
 
 
 def outcome_of(reply: Answer, status: int) -> str:

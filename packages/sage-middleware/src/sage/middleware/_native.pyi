@@ -1,11 +1,14 @@
 """Native operators of sage-middleware."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sage.middleware.control_plane.facts import Parsed
+from sage.middleware.control_plane.tickets import Ticket
+from sage.middleware.engines.connection import Connection
 from sage.middleware.engines.port import Usage
 
 def top_k(
@@ -37,6 +40,33 @@ def read_usage(body: bytes, /) -> Usage | None:
 def prompt_blocks(text: bytes, /) -> tuple[int, ...]: ...
 def direct(core: object, event: object, actions: list[object], /) -> bool:
     """Take an event of a plain generation in, as `Core.handle` would; False if it is something else."""
+
+def begin_call(
+    plane: object,
+    job: object,
+    call: object,
+    sink: object,
+    told: Callable[[BaseException | None], None],
+    /,
+) -> Ticket | None:
+    """`Desk.begin` of a plain call; None if it is something else."""
+
+def settle_call(plane: object, up: object, usage: object, /) -> bool:
+    """`Upstreams._told` of a plain call; False if it is something else."""
+
+def start_call(
+    pool: object,
+    method: str,
+    path: str,
+    receiver: object,
+    over: Callable[[Exception | None], None],
+    body: bytes,
+    /,
+) -> Connection | None:
+    """`HttpPool.start` without headers, where a request of that kind was sent before; else None."""
+
+def take_answer(connection: object, data: bytes, /) -> bool:
+    """`Connection.data_received` of a whole answer to a plain call; False if it is something else."""
 
 def body_after(data: bytes, before: bytes, after: bytes, most: int, /) -> bytes | None:
     """The body of `data` if that is `before`, its length, `after` and the body, of at most `most` bytes."""

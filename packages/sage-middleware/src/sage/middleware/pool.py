@@ -11,7 +11,8 @@ from typing import Final, Protocol
 from sage.common.api import EngineStatus
 from sage.common.config import SageConfig
 from sage.common.errors import ConfigError, NotFoundError, SageError, UnavailableError, UsageError
-from sage.middleware.control_plane.driver import ControlPlane, EngineAction
+from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.runner import EngineAction
 from sage.middleware.control_plane.types import StartEngine, StopEngine
 from sage.middleware.engines.port import EngineKind
 from sage.middleware.engines.registry import engine_kind

@@ -27,7 +27,7 @@ from sage.gateway.edge import Admission, too_large
 from sage.gateway.keys import KeyRing
 from sage.gateway.limits import LimitError
 from sage.gateway.reply import ExtraHeaders, reason_of
-from sage.gateway.requests import Handler, HotRequest
+from sage.gateway.requests import HotRequest, Server
 from sage.gateway.routes import SCOPES
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.dialects.envelopes import envelope_of
@@ -134,7 +134,7 @@ class LineCaller:
 
     def __init__(
         self,
-        serve: Handler,
+        serve: Server,
         ring: KeyRing,
         bodies: Mapping[Route, int],
         decision: Callable[[str], Decision | None],
@@ -189,9 +189,9 @@ class LineCaller:
         headers = {HEADER_CLASS.encode(): _CLASSES[route].value.encode()}
         request = HotRequest(request_id, admission, headers, line.body)
         # A task of its own: that is what ends if the key is revoked meanwhile.
-        request.task = asyncio.create_task(self._serve(request, answer))
+        task = request.task = asyncio.create_task(self._serve(request, answer))
         try:
-            await request.task
+            await task
         except Exception as fault:
             log.error("a line of a batch failed in the gateway", exc_info=fault)
             answer.fail(SageError("The gateway failed to serve this request."))

@@ -18,7 +18,8 @@ from sage.middleware.control_plane.runner import Runner
 from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.control_plane.trace import TraceWriter
 from sage.middleware.control_plane.types import Arrived, Cancelled, GaveUp, Job
-from sage.middleware.engines.port import Call, Engine, Sink, Usage
+from sage.middleware.engines.port import Call, Engine, Sink, Usage, WholeSink
+from sage.middleware.engines.untasked import native_steps
 
 __all__ = ["Desk"]
 
@@ -31,9 +32,12 @@ class Desk(Runner):
     Between a decision of the core and its accounting nothing awaits.
     """
 
+    __slots__ = ("_asides", "_begin", "_closing", "_idle", "_jitter")
+
     def __init__(self, core: Core, clock: Clock, trace: TraceWriter | None) -> None:
         super().__init__(core, clock, trace)
         self._asides = Asides(self._goodbye)
+        self._begin: Callable[..., Ticket | None] = native_steps().begin_call
         self._closing = False
         self._jitter = Jitter(0)  # not the core's: what a trace replays has drawn that one's
         self._idle = asyncio.Event()
@@ -88,12 +92,17 @@ class Desk(Runner):
             if ended is not None and record is not None:
                 ended(record)
 
-    def begin(self, job: Job, call: Call, sink: Sink, over: Callable[[BaseException | None], None]) -> Ticket:
+    def begin(
+        self, job: Job, call: Call, sink: WholeSink, over: Callable[[BaseException | None], None]
+    ) -> Ticket:
         """As `submit`, where no task awaits it: for a generation whose answer is whole, without deadline.
 
         `over` is called once, after this has returned, with None or what `submit` would raise; it raises
         nothing. `record` of the ticket is that of the request, and `cancel` says that its client has gone.
         """
+        begun = self._begin(self, job, call, sink, over)
+        if begun is not None:
+            return begun
         if self._closing:
             raise self._goodbye()
         if job.id in self._tickets:
@@ -143,7 +152,7 @@ class Desk(Runner):
             self._handle(Cancelled(self._clock.now(), ident))
         ticket.close()
         del self._tickets[ident]
-        if not self._tickets:
+        if self._closing and not self._tickets:
             self._idle.set()
 
     async def _serve_aside(self, job: Job, call: Call, sink: Sink, deadline: float | None) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
-from typing import Final
 
 from sage.common.api import Decision, EngineStatus, QueueStatus
 from sage.common.clock import Clock
@@ -24,30 +22,19 @@ from sage.middleware.control_plane.types import (
     EngineDown,
     EngineRemoved,
     EngineUp,
-    RestartEngine,
-    StartEngine,
-    StopEngine,
 )
 from sage.middleware.engines.port import Engine, EngineSpec
 
-__all__ = ["ControlPlane", "EngineAction"]
-
-log: Final = logging.getLogger("sage.middleware.control_plane")
-
-SHORTEST_S: Final = 0.001  # no timer of the loop is finer: shorter ones come too early, again and again
-PULSE_S: Final = 1.0  # between two reports of which attempts have had bytes
-BACK_S: Final = 5.0  # after which a server that shuts down may be there again
-
-EngineAction = StartEngine | StopEngine | RestartEngine
+__all__ = ["ControlPlane"]
 
 
 class ControlPlane(Desk):
     """Queues requests, places them on engines and passes the answers on.
 
-    All methods belong to one event loop. Between a decision of the core and its accounting nothing awaits.
-    `on_engine_action` is called when engines are to be started, stopped or restarted; whoever runs the
-    engines sets it.
+    All methods belong to one event loop. This part of it is about engines, policies, and what it tells.
     """
+
+    __slots__ = ("_epoch", "_policy_options")
 
     def __init__(self, config: ControlPlaneConfig, clock: Clock, *, core: Core | None = None) -> None:
         """`core` replaces the one that `config` describes. Raises ConfigError for an unknown policy."""

@@ -30,6 +30,8 @@ class Roster:
     `on_restart` is told of an engine whose process is new, or gone: what it had cached is lost.
     """
 
+    __slots__ = ("_engines", "_faults", "_handlers", "_leaving", "_on_restart", "next_probe")
+
     def __init__(self, engines: EngineTable, on_restart: Callable[[EngineLoad], None]) -> None:
         self._engines = engines
         self._on_restart = on_restart

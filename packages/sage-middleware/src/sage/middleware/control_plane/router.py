@@ -23,7 +23,7 @@ from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.routing import elsewhere, models_of, resolve, retarget
 from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage
+from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage, WholeSink
 
 __all__ = ["ModelRouter", "Outcome"]
 
@@ -80,7 +80,9 @@ class ModelRouter:
         """Whether `begin` may be asked: a whole text by a model's own id, for nobody's chain."""
         return not call.stream and call.route in _PLAIN and not job.parent and job.model not in self._table
 
-    def begin(self, job: Job, call: Call, sink: Sink, over: Callable[[BaseException | None], None]) -> Ticket:
+    def begin(
+        self, job: Job, call: Call, sink: WholeSink, over: Callable[[BaseException | None], None]
+    ) -> Ticket:
         """See `ControlPlane.begin`; for what is plain."""
         return self._control_plane.begin(job, call, sink, over)
 

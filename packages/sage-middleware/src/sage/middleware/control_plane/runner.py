@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sage.common.clock import Clock
@@ -27,6 +28,7 @@ from sage.middleware.control_plane.types import (
 )
 from sage.middleware.control_plane.upstream import Upstreams, refusal
 from sage.middleware.engines.port import Engine
+from sage.middleware.engines.untasked import native_steps
 
 __all__ = ["EngineAction", "Runner"]
 
@@ -45,12 +47,26 @@ class Runner:
     engines sets it.
     """
 
+    __slots__ = (
+        "_clock",
+        "_core",
+        "_engines",
+        "_pulse",
+        "_tickets",
+        "_timer",
+        "_timer_due",
+        "_trace",
+        "_upstreams",
+        "on_engine_action",
+    )
+
     def __init__(self, core: Core, clock: Clock, trace: TraceWriter | None) -> None:
         self._core = core
         self._clock = clock
         self._engines: dict[str, Engine] = {}
         self._tickets: dict[str, Ticket] = {}
-        self._upstreams = Upstreams(clock, self._handle, core.is_live, core.books.met, self._parted)
+        settle = partial(native_steps().settle_call, self)
+        self._upstreams = Upstreams(clock, self._handle, core.is_live, core.books.met, self._parted, settle)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._pulse: asyncio.TimerHandle | None = None
@@ -80,9 +96,8 @@ class Runner:
                 ticket.wake()
             else:
                 self._change_engines(action)
-        due = self._core.next_wake() if self._core.wakes_before(self._timer_due) else None
-        if due is not None and due < self._timer_due:
-            self._set_timer(due)
+        if self._core.wakes_before(self._timer_due):
+            self._arm()
 
     def _dispatch(self, action: Dispatch) -> None:
         engine = self._engines[action.engine]
@@ -90,7 +105,10 @@ class Runner:
         parts = [Part(tickets[one.id], one.start, one.stop) for one in action.slices]
         self._upstreams.dispatch(action, engine, parts)
         if self._pulse is None:
-            self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)
+            self._start_pulse()
+
+    def _start_pulse(self) -> None:
+        self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)
 
     def _change_engines(self, action: Action) -> None:
         """Pass on what is about processes; a fault there must not stop what is about requests."""
@@ -104,7 +122,11 @@ class Runner:
         except Exception:
             log.exception("failed: %s", action)
 
-    def _set_timer(self, due: float) -> None:
+    def _arm(self) -> None:
+        """Have the timer go off when the core asks for it, if that is sooner."""
+        due = self._core.next_wake()
+        if due is None or due >= self._timer_due:
+            return
         if self._timer is not None:
             self._timer.cancel()
         delay = max(SHORTEST_S, due - self._clock.now())
@@ -118,7 +140,7 @@ class Runner:
     def _report_progress(self) -> None:
         self._pulse = None
         if self._upstreams:
-            self._pulse = asyncio.get_running_loop().call_later(PULSE_S, self._report_progress)
+            self._start_pulse()
             moved = self._upstreams.moved()
             if moved:
                 self._handle(Progress(self._clock.now(), moved))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -14,7 +14,7 @@ from sage.middleware.control_plane.pairs import PairRequest
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import EMBEDDINGS, Begun, Call, Engine, Sink
+from sage.middleware.engines.port import EMBEDDINGS, Begun, Call, Engine, Sink, WholeSink
 
 __all__ = ["Part", "Ticket", "Upstream"]
 
@@ -60,6 +60,9 @@ class Ticket(msgspec.Struct, eq=False):
         """Write a whole answer, unless another attempt has answered or nothing more is wanted."""
         if not self.over:
             sink, self.outcome = self.sink, "done"
+            if self.told is not None:
+                cast(WholeSink, sink).whole(content_type, answer)
+                return
             sink.head(200, content_type)
             sink.data(answer)
             sink.end()

@@ -42,8 +42,20 @@ class Upstreams:
     needed; other calls (texts of several requests or a part of one, a second attempt beside the first) run in
     tasks of their own. `handle` takes events; `is_live` says whether the core still holds a request to be
     open; `met` is told the error of each attempt that failed, and `parted` a ticket without a task whose call
-    is over or broken off.
+    is over or broken off; `settle` does all for one that went well, if it can.
     """
+
+    __slots__ = (
+        "_clock",
+        "_handle",
+        "_is_live",
+        "_met",
+        "_parted",
+        "_running",
+        "_settle",
+        "_tasks",
+        "_texts",
+    )
 
     def __init__(
         self,
@@ -52,12 +64,14 @@ class Upstreams:
         is_live: Callable[[str], bool],
         met: Callable[[SageError], None],
         parted: Callable[[Ticket], None],
+        settle: Callable[[Upstream, Usage | Exception], bool],
     ) -> None:
         self._clock = clock
         self._handle = handle
         self._is_live = is_live
         self._met = met
         self._parted = parted
+        self._settle = settle
         self._running: dict[int, Upstream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._texts = TextsInFlight()
@@ -108,11 +122,16 @@ class Upstreams:
         call = up.parts[0].ticket.call
         if up.threads:
             call = structs.replace(call, threads=up.threads)
-        up.untasked = up.engine.begin(call, partial(self._told, up))
+        try:
+            up.untasked = up.engine.begin(call, partial(self._told, up))
+        except SageError:
+            return False  # which `run` meets again, and tells
         return up.untasked is not None
 
     def _told(self, up: Upstream, came: Usage | Exception) -> None:
         """A call that no task made is over."""
+        if self._settle(up, came):
+            return
         ticket = up.parts[0].ticket
         answer, up.untasked = up.untasked, None
         try:

@@ -19,6 +19,7 @@ from sage.common.errors import EngineError
 from sage.common.telemetry import Bound
 from sage.middleware.engines.faults import LostConnectionError, UpstreamError
 from sage.middleware.engines.heads import Head
+from sage.middleware.engines.untasked import native_steps
 
 __all__ = ["Connection", "Home", "HttpLimits", "Receiver", "StaleConnectionError"]
 
@@ -78,6 +79,36 @@ class StaleConnectionError(EngineError):
 class Connection(asyncio.Protocol):
     """One socket to the engine; serves one request at a time."""
 
+    __slots__ = (
+        "_between_s",
+        "_body_bytes",
+        "_complete",
+        "_content_type",
+        "_deadline",
+        "_end",
+        "_error",
+        "_first_s",
+        "_framed",
+        "_head_bytes",
+        "_keep_alive",
+        "_loop",
+        "_most",
+        "_over",
+        "_parsed",
+        "_parser",
+        "_pool",
+        "_receiver",
+        "_started",
+        "_take",
+        "_total_s",
+        "_transport",
+        "_untouched",
+        "_used",
+        "_wake",
+        "idle_since",
+        "retry_after",
+    )
+
     def __init__(self, pool: Home) -> None:
         self._pool = pool
         self._loop = asyncio.get_running_loop()
@@ -89,10 +120,10 @@ class Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._used = False
         limits = pool.limits
+        self._take = native_steps().take_answer
         self._first_s, self._between_s = limits.first_byte_s, limits.between_chunks_s
         self._total_s = limits.total_s
         self.idle_since = 0.0
-        self.retry_after: str  # the header of the last answer
         self._clear()
 
     # ---- one request ----
@@ -165,7 +196,8 @@ class Connection(asyncio.Protocol):
     def _clear(self) -> None:
         """Forget what was parsed of the answer before."""
         self._parsed = self._framed = False
-        self._content_type = self.retry_after = ""
+        self._content_type = ""
+        self.retry_after = ""  # the header of the last answer
         self._head_bytes = self._body_bytes = 0
         self._most: float = self._pool.limits.body_bytes
 
@@ -231,6 +263,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below pass the body on."""
+        if self._over is not None and self._take(self, data):
+            return
         receiver, first = self._receiver, self._untouched
         if receiver is None:  # an idle connection has nothing to say
             self.abort()

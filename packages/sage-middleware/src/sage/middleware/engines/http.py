@@ -13,6 +13,7 @@ from sage.common.errors import ConfigError, UnreachableError
 from sage.middleware.engines.connection import Connection, HttpLimits, Receiver, StaleConnectionError
 from sage.middleware.engines.faults import LostEngineError
 from sage.middleware.engines.heads import Head
+from sage.middleware.engines.untasked import native_steps
 
 __all__ = ["JSON", "HttpLimits", "HttpPool", "Receiver"]
 
@@ -29,6 +30,26 @@ class HttpPool:
     `keep_idle_s` stays below the five seconds after which uvicorn closes an idle connection. Raises
     ConfigError for a URL that is not http or https.
     """
+
+    __slots__ = (
+        "_closed",
+        "_heads",
+        "_host",
+        "_idle",
+        "_keep_idle_s",
+        "_look_s",
+        "_max_idle",
+        "_netloc",
+        "_open",
+        "_port",
+        "_prefix",
+        "_start",
+        "_timer",
+        "_tls",
+        "limits",
+        "seen",
+        "url",
+    )
 
     def __init__(
         self, url: str, *, limits: HttpLimits = _LIMITS, max_idle: int = 64, keep_idle_s: float = 4.0
@@ -52,6 +73,7 @@ class HttpPool:
         self._heads: dict[tuple[str, str], bytes] = {}
         self.seen: tuple[Head, str] | None = None  # of the last whole answer, with its content type
         self._closed = False
+        self._start: Callable[..., Connection | None] = native_steps().start_call
 
     async def request(
         self,
@@ -104,6 +126,10 @@ class HttpPool:
         `over` is told of its end, as of `Connection.start`, and has to `keep` the connection. After a
         StaleConnectionError `request` can go on with `stale`.
         """
+        if not headers:
+            connection = self._start(self, method, path, receiver, over, body)
+            if connection is not None:
+                return connection
         connection = self._take()
         if connection is not None:
             connection.start(self._message(method, path, body, headers, JSON), receiver, over)

@@ -39,6 +39,7 @@ __all__ = [
     "Route",
     "Sink",
     "Usage",
+    "WholeSink",
     "asks_media",
 ]
 
@@ -207,6 +208,14 @@ class Sink(Protocol):
 
     async def drain(self) -> None:
         """Wait until the reader has caught up."""
+        ...
+
+
+class WholeSink(Sink, Protocol):
+    """One that takes a whole answer in one step, too."""
+
+    def whole(self, content_type: str, body: bytes) -> None:
+        """`head` with status 200, `data` and `end`."""
         ...
 
 

@@ -197,6 +197,12 @@ class MemorySink:
         assert not self.ended, "end was called twice"
         self.ended = True
 
+    def whole(self, content_type: str, body: bytes) -> None:
+        """All of it."""
+        self.head(200, content_type)
+        self.data(body)
+        self.end()
+
     async def until_chunks(self, count: int) -> None:
         """Wait until `count` chunks have come."""
         while len(self.chunks) < count:
