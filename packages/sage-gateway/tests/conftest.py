@@ -24,7 +24,8 @@ from sage.gateway.app import Handlers, data_app
 from sage.gateway.edge import Edge
 from sage.gateway.keys import KeyRing, new_admin_token, new_default_key
 from sage.gateway.reply import Answer as Replied
-from sage.gateway.requests import HotRequest, Settings
+from sage.gateway.reply import Reply
+from sage.gateway.requests import HotRequest, Over, Settings
 from sage.gateway.serve import Listener, bind
 from sage.gateway.testing import idle_handlers, ring_of
 from sage.gateway.testing.wire import Answer, Wire
@@ -48,6 +49,9 @@ class Steered:
     release: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     written: int = 0
+
+    def begin(self, _request: HotRequest, _reply: Reply, _over: Over) -> bool:
+        return False
 
     async def __call__(self, request: HotRequest, reply: Replied) -> None:
         self.requests.append(request)

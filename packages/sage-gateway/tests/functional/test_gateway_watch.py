@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -28,11 +27,13 @@ from sage.gateway.limits import BudgetError, RateError
 from sage.gateway.responsestore import ResponseStore
 from sage.gateway.tokens import TokenDecoder
 from sage.gateway.usage import Meter, UsageStore
-from sage.gateway.watch import AccessLog, Logged, Watch
+from sage.gateway.watch import AccessLog, Watch
 from sage.middleware.control_plane.classify import ParseLimits
+from sage.middleware.control_plane.router import ModelRouter
 from sage.middleware.testing.bench import Bench
 from sage.middleware.testing.memory import Behaviour
 
+WHOLE = b'{"model": "memory", "messages": [{"role": "user", "content": "hi"}]}'
 CHAT = b'{"model": "memory", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
 
 
@@ -147,7 +148,7 @@ class Door:
             accounts.put(ident)
         conversations = Conversations(cast(ResponseStore, Nowhere()), 4096)
         plane = DataPlane(
-            self.bench.plane,
+            ModelRouter(self.bench.plane, VirtualClock()),
             ParseLimits(),
             TokenDecoder(),
             lambda: False,
@@ -155,9 +156,7 @@ class Door:
             self.watch,
             conversations,
         )
-        assert self.watch.log is not None
-        handler = Logged(plane, self.watch.log, asyncio.get_running_loop().time)
-        object.__setattr__(front.listener.settings, "handler", handler)
+        object.__setattr__(front.listener.settings, "handler", plane)
         return front
 
 
@@ -169,17 +168,19 @@ async def bench() -> AsyncIterator[Bench]:
     await bench.plane.close(5.0)
 
 
+@pytest.mark.parametrize("body", [CHAT, WHOLE], ids=["stream", "whole"])
 async def test_an_event_says_who_asked_for_what_and_how_it_went(
-    make_front: Any, bench: Bench, stream: io.StringIO
+    make_front: Any, bench: Bench, stream: io.StringIO, body: bytes
 ) -> None:
     front = await Door(make_front, bench, every=True).open()
-    assert (await front.ask(front.post(CHAT, x_request_id="my-1"))).status == 200
+    assert (await front.ask(front.post(body, x_request_id="my-1"))).status == 200
     (event,) = events(stream)
     assert event["request_id"] == "my-1"
     assert (event["status"], event["outcome"], event["route"]) == (200, "done", "/v1/chat/completions")
     assert (event["model"], event["request_class"], event["engine"]) == ("memory", "chat", "e0")
     assert event["key"] in front.keys.default
-    assert event["total_s"] >= event["ttft_s"] >= event["queue_s"] >= 0
+    assert event["total_s"] >= event.get("ttft_s", 0.0) >= event["queue_s"] >= 0
+    assert ("ttft_s" in event) == (body is CHAT)
     assert event["completion_tokens"] > 0
     assert "reason" not in event
 
@@ -189,6 +190,7 @@ async def test_only_what_went_wrong_is_told_unless_every_request_is(
 ) -> None:
     front = await Door(make_front, bench, every=False).open()
     assert (await front.ask(front.post(CHAT))).status == 200
+    assert (await front.ask(front.post(WHOLE))).status == 200
     assert (await front.ask(front.request("GET", "/v1/models"))).status == 200
     assert events(stream) == []
     assert (await front.ask(front.post(b'{"model": "memory", "messages": []}'))).status == 400
@@ -219,6 +221,24 @@ async def test_a_stream_that_breaks_and_a_client_that_leaves(
     assert told == [(200, "failed", "e0"), (499, "cancelled", "e0")]
 
 
+async def test_a_whole_answer_that_fails_and_a_client_that_leaves(
+    make_front: Any, bench: Bench, stream: io.StringIO
+) -> None:
+    front = await Door(make_front, bench, every=True).open()
+    bench.engines[0].next_behaviours.extend([Behaviour(fault=EngineError("it broke"))] * 2)
+    assert (await front.ask(front.post(WHOLE))).status == 502
+    bench.hold()
+    wire = await front.connect()
+    await wire.send(front.post(WHOLE))
+    await bench.engines[0].until_running(1)
+    wire.abort()
+    await bench.engines[0].until_running(0)
+    await bench.settled()
+    told = [(one["status"], one["outcome"], one["engine"]) for one in events(stream)]
+    assert told == [(502, "failed", "e0"), (499, "cancelled", "e0")]
+    assert bench.engines[0].cancelled == 1
+
+
 async def test_what_the_body_meets_is_counted_once(make_front: Any, bench: Bench) -> None:
     door = Door(make_front, bench, every=False)
     front = await door.open()
@@ -240,16 +260,16 @@ async def test_what_a_response_meets_is_counted_once(make_front: Any, bench: Ben
 
 
 @pytest.mark.parametrize("ending", ["drain", "revoked"])
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize(("body", "after"), [(CHAT, 0), (CHAT, 1), (WHOLE, 0)])
 async def test_what_we_end_is_told_with_its_reason(
-    make_front: Any, bench: Bench, stream: io.StringIO, ending: str, after: int
+    make_front: Any, bench: Bench, stream: io.StringIO, ending: str, body: bytes, after: int
 ) -> None:
     """Before the first byte it is answered by a status, later by an event: neither client has left."""
     door = Door(make_front, bench, every=False)
     front = await door.open()
     bench.hold(after=after)
     wire = await front.connect()
-    await wire.send(front.post(CHAT))
+    await wire.send(front.post(body))
     await bench.engines[0].until_running(1)
     if after:
         await wire.head()

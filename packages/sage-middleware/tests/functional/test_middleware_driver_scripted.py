@@ -1,7 +1,8 @@
 """Engines on real sockets that fail in every way there is, through the live control plane.
 
 Each fault ends in one of four ways: the answer comes from the other engine, it comes unharmed after all, the
-stream ends in an error event without `[DONE]`, or the request gets an error.
+stream ends in an error event without `[DONE]`, or the request gets an error. Each is seen twice: whole chats
+are awaited by a task, and begun without one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sage.middleware.engines.adapter import HttpEngine
 from sage.middleware.engines.http import HttpLimits, HttpPool
 from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, EngineSpec
-from sage.middleware.testing.bench import chat, embedding
+from sage.middleware.testing.bench import Bench, chat, embedding, submit
 from sage.middleware.testing.memory import MemorySink
 from sage.middleware.testing.scripted import Flaw, Script, ScriptedEngine
 
@@ -53,7 +54,7 @@ class World:
         """Send one chat; how it ended, or the error's class."""
         parsed = chat("a", stream=stream)
         try:
-            return await self.plane.submit(parsed.job, parsed.call, self.sink)
+            return await submit(self.plane, parsed, self.sink, begins=Bench.begins)
         except SageError as error:
             assert self.sink.status is None
             return type(error).__name__

@@ -1,4 +1,4 @@
-"""An answer with a head that was seen before is taken without the parser, and nobody can tell."""
+"""An answer is taken with or without the parser, awaited or told, and nobody can tell which."""
 
 from __future__ import annotations
 
@@ -102,14 +102,32 @@ async def exchange(connection: Connection, transport: Transport, parts: list[byt
     return (*whole(heard.events), "", transport.aborted)
 
 
-async def conversation(answers: list[list[bytes]], *, forgetful: bool) -> list[tuple[Any, ...]]:
+async def start(connection: Connection, transport: Transport, parts: list[bytes]) -> tuple[Any, ...]:
+    """As `exchange`, without a task."""
+    heard, ends = Heard(picky=b"!"), list[Exception | None]()
+    connection.start(b"GET", heard, ends.append)
+    for part in parts:
+        if not transport.aborted:
+            connection.data_received(part)
+    if not ends:
+        connection.connection_lost(None)
+    await asyncio.sleep(0)
+    (error,) = ends
+    assert error is None or isinstance(error, EngineError)
+    assert not connection.busy
+    return (*whole(heard.events), str(error or ""), transport.aborted)
+
+
+async def conversation(
+    answers: list[list[bytes]], *, forgetful: bool, ask: Any = exchange
+) -> list[tuple[Any, ...]]:
     """All answers over one connection, until one of them ends it."""
     pool, transport = Pool(forgetful=forgetful), Transport()
     connection = Connection(pool)
     connection.connection_made(cast(asyncio.Transport, transport))
     told = []
     for parts in answers:
-        told.append(await exchange(connection, transport, parts))
+        told.append(await ask(connection, transport, parts))
         if transport.aborted or not connection.usable:
             break
     return told
@@ -156,6 +174,39 @@ def answers(draw: st.DrawFn) -> list[list[bytes]]:
 def test_with_or_without_the_parser_the_same_is_told(told: list[list[bytes]]) -> None:
     quick = asyncio.run(conversation(told, forgetful=False))
     assert quick == asyncio.run(conversation(told, forgetful=True))
+    for forgetful in (False, True):
+        assert quick == asyncio.run(conversation(told, forgetful=forgetful, ask=start))
+
+
+async def test_the_end_of_an_answer_may_begin_the_next_request() -> None:
+    transport = Transport()
+    connection = Connection(Pool(forgetful=False))
+    connection.connection_made(cast(asyncio.Transport, transport))
+    heard, ends = Heard(), list[Exception | None]()
+
+    def over(error: Exception | None) -> None:
+        ends.append(error)
+        if len(ends) < 3:
+            connection.start(b"GET", heard, over)
+
+    connection.start(b"GET", heard, over)
+    for size in (2, 2, 7):  # by the parser, then by its head
+        connection.data_received(HEAD % size + b'{"a":1}'[:size])
+    assert ends == [None, None, None]
+    assert [event[1] for event in heard.events if event[0] == "data"] == [b'{"', b'{"', b'{"a":1}']
+    assert connection.usable
+    assert not connection.busy
+
+
+async def test_what_was_dropped_is_told_nothing() -> None:
+    transport = Transport()
+    connection = Connection(Pool(forgetful=False))
+    connection.connection_made(cast(asyncio.Transport, transport))
+    connection.start(b"GET", Heard(), lambda _: pytest.fail("it was told"))
+    connection.drop()
+    assert transport.aborted
+    connection.connection_lost(None)
+    assert not connection.busy
 
 
 async def test_the_parser_is_left_out_for_a_head_that_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Nobody wants what was started any more: close at once, and tell nobody."""
-        self._over = None
+        self._over = self._receiver = None
         self.abort()
 
     def _read(self, on: bool) -> None:

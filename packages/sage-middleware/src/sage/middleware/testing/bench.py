@@ -17,7 +17,7 @@ from sage.middleware.engines.port import Route
 from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import LoopClock
 
-__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score", "tokenize"]
+__all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score", "submit", "tokenize"]
 
 Submitted = asyncio.Task[Literal["done", "failed"]]
 
@@ -56,6 +56,27 @@ def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
     return parse(route, json.dumps(body).encode(), limits=ParseLimits(), tenant="t", headers=headers)
 
 
+async def submit(
+    plane: ControlPlane, parsed: Parsed, sink: MemorySink, *, begins: bool, deadline: float | None = None
+) -> Literal["done", "failed"]:
+    """Have it served; with `begins` a whole chat is begun. Raises what it ends with."""
+    job, call = parsed.job, parsed.call
+    plain = deadline is None and not job.parent and not call.stream and call.route is Route.CHAT
+    if not (begins and plain):
+        return await plane.submit(job, call, sink, deadline=deadline)
+    over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    ticket = plane.begin(job, call, sink, over.set_result)
+    try:
+        error = await asyncio.shield(over)
+    except asyncio.CancelledError:
+        plane.cancel(ticket)
+        await over
+        raise
+    if error is not None:
+        raise error
+    return "done"
+
+
 class Bench:
     """A control plane, its engines, and the requests that a test has started. Made within a running loop.
 
@@ -90,21 +111,7 @@ class Bench:
         self, parsed: Parsed, sink: MemorySink, *, deadline: float | None = None
     ) -> Literal["done", "failed"]:
         """Serve it; as `begins` says. Raises what it ends with."""
-        job, call = parsed.job, parsed.call
-        plain = deadline is None and not job.parent and not call.stream and call.route is Route.CHAT
-        if not (self.begins and plain):
-            return await self.plane.submit(job, call, sink, deadline=deadline)
-        over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-        ticket = self.plane.begin(job, call, sink, over.set_result)
-        try:
-            error = await asyncio.shield(over)
-        except asyncio.CancelledError:
-            self.plane.cancel(ticket)
-            await over
-            raise
-        if error is not None:
-            raise error
-        return "done"
+        return await submit(self.plane, parsed, sink, begins=self.begins, deadline=deadline)
 
     async def queued(self, first: Parsed, requests: Sequence[Parsed]) -> list[Submitted]:
         """Let requests wait behind `first`, which holds the only engine, then let that one go."""

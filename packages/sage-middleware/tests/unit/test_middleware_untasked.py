@@ -1,0 +1,249 @@
+"""Calls that no task awaits: the native steps do what the methods do whose form they are, and leave the rest.
+
+Two control planes take the same requests and their engines' answers, one with native steps and one without;
+whatever they hold and have written is compared after each event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from typing import Any, cast
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from msgspec import structs
+
+from sage.common.config import ControlPlaneConfig
+from sage.common.errors import SageError
+from sage.middleware.control_plane.driver import ControlPlane
+from sage.middleware.control_plane.tickets import Ticket
+from sage.middleware.engines.adapter import HttpEngine
+from sage.middleware.engines.connection import Connection
+from sage.middleware.engines.http import HttpPool
+from sage.middleware.engines.passthrough import PassThroughDialect
+from sage.middleware.engines.port import Capability, EngineSpec
+from sage.middleware.engines.untasked import Steps, native_steps
+from sage.middleware.testing.bench import chat
+from sage.middleware.testing.memory import MemorySink
+from sage.middleware.testing.virtual import LoopClock, virtual
+
+BODY = b'{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}'
+USUAL = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+ANSWERS = {
+    "usual": USUAL % len(BODY) + BODY,
+    "without usage": USUAL % 15 + b'{"choices": []}',
+    "other head": b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY,
+    "last": b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY,
+    "no JSON": USUAL % 3 + b"{,}",
+    "its fault": b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\n{}",
+    "ours": b"HTTP/1.1 400 No\r\ncontent-length: 2\r\n\r\n{}",
+    "too much": USUAL % len(BODY) + BODY + b"HTTP/1.1 200 OK\r\n\r\n",
+    "not HTTP": b"hello\r\n\r\n",
+}
+
+
+class Wire(asyncio.Transport):
+    """One side of a connection to the engine: keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+class Live:
+    """A control plane, its engine, and the requests begun there. `taken`: steps that were native."""
+
+    def __init__(self, steps: Steps, wires: int) -> None:
+        self.plane = ControlPlane(ControlPlaneConfig(policy="hybrid"), LoopClock())
+        self.taken: Counter[str] = Counter()
+        self.pool = HttpPool("http://127.0.0.1:9")
+        spec = EngineSpec("e0", "openai", "memory", frozenset((Capability.CHAT,)), 3)
+        self.plane.add_engine(HttpEngine(spec, PassThroughDialect(), self.pool))
+        self.plane._begin = self._counted("begin", steps.begin_call)
+        settle = self._counted("settle", steps.settle_call)
+        self.plane._upstreams._settle = lambda *call: bool(settle(self.plane, *call))
+        self.pool._start = self._counted("start", steps.start_call)
+        self.connections: list[Connection] = []
+        for _ in range(wires):
+            connection = Connection(self.pool)
+            connection.connection_made(Wire())
+            connection._take = self._counted("take", steps.take_answer)
+            connection.idle_since = float("inf")  # never too old
+            self.connections.append(connection)
+            self.pool._open.add(connection)
+            self.pool._idle.append(connection)
+        self.sinks: dict[str, MemorySink] = {}
+        self.tickets: dict[str, Ticket] = {}
+        self.ends: dict[str, str] = {}
+
+    def _counted(self, name: str, step: Any) -> Any:
+        def counted(*call: Any) -> Any:
+            told = step(*call)
+            self.taken[name] += bool(told)
+            return told
+
+        return counted
+
+    def ask(self, ident: str, **fields: Any) -> None:
+        """Begin a chat."""
+        parsed = chat(ident, stream=False, **fields)
+        sink = self.sinks[ident] = MemorySink()
+
+        def over(error: BaseException | None) -> None:
+            assert ident not in self.ends
+            self.ends[ident] = "done" if error is None else f"{type(error).__name__}: {error}"
+
+        try:
+            self.tickets[ident] = self.plane.begin(parsed.job, parsed.call, sink, over)
+        except SageError as error:
+            over(error)
+
+    @property
+    def busy(self) -> list[Connection]:
+        """Connections on which an answer is awaited."""
+        return [one for one in self.connections if one.busy and one.usable]
+
+    def state(self) -> dict[str, Any]:
+        """All that a caller, an engine or a scraper could see of it."""
+        core, wires = self.plane.core, [cast(Any, one)._transport for one in self.connections]
+        return {
+            "ends": self.ends,
+            "sinks": {name: (one.status, one.body, one.ended) for name, one in self.sinks.items()},
+            "written": [None if wire is None else (wire.written, wire.closed) for wire in wires],
+            "busy": [one.busy for one in self.connections],
+            "idle": [self.connections.index(one) for one in self.pool._idle],
+            "records": [structs.asdict(one) for one in core.records(100)],
+            "tickets": list(self.plane._tickets),
+            "running": list(self.plane._upstreams._running),
+            "waiting": core.waiting,
+            "loads": [(one.running, one.served, one.failed, one.prefill_tokens) for one in core.engines],
+            "tokens": core.books.tokens,
+            "observed": len(core.books.overhead._fresh),
+            "timer": self.plane._timer_due,
+            "pulse": self.plane._pulse is not None,
+        }
+
+
+class Both:
+    """The two of them."""
+
+    def __init__(self, wires: int) -> None:
+        self.native, self.plain = Live(native_steps(), wires), Live(Steps(), wires)
+        self._asked = 0
+
+    async def do(self, what: str, detail: Any) -> None:
+        """One event for both; then they are the same."""
+        for live in (self.native, self.plain):
+            self._one(live, what, detail)
+        self._asked += what == "ask"
+        assert self.native.state() == self.plain.state()
+        await asyncio.sleep(0.01)  # in virtual time: tasks run, timers go off
+        assert self.native.state() == self.plain.state()
+
+    def _one(self, live: Live, what: str, detail: Any) -> None:
+        busy = live.busy
+        if what == "ask":
+            live.ask(f"r{self._asked}", **({} if detail is None else {"max_tokens": detail}))
+        elif what == "cancel" and self._asked:
+            ident = f"r{detail % self._asked}"
+            if ident in live.tickets:
+                live.plane.cancel(live.tickets[ident])
+        elif what == "lose" and busy:
+            connection = busy[detail % len(busy)]
+            connection.connection_lost(None)
+        elif what == "cut" and busy:
+            usual = ANSWERS["usual"]
+            place = detail % len(usual)
+            for part in (usual[:place], usual[place:]):
+                busy[0].data_received(part)
+        elif what == "answer" and busy:
+            busy[0].data_received(ANSWERS[detail])
+        elif what == "silence":
+            live.pool.seen = None
+
+    async def close(self) -> None:
+        """Let both end; nothing may be left."""
+        await asyncio.gather(*(live.plane.close(0.5) for live in (self.native, self.plain)))
+        for live in (self.native, self.plain):
+            assert live.plane.core.live == 0
+            assert not live.plane._tickets
+            assert len(live.plane._upstreams) == 0
+            assert set(live.ends) == set(live.sinks)
+        assert self.native.state() == self.plain.state()
+
+
+EVENTS = st.one_of(
+    st.tuples(st.just("ask"), st.sampled_from((None, None, 7, 10**9))),
+    st.tuples(st.just("answer"), st.just("usual")),
+    st.tuples(st.just("answer"), st.sampled_from(sorted(ANSWERS))),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("lose"), st.integers(0, 3)),
+    st.tuples(st.just("cut"), st.integers(1, 200)),
+    st.tuples(st.just("silence"), st.none()),
+)
+
+
+@given(st.lists(EVENTS, max_size=24))
+@settings(max_examples=150, deadline=None)
+def test_with_or_without_native_steps_all_is_the_same(events: list[tuple[str, Any]]) -> None:
+    @virtual
+    async def compared() -> None:
+        both = Both(wires=8)
+        for _ in range(2):  # after these the head of an answer is known
+            await both.do("ask", None)
+            await both.do("answer", "usual")
+        for what, detail in events:
+            await both.do(what, detail)
+        await both.close()
+
+    compared()
+
+
+@virtual
+async def test_a_plain_chat_takes_each_native_step() -> None:
+    both = Both(wires=1)
+    for _ in range(5):
+        await both.do("ask", None)
+        await both.do("answer", "usual")
+    assert both.native.ends == dict.fromkeys(["r0", "r1", "r2", "r3", "r4"], "done")
+    assert both.plain.taken == Counter()
+    # the first is unlike others: neither its lane nor a head of its engine is known
+    assert min(both.native.taken[step] for step in ("begin", "start", "take", "settle")) >= 3
+    await both.close()
+
+
+@pytest.mark.parametrize("answer", sorted(ANSWERS))
+@virtual
+async def test_each_answer_ends_both_alike(answer: str) -> None:
+    both = Both(wires=4)
+    await both.do("ask", None)
+    await both.do("answer", "usual")
+    await both.do("ask", None)
+    for _ in range(3):
+        await both.do("answer", answer)
+    await both.close()
+
+
+@pytest.mark.parametrize("argument", range(5))
+def test_what_is_not_a_control_plane_is_left_alone(argument: int) -> None:
+    steps = native_steps()
+    assert steps.begin_call(*[object()] * 5) is None
+    assert steps.settle_call(*[object()] * 3) is False
+    assert steps.start_call(object(), "POST", "/", object(), print, b"{}") is None
+    assert steps.take_answer(object(), b"") is False
+    with contextlib.suppress(TypeError):
+        steps.begin_call(*[object()] * argument)
+        raise AssertionError("too few arguments were taken")
