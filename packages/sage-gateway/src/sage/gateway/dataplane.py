@@ -27,6 +27,7 @@ from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.gateway.untasked import Beginner, Untasked
 from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
+from sage.middleware.control_plane.plain import parse_chat
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
@@ -121,7 +122,8 @@ class DataPlane:
             reply.always(visit.headers)
         try:
             self._admit(job, principal, visit)
-            untasked.ticket = plane.begin(job, self._call(request, reply, parsed), reply, untasked.ended)
+            call = self._call(request, reply, parsed) if reply.trace or principal.admin else parsed.call
+            untasked.ticket = plane.begin(job, call, reply, untasked.ended)
         except Exception as error:
             untasked.ended(error)
         return True
@@ -205,15 +207,21 @@ class DataPlane:
             raise
 
     def _parse(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
+        headers, tenant = _headers(request, principal, route), principal.tenant
+        blocks = self._prefixes()
+        if route is CHAT and not headers:  # as a rule
+            parsed = parse_chat(body, request.id, tenant or principal.id, blocks=blocks)
+            if parsed is not None:
+                return parsed
         return parse(
             route,
             body,
-            limits=self._bound if principal.tenant else self._limits,
-            tenant=principal.tenant or principal.id,
-            headers=_headers(request, principal, route),
+            limits=self._bound if tenant else self._limits,
+            tenant=tenant or principal.id,
+            headers=headers,
             ident=request.id,
             decode_tokens=self._decoder,
-            blocks=self._prefixes(),
+            blocks=blocks,
         )
 
     def _admit(self, job: Job, principal: Principal, visit: Visit) -> None:

@@ -141,11 +141,10 @@ class Gate(HttpToolsProtocol):
         body = seen.head.body(data, seen.admission.max_body)
         if body is None or seen.version != self._settings.edge.version:
             return False
-        admission = seen.admission
         self._item = item = Pending(
-            seen.own_id or new_id("req"), headers=seen.headers, admission=admission, trace=seen.trace
+            seen.own_id or new_id("req"), headers=seen.headers, admission=seen.admission, trace=seen.trace
         )
-        self._start_hot(item, admission, body)
+        self._start_hot(item, seen.admission, body)
         return True
 
     def _count_body(self, received: int) -> None:
@@ -320,8 +319,7 @@ class Gate(HttpToolsProtocol):
         if standing is not self._standing[0]:
             lines = b"".join([b"%b: %b\r\n" % header for header in standing])
             self._standing = (standing, lines + b"x-request-id: ")
-        common = self._standing[1] + item.id.encode() + b"\r\n"
-        return reply_to(item, self.transport, self.flow, common)
+        return reply_to(item, self.transport, self.flow, self._standing[1] + item.id.encode() + b"\r\n")
 
     def _start_hot(self, item: Pending, admission: Admission, body: bytes) -> None:
         active = self._settings.active
@@ -340,8 +338,7 @@ class Gate(HttpToolsProtocol):
         if not reply.done and not gone:
             reply.close_after()
             reply.fail(request.ending or SageError("The gateway failed to serve this request."))
-        log = self._settings.watch.log
-        if log is not None:
+        if (log := self._settings.watch.log) is not None:
             log.ended(request, reply, reply.status if reply.done else GONE, monotonic)
         if gone:
             return

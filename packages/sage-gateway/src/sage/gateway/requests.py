@@ -111,6 +111,9 @@ def reply_to(item: Pending, transport: asyncio.Transport, flow: Flow, common: by
     It tells of an error as its route does, or what is where it would be.
     """
     route = None if item.admission is None else item.admission.route
+    if route is not None and item.version == "1.1":  # as a rule
+        envelope = envelope_of(route, item.id)
+        return Reply(transport, flow, envelope, common + envelope.head, item.close, False, item.trace)
     envelope = envelope_at(item.target, item.id) if route is None else envelope_of(route, item.id)
     head, http10 = common + envelope.head, item.version == "1.0"
     return Reply(

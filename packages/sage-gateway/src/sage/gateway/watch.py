@@ -44,8 +44,8 @@ class AccessLog:
     def ended(self, request: Any, reply: Answer, status: int, now: Callable[[], float]) -> None:
         """A hot request; `status` as it was sent, or `GONE`. As a rule only what went wrong is told."""
         record = reply.record
-        well = status == 200 and (record is None or record.outcome != "failed")
-        if (well or status == GONE) and not (self.every or reply.reason):
+        well = status == GONE or (status == 200 and (record is None or record.outcome != "failed"))
+        if well and not self.every and not reply.reason:
             return
         self.write(
             status,

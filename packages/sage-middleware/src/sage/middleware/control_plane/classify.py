@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sage.common.ids import new_id
 from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.bodies import read_body
 from sage.middleware.control_plane.facts import DecodeTokens, Facts, Parsed, ParseLimits
 from sage.middleware.control_plane.media_bodies import read_media
-from sage.middleware.control_plane.plain import parse_chat, read_plain
+from sage.middleware.control_plane.plain import read_plain
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import Wishes, read_wishes, request_id
 from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, GENERATES, MEDIA, Call, Route
@@ -43,10 +42,6 @@ def parse(
     be ids) and raises ValueError for an id that it does not know. `blocks`: hash the prompt for a policy that
     looks for cached prefixes. Raises BadRequestError with `param` naming the field or header.
     """
-    if route is CHAT and not headers:
-        parsed = parse_chat(body, ident or new_id("req"), tenant, blocks=blocks)
-        if parsed is not None:
-            return parsed
     facts = read_plain(route, body, limits, blocks=blocks)
     if facts is None and route in MEDIA:
         facts = read_media(route, body, headers.get("content-type", ""))

@@ -21,9 +21,8 @@ from sage.middleware.control_plane.metrics import Sample
 from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.routing import elsewhere, models_of, resolve, retarget
-from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage, WholeSink
+from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage
 
 __all__ = ["ModelRouter", "Outcome"]
 
@@ -43,6 +42,7 @@ class ModelRouter:
 
     def __init__(self, control_plane: ControlPlane, clock: Clock) -> None:
         self._control_plane = control_plane
+        self.begin, self.cancel = control_plane.begin, control_plane.cancel  # of what is plain: as they are
         self._clock = clock
         self._table: dict[str, ModelConfig] = {}
         self._budget = RetryBudget(CoreOptions().limits)
@@ -79,16 +79,6 @@ class ModelRouter:
     def is_plain(self, job: Job, call: Call) -> bool:
         """Whether `begin` may be asked: a whole text by a model's own id, for nobody's chain."""
         return not call.stream and call.route in _PLAIN and not job.parent and job.model not in self._table
-
-    def begin(
-        self, job: Job, call: Call, sink: WholeSink, over: Callable[[BaseException | None], None]
-    ) -> Ticket:
-        """See `ControlPlane.begin`; for what is plain."""
-        return self._control_plane.begin(job, call, sink, over)
-
-    def cancel(self, ticket: Ticket) -> None:
-        """See `ControlPlane.cancel`."""
-        self._control_plane.cancel(ticket)
 
     async def _routed(
         self,
