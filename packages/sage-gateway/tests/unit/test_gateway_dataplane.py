@@ -24,8 +24,9 @@ from sage.gateway.usage import Meter, UsageStore
 from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import ParseLimits
 from sage.middleware.control_plane.records import Record
+from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.control_plane.types import Job, Slo
-from sage.middleware.engines.port import Call, Route, Sink, Usage
+from sage.middleware.engines.port import Call, Route, Sink, Usage, WholeSink
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 600}]}).encode()
 
@@ -49,6 +50,17 @@ class Submitted:
     ) -> Literal["done", "failed"]:
         self.jobs.append((job, deadline))
         return "done"
+
+    def is_plain(self, job: Job, call: Call) -> bool:
+        return False
+
+    def begin(
+        self, job: Job, call: Call, sink: WholeSink, over: Callable[[BaseException | None], None]
+    ) -> Ticket:
+        raise AssertionError("nothing is plain")
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nothing was begun."""
 
     def decision(self, ident: str) -> Decision | None:
         return None

@@ -153,7 +153,8 @@ async def test_a_request_that_was_ended_by_us_leaves_nothing_to_the_next() -> No
     class Ending(Server):
         async def __call__(self, request: HotRequest, reply: Answer) -> None:
             task = asyncio.current_task()
-            assert task is request.task is not None
+            assert task is not None
+            assert task is request.task
             task.cancel()
             try:
                 await asyncio.sleep(0)
@@ -172,7 +173,6 @@ async def test_what_is_begun_needs_no_task_and_one_task_serves_the_others() -> N
     server = Server()
     server.untasked = {"a", "c", "d"}
     server.start(request("a"))
-    assert server.hot.request is not None
     server.begun()
     assert server.hot.request is None
     server.start(request("b"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -42,16 +42,15 @@ class HotRequest(msgspec.Struct):
 Over = Callable[[HotRequest, Reply], None]
 
 
-class Server(Protocol):
-    """Serves hot requests."""
+Server = Callable[[HotRequest, Answer], Coroutine[Any, Any, None]]  # in the awaiting task
 
-    async def __call__(self, request: HotRequest, reply: Answer) -> None:
+
+class Handler(Protocol):
+    """Serves the hot requests of connections, each in one of two ways."""
+
+    def __call__(self, request: HotRequest, reply: Answer, /) -> Coroutine[Any, Any, None]:
         """Serve one in the awaiting task, which is its `task`."""
         ...
-
-
-class Handler(Server, Protocol):
-    """Serves those of connections, each in one of two ways."""
 
     def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
         """Serve it without a task, which is quicker; False where it needs one, and nothing was done.
