@@ -267,3 +267,15 @@ def test_the_invariants_hold(machine: type[CoreMachine]) -> None:
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+
+
+def test_an_engine_falls_silent_that_has_two_parts_of_one_request() -> None:
+    """The loss of one ends the request, and with it the other."""
+    machine = HybridMachine()
+    machine.engine_goes(how="down", index=2)
+    machine.arrive(count=1, hedgeable=False, patience=None, size=1, tenant="a", texts=900)
+    machine.time_passes(seconds=30.0)
+    machine.engine_up(index=0)
+    machine.engine_up(index=0)
+    machine.time_passes(seconds=31.0)
+    machine.teardown()

@@ -349,6 +349,8 @@ class Core(Requests):
         self._actions += actions
         for load in hung:
             for attempt in list(load.attempts.values()):
+                if attempt.number not in self._attempts:  # its request was ended by the loss of another part
+                    continue
                 self._actions.append(Cancel(attempt.number))
                 reason = f"{load.name} has fallen silent"
                 held = attempt.first_byte is None or not attempt.slices[0][0].job.stream
