@@ -286,6 +286,20 @@ async def test_what_we_end_is_told_with_its_reason(
     assert told == [(200 if after else status, reason)]
 
 
+@pytest.mark.parametrize("model", ["memory", "none"])
+async def test_a_line_of_whole_chats_is_answered_in_its_order(
+    make_front: Any, bench: Bench, model: str
+) -> None:
+    """Also where each is refused in the very step that takes it up."""
+    front = await Door(make_front, bench, every=False).open()
+    body = WHOLE.replace(b"memory", model.encode())
+    wire = await front.connect()
+    await wire.send(b"".join(front.post(body, x_request_id=f"r{number}") for number in range(30)))
+    answers = [await wire.answer() for _ in range(30)]
+    assert {one.status for one in answers} == {200 if model == "memory" else 404}
+    assert [one.headers["x-request-id"] for one in answers] == [f"r{number}" for number in range(30)]
+
+
 async def test_a_traceparent_goes_on_to_the_engine_and_comes_back(make_front: Any, bench: Bench) -> None:
     front = await Door(make_front, bench, every=False).open()
     trace = f"00-{'a' * 32}-{'b' * 16}-01"

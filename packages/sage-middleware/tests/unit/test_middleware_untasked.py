@@ -237,6 +237,23 @@ async def test_each_answer_ends_both_alike(answer: str) -> None:
     await both.close()
 
 
+@virtual
+async def test_a_client_whose_socket_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    both = Both(wires=2)
+    for _ in range(3):
+        await both.do("ask", None)
+        await both.do("answer", "usual")
+    await both.do("ask", None)
+    for live in (both.native, both.plain):
+        live.sinks["r3"].head(200, "")  # a second head is one too many
+    settled = both.native.taken["settle"]
+    await both.do("answer", "usual")
+    assert both.native.ends["r3"] == "done"
+    assert both.native.taken["settle"] == settled
+    assert caplog.text.count("AssertionError: head was called twice") == 2
+    await both.close()
+
+
 @pytest.mark.parametrize("argument", range(5))
 def test_what_is_not_a_control_plane_is_left_alone(argument: int) -> None:
     steps = native_steps()

@@ -115,7 +115,7 @@ class DataPlane:
             if parsed.deadline is not None or not plane.is_plain(job, parsed.call):
                 return False
             visit = untasked.visit = self._accounts.open(principal, route, untasked)
-        except SageError:
+        except Exception:  # the task meets it again, and tells
             return False
         request.task = untasked
         if visit.account.limiter is not None:

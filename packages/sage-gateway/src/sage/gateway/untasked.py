@@ -59,17 +59,17 @@ class Untasked(msgspec.Struct, eq=False):
         """Account for it, and answer with what it failed with."""
         request, reply, visit, ticket = self._request, self._reply, self.visit, self.ticket
         request.task = None  # it leads back here: what goes round waits for the garbage collector
-        try:
-            if visit is not None:
+        if visit is not None:
+            try:
                 if ticket is not None and (record := ticket.record) is not None:
                     reply.record = record
                     if record.usage is not None:
                         visit.use(record.usage)
                 if error is not None:
                     self._fail(error, visit)
-                visit.close(reply.chunks)
-        except Exception as fault:
-            log.error("request failed in the gateway", exc_info=fault)
+            except Exception as fault:
+                log.error("request failed in the gateway", exc_info=fault)
+            visit.close(reply.chunks)
         self._over(request, reply)
 
     def _fail(self, error: BaseException, visit: Visit) -> None:

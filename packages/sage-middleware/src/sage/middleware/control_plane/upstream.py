@@ -124,17 +124,17 @@ class Upstreams:
             call = structs.replace(call, threads=up.threads)
         try:
             up.untasked = up.engine.begin(call, partial(self._told, up))
-        except SageError:
-            return False  # which `run` meets again, and tells
+        except Exception:  # `run` meets it again, and tells
+            return False
         return up.untasked is not None
 
     def _told(self, up: Upstream, came: Usage | Exception) -> None:
         """A call that no task made is over."""
-        if self._settle(up, came):
-            return
         ticket = up.parts[0].ticket
-        answer, up.untasked = up.untasked, None
         try:
+            if self._settle(up, came):
+                return
+            answer, up.untasked = up.untasked, None
             self._forget(up)
             if isinstance(came, Exception):
                 self._failed(up, _as_error(came, up.engine))
