@@ -7,7 +7,6 @@ whatever they hold and have written is compared after each event.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from msgspec import structs
 
 from sage.common.config import ControlPlaneConfig
 from sage.common.errors import SageError
+from sage.middleware import _native
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.engines.adapter import HttpEngine
@@ -25,11 +25,12 @@ from sage.middleware.engines.connection import Connection
 from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, EngineSpec
-from sage.middleware.engines.untasked import Steps, native_steps
+from sage.middleware.engines.untasked import Steps
 from sage.middleware.testing.bench import chat
 from sage.middleware.testing.memory import MemorySink
 from sage.middleware.testing.virtual import LoopClock, virtual
 
+NATIVE = Steps(_native.begin_call, _native.settle_call, _native.start_call, _native.take_answer)
 BODY = b'{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}'
 USUAL = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 ANSWERS = {
@@ -141,7 +142,7 @@ class Both:
     """The two of them."""
 
     def __init__(self, wires: int) -> None:
-        self.native, self.plain = Live(native_steps(), wires), Live(Steps(), wires)
+        self.native, self.plain = Live(NATIVE, wires), Live(Steps(), wires)
         self._asked = 0
 
     async def do(self, what: str, detail: Any) -> None:
@@ -256,11 +257,9 @@ async def test_a_client_whose_socket_fails_leaves_nothing_behind(caplog: pytest.
 
 @pytest.mark.parametrize("argument", range(5))
 def test_what_is_not_a_control_plane_is_left_alone(argument: int) -> None:
-    steps = native_steps()
-    assert steps.begin_call(*[object()] * 5) is None
-    assert steps.settle_call(*[object()] * 3) is False
-    assert steps.start_call(object(), "POST", "/", object(), print, b"{}") is None
-    assert steps.take_answer(object(), b"") is False
-    with contextlib.suppress(TypeError):
-        steps.begin_call(*[object()] * argument)
-        raise AssertionError("too few arguments were taken")
+    assert NATIVE.begin_call(*[object()] * 5) is None
+    assert NATIVE.settle_call(*[object()] * 3) is False
+    assert NATIVE.start_call(object(), "POST", "/", object(), print, b"{}") is None
+    assert NATIVE.take_answer(object(), b"") is False
+    with pytest.raises(TypeError, match="takes 5 arguments"):
+        NATIVE.begin_call(*[object()] * argument)
