@@ -56,10 +56,10 @@ WARM: Final = 300
 STAGES: Final = {  # the first that fits "file function"
     "gate": r"protocol|hot|edge|ids|envelopes|heads|requests (reply_to|Pending)",
     "judging the body": r"classify|plain|facts|wishes|dataplane (DataPlane._judge|_headers)|front|keys",
-    "key, usage, log": r"accounts|usage|watch|dataplane",
+    "key, usage, log": r"accounts|usage|watch|dataplane|untasked",
     "reply and relay": r"relay|reply|media",
-    "engine": r"adapter|answer|http|connection|sse",
-    "driver": r"driver|tickets|upstream Up|router",
+    "engine": r"adapter|answer|http|connection|sse|passthrough",
+    "driver": r"driver|desk|runner|tickets|upstream Up|router",
     "core, the end": r"core Core._(fini|comp)|estimator (Estimator.fin|usage|_worth)|roster|requests Requ"
     r"|records Record.end|accounting|histogram|regression|(disciplines Accounts|hybrid Hybrid).settle"
     r"|engine_table EngineLoad.give",
