@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from msgspec import structs
 
 from sage.common.config import ControlPlaneConfig
-from sage.common.errors import SageError
+from sage.common.errors import SageError, UnavailableError
 from sage.middleware import _native
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.tickets import Ticket
@@ -26,8 +26,8 @@ from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, EngineSpec
 from sage.middleware.engines.untasked import Steps
-from sage.middleware.testing.bench import chat
-from sage.middleware.testing.memory import MemorySink
+from sage.middleware.testing.bench import Bench, chat
+from sage.middleware.testing.memory import Behaviour, MemorySink
 from sage.middleware.testing.virtual import LoopClock, virtual
 
 NATIVE = Steps(_native.begin_call, _native.settle_call, _native.start_call, _native.take_answer)
@@ -253,6 +253,36 @@ async def test_a_client_whose_socket_fails_leaves_nothing_behind(caplog: pytest.
     assert both.native.taken["settle"] == settled
     assert caplog.text.count("AssertionError: head was called twice") == 2
     await both.close()
+
+
+@virtual
+async def test_a_drain_ends_what_was_begun() -> None:
+    bench = Bench()
+    bench.hold()
+    ends: list[BaseException | None] = []
+    for ident in ("runs", "waits"):
+        parsed = chat(ident, stream=False)
+        bench.plane.begin(parsed.job, parsed.call, MemorySink(), ends.append)
+    await bench.engines[0].until_running(1)
+    await bench.plane.close(0.1)
+    assert [type(end) for end in ends] == [UnavailableError, UnavailableError]
+    await bench.settled()
+    assert bench.engines[0].cancelled == 1
+    bench.assert_idle()
+
+
+@virtual
+async def test_what_an_engine_holds_in_silence_is_served_by_another() -> None:
+    async with Bench(2) as bench:
+        silent, other = bench.engines
+        silent.behaviour = Behaviour(gate=asyncio.Event())
+        ends: list[BaseException | None] = []
+        parsed, sink = chat("a", stream=False), MemorySink()
+        bench.plane.begin(parsed.job, parsed.call, sink, ends.append)
+        await silent.until_running(1)
+        while not ends:  # noqa: ASYNC110 - in virtual time
+            await asyncio.sleep(1.0)
+        assert (ends, sink.status, silent.cancelled, other.served) == ([None], 200, 1, 1)
 
 
 @pytest.mark.parametrize("argument", range(5))
