@@ -14,6 +14,7 @@ from tools.nano.evaluate import Reader, generated_report
 from tools.nano.forward import Forward
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import MARKS, PASSAGES
+from tools.nano.looks import MATCH
 from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
 from tools.nano.tokenizer import Encoder, texts, train
@@ -208,6 +209,24 @@ def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path: Path, tokenizer: Any)
     told = [run.update(batch, 1e-3) for _ in range(8)]
     for name in ("owner", "flag", "point", "copy"):
         assert told[-1][f"loss_{name}"] < told[0][f"loss_{name}"]
+
+
+def test_what_is_held_stays_and_the_rest_learns(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    run.hold(4)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    batch = batches(Pool(run.encoder, Random(1), 100, 8), STAGES[0], 128)[0]
+    for _ in range(2):
+        run.update(batch, 1e-3)
+    moved = {name for name, weight in run.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert not any("embed" in name or "layers.2" in name for name in moved)
+    assert {f"model.layers.{at}.mlp.down_proj.weight" for at in (4, 5)} <= moved
+    layer, head = MATCH[0]
+    name, rows = f"model.layers.{layer}.self_attn.q_proj.weight", slice(head * 64, head * 64 + 64)
+    now = run.model.state_dict()[name]
+    assert torch.allclose(now[rows], before[name][rows], rtol=1e-3)  # but for the decay of weights
+    assert not torch.allclose(now[128:], before[name][128:], rtol=1e-3)
 
 
 def test_stages_grow_up_to_eight_passages() -> None:

@@ -59,6 +59,17 @@ def test_most_questions_share_a_word_with_their_sentence() -> None:
     assert hits > 0.95 * 1000
 
 
+def test_blocks_of_code_come_among_long_sentences_alone() -> None:
+    rng = Random(5)
+    long = [fact(rng, 36) for _ in range(600)]
+    blocks = [made for made in long if made.text.startswith("```")]
+    assert 0.02 < len(blocks) / len(long) < 0.09
+    for made in blocks:
+        assert len(made.text.split()) >= 7
+        assert all(question.strip() for question in made.questions)
+    assert not any(fact(rng, 28).text.startswith("```") for _ in range(300))
+
+
 def test_the_same_seed_makes_the_same_facts() -> None:
     assert [fact(Random(5)) for _ in range(3)] == [fact(Random(5)) for _ in range(3)]
     assert fact(Random(5)) != fact(Random(6))

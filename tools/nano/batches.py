@@ -16,7 +16,10 @@ _AHEAD = 4  # batches made at a time, so that lengths in a batch are similar
 
 
 class Batch:
-    """Items as rows of one length. `gold` of an item that nothing answers is one past the last end."""
+    """Items as rows of one length. `gold` of an item that nothing answers is one past the last end.
+
+    `asks`: where the next token is to be copied, `places`: from where; -1 where there is nothing more.
+    """
 
     def __init__(self, items: list[Item], length: int) -> None:
         rows, most = len(items), max(1, max(len(i.ends) for i in items))
@@ -32,6 +35,10 @@ class Batch:
         self.gold = torch.tensor([i.gold if i.gold >= 0 else most for i in items])
         self.start = torch.tensor([i.start for i in items])
         self.chance = sum(1 / max(1, len(i.ends)) for i in items) / rows
+        copied = [_copied(i) for i in items]
+        longest = max(1, max(len(asks) for asks, _ in copied))
+        self.asks = torch.zeros((rows, longest), dtype=torch.long)
+        self.places = torch.full((rows, longest), -1)
         for row, i in enumerate(items):
             size = len(i.ids)
             self.ids[row, :size] = torch.tensor(i.ids)
@@ -41,6 +48,9 @@ class Batch:
             self.ends[row, : len(i.ends)] = torch.tensor(i.ends, dtype=torch.long)
             self.has_end[row, : len(i.ends)] = True
             self.shares[row, : len(i.ends)] = torch.tensor(i.shares)
+            asks, places = copied[row]
+            self.asks[row, : len(asks)] = torch.tensor(asks)
+            self.places[row, : len(asks)] = torch.tensor(places)
 
     def to(self, device: torch.device) -> Self:
         """The same batch, its tensors moved."""
@@ -48,6 +58,16 @@ class Batch:
             if isinstance(value, torch.Tensor):
                 setattr(self, name, value.to(device))
         return self
+
+
+def _copied(item: Item) -> tuple[range, range]:
+    """The tokens of the answer that others follow, and where those stand in the prompt."""
+    mark = item.ids[item.start]
+    if item.gold < 0:
+        return range(0), range(0)
+    size = len(item.ids) - 2 - item.start
+    source = item.ids.index(mark) + 1
+    return range(item.start, item.start + size), range(source, source + size)
 
 
 def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:

@@ -57,8 +57,11 @@ class Forward:
         self._norm, self._turn, self._gate = made(_norm), made(_turn), made(_gate)
         self._add, self._soft = made(_add), made(_soft)
 
-    def __call__(self, model: Any, ids: Tensor) -> list[Tensor]:
-        """The states after each layer, and last those that logits are made of (`FAST`)."""
+    def __call__(self, model: Any, ids: Tensor, turned: dict[int, Tensor] | None = None) -> list[Tensor]:
+        """The states after each layer, and last those that logits are made of (`FAST`).
+
+        `turned` gets queries and keys of the layers that it has, the heads of queries before those of keys.
+        """
         core = model.model
         length = ids.shape[1]
         angles = torch.outer(torch.arange(length, device=ids.device).float(), core.rotary_emb.inv_freq)[
@@ -67,8 +70,10 @@ class Forward:
         turn = (angles.cos(), angles.sin())
         x = functional.embedding(ids, core.embed_tokens.weight)
         found = []
-        for layer in core.layers:
-            seen = self._attend(layer.self_attn, self._norm(x, layer.input_layernorm.weight), turn)
+        for at, layer in enumerate(core.layers):
+            seen, both = self._attend(layer.self_attn, self._norm(x, layer.input_layernorm.weight), turn)
+            if turned is not None and at in turned:
+                turned[at] = both
             x = self._add(x, seen)
             mlp = layer.mlp
             both = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).to(FAST)
@@ -77,7 +82,7 @@ class Forward:
             found.append(x)
         return [*found, self._norm(x, core.norm.weight)]
 
-    def _attend(self, attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, attention: Any, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         rows, length, _ = x.shape
         parts = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         mixed = functional.linear(x, torch.cat(parts).to(FAST)).view(rows, length, -1, attention.head_dim)
@@ -91,4 +96,4 @@ class Forward:
             out = functional.scaled_dot_product_attention(
                 turned[:, :heads], turned[:, heads:], values, is_causal=True
             )
-        return functional.linear(out.transpose(1, 2).flatten(2), attention.o_proj.weight.to(FAST))
+        return functional.linear(out.transpose(1, 2).flatten(2), attention.o_proj.weight.to(FAST)), turned

@@ -32,6 +32,8 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         """One step with the gradients that are there."""
         for group in self.param_groups:
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 held = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 held.lerp_(p.grad, 1 - _MOMENTUM)
                 update = _orthogonal(p.grad.lerp(held, _MOMENTUM))

@@ -25,6 +25,7 @@ from tools.nano.words import (
 __all__ = ["Fact", "fact"]
 
 _MANY = 30
+_BLOCKS = 0.05
 _FUNCTION = sorted(FORM - {"i", "me", "please", "us", "let"})
 
 
@@ -37,10 +38,13 @@ class Fact:
 
 
 def fact(rng: Random, words: int = 24) -> Fact:
-    """One of either kind, of about `words` words at most; where that is many, now and then several in one."""
+    """One of either kind, of about `words` words at most; where that is many, now and then several in one, or
+    a block of code, which is one sentence to the chat template."""
     made = _pattern(rng) if words >= 10 and rng.random() < 0.5 else _heap(rng, words)
-    if words < _MANY or rng.random() > 0.1:
+    if words < _MANY or (kind := rng.random()) > 0.1 + _BLOCKS:
         return made
+    if kind > 0.1:
+        return _block(rng)
     parts = [made.text, *(fact(rng, 24).text for _ in range(rng.choice((1, 1, 2, 3))))]
     rng.shuffle(parts)
     return Fact(
@@ -81,6 +85,21 @@ def _heap(rng: Random, most: int) -> Fact:
                 words[at] += mark
                 text = " ".join(words)
     return Fact(_finish(rng, text), tuple(_cues(rng, matter) for _ in range(2)))
+
+
+def _block(rng: Random) -> Fact:
+    """Commands or settings in a row, which have many words that are asked for and seldom answer."""
+    matter = [
+        rng.choice(WRITTEN) if rng.random() < 0.4 else rng.choice((code, noun, number))(rng)
+        for _ in range(rng.randrange(6, 50))
+    ]
+    parts = [word + rng.choice(("", "", "", "", " =", ":", ",", " |")) for word in matter]
+    _repeat(rng, parts)
+    head = "```" + rng.choice(("bash", "python", "yaml", "json", ""))
+    return Fact(
+        " ".join((head, *parts)),
+        tuple(_cues(rng, [w.strip("`,;:()\"'") or head for w in matter]) for _ in range(2)),
+    )
 
 
 def _repeat(rng: Random, parts: list[str]) -> None:

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from tools.nano.batches import Batch, batches
 from tools.nano.forward import DEVICE, FAST, Forward
 from tools.nano.items import Pool, Stage
+from tools.nano.looks import hold, look_losses, turned_layers
 from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
 from tools.nano.tokenizer import Encoder, texts
@@ -49,6 +50,8 @@ _RARE = torch.tensor(4.0)
 _TABLE = 0.1
 _HEADS_STEPS, _HEADS_RATE = 40, 0.01
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
+_LOOKS = 0.5
+_COPY = 3.0  # while layers below are held, a copy is what there is to learn
 
 
 def losses(
@@ -128,6 +131,14 @@ class Run:
             given = LlamaForCausalLM.from_pretrained(begin, dtype=torch.float32)
             self.model.load_state_dict(given.state_dict())
         self.rng = Random(seed * 1_000_003 + self.step)
+        self._held = False
+
+    def hold(self, layers: int) -> None:
+        """Train neither embeddings nor the first `layers` layers, nor where the heads of `looks` look."""
+        core = self.model.model
+        for part in (core.embed_tokens, *core.layers[:layers]):
+            part.requires_grad_(False)
+        self._held = True
 
     def _load(self) -> None:
         saved = torch.load(self._folder / "checkpoint.pt", weights_only=True, map_location=DEVICE)
@@ -197,10 +208,19 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["pace"]
         batch = batch.to(DEVICE)
-        found, right = losses(self._forward(self.model, batch.ids), self.model, self.heads, batch)
+        turned = turned_layers()
+        hidden = self._forward(self.model, batch.ids, turned)
+        found, right = losses(hidden, self.model, self.heads, batch)
+        scale = self.model.model.layers[0].self_attn.scaling
+        looks, seen = look_losses(turned, batch, scale)
+        right |= {n: hit.float().sum().item() / max(1, len(hit)) for n, hit in seen.items()}
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        torch.stack([_WEIGHTS[name] * value for name, value in found.items()]).sum().backward()
+        weights = _WEIGHTS | {"copy": _COPY} if self._held else _WEIGHTS
+        whole = torch.stack([weights[name] * value for name, value in found.items()]).sum()
+        (whole + _LOOKS * torch.stack(list(looks.values())).sum()).backward()
+        if self._held:
+            hold(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -253,12 +273,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
     parser.add_argument("--begin", type=Path, help="what a new run begins with, written by export.py")
+    parser.add_argument("--hold", type=int, default=0, help="layers that stay as they are, if any")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.begin is not None and not (args.begin / "model.safetensors").is_file():
         parser.error(f"--begin {args.begin} has no model.safetensors; valid: a folder that export.py wrote")
     torch.set_num_threads(args.threads)
     run = Run(args.run, args.seed, args.stage, begin=args.begin)
+    if args.hold:
+        run.hold(args.hold)
     if args.begin is not None and not run.step:
         run.teach_heads(_HEADS_STEPS, args.tokens)
     run.train(args.steps, args.tokens, args.rate)
