@@ -52,8 +52,8 @@ def told(tokenizer: Any) -> wiring.Sample:
     """A model as training begins with it, wired."""
     torch.manual_seed(0)
     model = build(Shape(), 1, texts(tokenizer))
-    found = wiring.sample(model, Encoder(tokenizer), Random(2), (24, 0))
-    wiring.wire(found, steps=120)
+    found = wiring.sample(model, Encoder(tokenizer), Random(2), (8, 0))
+    wiring.wire(found, steps=40)
     return found
 
 
