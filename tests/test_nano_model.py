@@ -1,7 +1,6 @@
 """The small model before it is trained: its start, its training step, and the folder that is written."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,25 +16,14 @@ from tools.nano.layout import MARKS, PASSAGES
 from tools.nano.looks import MATCH
 from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
-from tools.nano.tokenizer import Encoder, texts, train
+from tools.nano.tokenizer import Encoder, texts
 from tools.nano.train import STAGES, Run
 from transformers import AutoModelForCausalLM
 
 STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other at every product take minutes beside other tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train(tmp_path_factory.mktemp("docs"), facts=300)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

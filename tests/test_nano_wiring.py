@@ -1,6 +1,5 @@
 """Heads that have a place to look at: what is asked of them in training, and how they are set by hand."""
 
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -23,23 +22,13 @@ from tools.nano.looks import (
     turned_layers,
 )
 from tools.nano.model import Shape, build
-from tools.nano.tokenizer import Encoder, texts, train
+from tools.nano.tokenizer import Encoder, texts
 from torch import Tensor
 
 STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train(tmp_path_factory.mktemp("docs"), facts=300)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tools.nano.layout import BEATS, FIRST_B, FIRST_E, FIRST_S
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["BEFORE", "ITSELF", "LATEST", "MATCH", "latest", "look_losses", "scores", "turned_layers"]
+__all__ = ["BEFORE", "ITSELF", "LATEST", "MATCH", "hold", "latest", "look_losses", "scores", "turned_layers"]
 
 LATEST = (2, 0)
 """Layer and head, counted from 0: looks at the latest beat or mark of a sentence, up to the token itself."""

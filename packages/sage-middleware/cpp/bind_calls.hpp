@@ -85,7 +85,10 @@ inline PyObject* begin_call(PyObject*, PyObject* const* args, Py_ssize_t count) 
     const Ref parts = Ref::made(PyList_New(1));
     PyList_SET_ITEM(parts.get(), 0, Ref(part).release());
     PyObject* engine = found(live.plane._engines(plane), all.engine.name(sent.engine));
-    if (engine == nullptr) python::raise(PyExc_KeyError, "There is no such engine.");
+    if (engine == nullptr) {
+      PyErr_SetObject(PyExc_KeyError, all.engine.name(sent.engine));
+      throw python::Raised();
+    }
     const Ref up = python::call(live.upstream.type.get(), sent.ordinal.get(), engine, parts.get(), nothing, Py_False);
     live.ticket.own.put(ticket.get(), up);
     python::check(PyDict_SetItem(tickets, ident, ticket.get()));

@@ -108,12 +108,12 @@ class DataPlane:
         if route is not CHAT and route is not COMPLETIONS:
             return False
         plane = self._control_plane
-        untasked = Untasked(plane, request, reply, over)
         try:
             parsed = request.parsed = self._parse(request, request.body, principal, route)
             job = parsed.job
             if parsed.deadline is not None or not plane.is_plain(job, parsed.call):
                 return False
+            untasked = Untasked(plane, request, reply, over)
             visit = untasked.visit = self._accounts.open(principal, route, untasked)
         except Exception:  # the task meets it again, and tells
             return False

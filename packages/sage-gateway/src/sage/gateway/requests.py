@@ -33,7 +33,7 @@ class HotRequest(msgspec.Struct):
     admission: Admission
     headers: dict[bytes, bytes]
     body: bytes
-    began: float = 0.0  # by the loop's clock
+    began: float = 0.0  # monotonic seconds
     task: Cancellable | None = None
     ending: SageError | None = None
     parsed: Parsed | None = None
@@ -53,7 +53,7 @@ class Handler(Protocol):
         ...
 
     def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
-        """Serve it without a task, which is quicker; False where it needs one, and nothing was done.
+        """Serve it without a task, which is quicker; False where it needs one, and nothing was charged.
 
         It is over when `over` is called, once, perhaps before this returns. Until then `request.task` can be
         cancelled. Raises nothing.

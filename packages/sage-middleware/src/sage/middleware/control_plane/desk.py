@@ -63,11 +63,7 @@ class Desk(Runner):
         EngineError, TimedOutError. Once a stream has begun, a fault is an SSE error event in it without
         `[DONE]`, and `failed` is returned.
         """
-        if self._closing:
-            raise self._goodbye()
-        if job.id in self._tickets:
-            raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
-        self._core.check(job)
+        self._let_in(job)
         if call.route in ASIDES:
             await self._serve_aside(job, call, sink, deadline)
             return "done"
@@ -103,11 +99,7 @@ class Desk(Runner):
         begun = self._begin(self, job, call, sink, over)
         if begun is not None:
             return begun
-        if self._closing:
-            raise self._goodbye()
-        if job.id in self._tickets:
-            raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
-        self._core.check(job)
+        self._let_in(job)
         ticket = self._tickets[job.id] = Ticket.of(job, call, sink, None)
         ticket.told = over
         self._handle(Arrived(self._clock.now(), job, None))
@@ -115,6 +107,14 @@ class Desk(Runner):
         if ticket.own is None or not self._upstreams.begin(ticket.own):
             self._parted(ticket)
         return ticket
+
+    def _let_in(self, job: Job) -> None:
+        """Raise what is wrong with a newcomer whatever the load."""
+        if self._closing:
+            raise self._goodbye()
+        if job.id in self._tickets:
+            raise ConflictError(f"A request with the id {job.id!r} is in flight already.")
+        self._core.check(job)
 
     def cancel(self, ticket: Ticket) -> None:
         """Give up what was begun. It is over at once, or in the loop's next turn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -40,7 +41,7 @@ PULSE_S: Final = 1.0  # between two reports of which attempts have had bytes
 EngineAction = StartEngine | StopEngine | RestartEngine
 
 
-class Runner:
+class Runner(ABC):
     """A core, the tickets of its requests, and the upstream calls that it asks for.
 
     `on_engine_action` is called when engines are to be started, stopped or restarted; whoever runs the
@@ -145,6 +146,6 @@ class Runner:
             if moved:
                 self._handle(Progress(self._clock.now(), moved))
 
+    @abstractmethod
     def _parted(self, ticket: Ticket) -> None:
-        """A ticket that no task serves is without its call: for `Desk`."""
-        raise NotImplementedError
+        """A ticket that no task serves is without its call."""

@@ -259,7 +259,7 @@ class _Begun(Answer):
         try:
             self._engine.check(self._call, self, self.connection.retry_after)
             return self.finish()
-        except SageError as error:
+        except Exception as error:  # whatever it is, whoever waits has to be told
             return self._engine.logged(error)
 
     async def _again(self) -> None:

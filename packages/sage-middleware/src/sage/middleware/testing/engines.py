@@ -276,6 +276,23 @@ class EngineConformance:
         assert sink.status == 0
         assert not await live.unreachable.ready()
 
+    async def test_begin_answers_as_send_does_or_leaves_it_to_that(self, live: LiveEngine) -> None:
+        """What was begun is told once, what was broken off never."""
+        route, body = _example(live)
+        _, usage = await _ask(live.engine, route, **body)
+        over: asyncio.Future[Usage | Exception] = asyncio.get_running_loop().create_future()
+        begun = live.engine.begin(call_for(live.engine, route, **body), over.set_result)
+        if begun is None:
+            return
+        assert getattr(await over, "prompt_tokens", None) == usage.prompt_tokens
+        assert isinstance(msgspec.json.decode(begun.body), dict)
+        told: list[Usage | Exception] = []
+        dropped = live.engine.begin(call_for(live.engine, route, **_long(route, body)), told.append)
+        assert dropped is not None  # its connection is free again
+        dropped.abort()
+        await _until(live.idle, True, 8.0)
+        assert told == []
+
     @pytest.mark.parametrize("stream", [True, False])
     async def test_cancel_frees_the_engine(self, live: LiveEngine, stream: bool) -> None:
         """After a cancel the engine goes idle long before it would have finished, and serves the next."""
