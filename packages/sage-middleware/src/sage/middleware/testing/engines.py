@@ -287,8 +287,7 @@ class EngineConformance:
         assert getattr(await over, "prompt_tokens", None) == usage.prompt_tokens
         assert isinstance(msgspec.json.decode(begun.body), dict)
         told: list[Usage | Exception] = []
-        dropped = live.engine.begin(call_for(live.engine, route, **_long(route, body)), told.append)
-        assert dropped is not None  # its connection is free again
+        assert (dropped := live.engine.begin(call_for(live.engine, route, **_long(route, body)), told.append))
         dropped.abort()
         await _until(live.idle, True, 8.0)
         assert told == []
