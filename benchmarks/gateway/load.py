@@ -18,7 +18,7 @@ _MESSAGES: Final = [{"role": "user", "content": "Say something about gateways. "
 CHAT: Final = ("/v1/chat/completions", {"model": "tiny", "messages": _MESSAGES, "max_tokens": 100})
 STREAM: Final = (CHAT[0], {**CHAT[1], "stream": True})
 _HELD: Final = (CHAT[0], {**STREAM[1], "user": "hold"})
-EMBEDDING: Final = ("/v1/embeddings", {"model": "vectors", "input": "one short text to be embedded"})
+EMBEDDING: Final = ("/v1/embeddings", {"model": "vectors", "input": "one short text to be embedded: NUMBER"})
 Kind = tuple[str, dict[str, Any]]
 
 
@@ -83,9 +83,9 @@ class _Client(asyncio.Protocol):
             self._over.set_exception(RuntimeError(f"the connection was lost: {exc}"))
 
 
-def request_bytes(port: int, key: str, kind: Kind) -> bytes:
-    """One request as it goes over the wire."""
-    body = json.dumps(kind[1]).encode()
+def request_bytes(port: int, key: str, kind: Kind, number: int = 0) -> bytes:
+    """One request as it goes over the wire; texts to be embedded differ by `number`."""
+    body = json.dumps(kind[1]).replace("NUMBER", f"{number:04}").encode()
     lines = (
         f"POST {kind[0]} HTTP/1.1",
         f"host: 127.0.0.1:{port}",
@@ -101,10 +101,10 @@ async def _drive(port: int, key: str, kind: Kind, seconds: float, connections: i
     began = time.perf_counter()
     ends: list[asyncio.Future[None]] = []
     transports = []
-    for _ in range(connections):
+    for number in range(connections):
         over: asyncio.Future[None] = loop.create_future()
         ends.append(over)
-        client = _Client(request_bytes(port, key, kind), began + seconds, most, run, over)
+        client = _Client(request_bytes(port, key, kind, number), began + seconds, most, run, over)
         transport, _ = await loop.create_connection(lambda one=client: one, "127.0.0.1", port)  # type: ignore[misc]
         transports.append(transport)
     try:

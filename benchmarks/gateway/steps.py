@@ -1,12 +1,13 @@
-"""What a chat that is not streamed costs between two sockets in memory, counted: calls, bytecodes, stages.
+"""What a request that is not streamed costs between two sockets in memory, counted: calls, bytecodes, stages.
 
-    python benchmarks/gateway/steps.py [--policy hybrid] [--requests 500]
+    python benchmarks/gateway/steps.py [--policy hybrid] [--kind chat|embedding] [--clients 1] [--requests 500]
     valgrind --tool=cachegrind --cache-sim=no python benchmarks/gateway/steps.py --only-run --requests 200
 
 The gate, the data plane, the control plane and the connection to the engine are the real ones; the two
 transports are not, and the clock moves by 10 µs each time it is asked, so that every run takes the same
 steps. A coroutine that goes on counts as a call. Instructions: what cachegrind counts for 700 requests, less
-what it counts for 200, divided by 500.
+what it counts for 200, divided by 500. Of several clients all ask in one turn of the loop, which is when
+embeddings share calls.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -31,9 +33,9 @@ from typing import Any, Final
 time.monotonic = itertools.count(1000.0, 1e-5).__next__  # before anybody has taken it
 
 import uvloop  # noqa: E402
-from load import CHAT, request_bytes  # noqa: E402
-from upstream import CHAT as ANSWER  # noqa: E402
-from upstream import whole  # noqa: E402
+from load import CHAT, EMBEDDING, Kind, request_bytes  # noqa: E402
+from upstream import CHAT as CHAT_ANSWER  # noqa: E402
+from upstream import embeddings, whole  # noqa: E402
 from uvicorn.config import Config  # noqa: E402
 from uvicorn.server import ServerState  # noqa: E402
 
@@ -82,21 +84,13 @@ class Wire(asyncio.Transport):
         """Nothing is ever kept."""
 
 
-class Pair:
-    """A client and an engine: each answers in the loop's next turn."""
+class Client:
+    """One that asks again as soon as it is answered, in the loop's next turn."""
 
-    def __init__(self, gate: Gate, pool: HttpPool, key: str) -> None:
+    def __init__(self, gate: Gate, request: bytes) -> None:
         self._loop = asyncio.get_running_loop()
-        self._request, self._answer = request_bytes(80, key, CHAT), whole(ANSWER)
-        self._gate, self._engine = gate, Connection(pool)
+        self._gate, self._request = gate, request
         gate.connection_made(Wire(self._answered))
-        self._engine.connection_made(Wire(self._asked))
-        self._engine.idle_since = float("inf")
-        pool._open.add(self._engine)
-        pool._idle.append(self._engine)
-
-    def _asked(self, _data: bytes) -> None:
-        self._loop.call_soon(self._engine.data_received, self._answer)
 
     def _answered(self, data: bytes) -> None:
         if not data.startswith(b"HTTP/1.1 200"):
@@ -113,14 +107,42 @@ class Pair:
         self._left, self._over = requests, self._loop.create_future()
         self._gate.data_received(self._request)
         await self._over
-        await asyncio.sleep(0)
+
+
+class Answerer:
+    """One connection to an engine that answers in the loop's next turn."""
+
+    def __init__(self, pool: HttpPool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection = Connection(pool)
+        self._connection.connection_made(Wire(self._asked))
+        self._connection.idle_since = float("inf")
+        pool._open.add(self._connection)
+        pool._idle.append(self._connection)
+
+    def _asked(self, data: bytes) -> None:
+        if data.startswith(b"POST /v1/embeddings "):
+            given = json.loads(data.partition(b"\r\n\r\n")[2])["input"]
+            answer = _embedded(len(given) if isinstance(given, list) else 1)
+        else:
+            answer = _CHATTED
+        self._loop.call_soon(self._connection.data_received, answer)
+
+
+_CHATTED: Final = whole(CHAT_ANSWER)
+
+
+@cache
+def _embedded(texts: int) -> bytes:
+    return whole(embeddings(texts))
 
 
 @asynccontextmanager
-async def opened(policy: str) -> AsyncIterator[Pair]:
-    """Both sides of a gateway with one engine, and nothing that listens."""
-    url = "http://127.0.0.1:9"
-    engine = {"name": "up-0", "kind": "openai", "model": "tiny", "url": url, "max_running": 64}
+async def opened(policy: str, kind: Kind, clients: int) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """A gateway with one engine, and nothing that listens; what is given runs so many requests of `kind`."""
+    url, task = "http://127.0.0.1:9", "generate" if kind is CHAT else "embed"
+    engine = {"name": "up-0", "kind": "openai", "model": kind[1]["model"], "task": task}
+    engine |= {"url": url, "max_running": 64}
     config = SageConfig.model_validate({"engines": [engine], "control_plane": {"policy": policy}})
     paths = SagePaths.default()
     with StateDirectory(paths.state) as state:
@@ -130,11 +152,19 @@ async def opened(policy: str) -> AsyncIterator[Pair]:
             services.control_plane.add_engine(HttpEngine(spec, PassThroughDialect(), pool))
             app = Config(data_app(list, list, others=idle_handlers(), met=front.data.watch.met))
             app.load()
-            gate = Gate(app, ServerState(), {}, settings=front.data)
-            pair = Pair(gate, pool, paths.default_key_file.read_text().strip())
+            key, asking = paths.default_key_file.read_text().strip(), []
+            for number in range(clients):
+                Answerer(pool)
+                gate = Gate(app, ServerState(), {}, settings=front.data)
+                asking.append(Client(gate, request_bytes(80, key, kind, number)))
+
+            async def run(requests: int) -> None:
+                await asyncio.gather(*(client.run(max(1, requests // clients)) for client in asking))
+                await asyncio.sleep(0)
+
             gc.freeze()
-            await pair.run(WARM)
-            yield pair
+            await run(WARM)
+            yield run
 
 
 def counting(found: Counter[tuple[str, str]], calls: Counter[str]) -> Callable[[FrameType, str, Any], Any]:
@@ -161,30 +191,39 @@ def by_stage(found: Counter[tuple[str, str]]) -> Counter[str]:
     return stages
 
 
-async def measure(policy: str, requests: int, only_run: bool) -> dict[str, float]:
+async def measure(options: argparse.Namespace) -> dict[str, float]:
     """Steps of one request."""
     found: Counter[tuple[str, str]] = Counter()
     calls: Counter[str] = Counter()
-    async with opened(policy) as pair:
-        if only_run:
-            await pair.run(requests)
+    requests = options.requests
+    kind = CHAT if options.kind == "chat" else EMBEDDING
+    async with opened(options.policy, kind, options.clients) as run:
+        if options.only_run:
+            await run(requests)
             return {}
         sys.settrace(counting(found, calls))
-        await pair.run(requests)
+        await run(requests)
         sys.settrace(None)
-    told = {"calls": calls["all"], "bytecodes": found.total(), **dict(by_stage(found).most_common())}
+    if options.functions:
+        steps = Counter({f"{file} {name}": count for (file, name), count in found.items()})
+    else:
+        steps = by_stage(found)
+    told = {"calls": calls["all"], "bytecodes": found.total(), **dict(steps.most_common())}
     return {name: round(count / requests, 1) for name, count in told.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--policy", default="hybrid")
+    parser.add_argument("--kind", choices=("chat", "embedding"), default="chat")
+    parser.add_argument("--clients", type=int, default=1, help="connections that ask at the same time")
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--functions", action="store_true", help="tell each function, not the stages")
     parser.add_argument("--only-run", action="store_true", help="count nothing here: cachegrind does")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SAGE_HOME"] = folder
-        told = uvloop.run(measure(options.policy, options.requests, options.only_run))
+        told = uvloop.run(measure(options))
     print(json.dumps(told, indent=1))
 
 

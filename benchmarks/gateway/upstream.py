@@ -2,7 +2,7 @@
 
 It trusts its client, prints its port and serves until it is ended. A chat is answered at once, or with 100
 chunks 4 ms apart if its body says `stream`, without end and slowly for the user `hold`; an embedding with 384
-numbers.
+numbers for each text.
 """
 
 from __future__ import annotations
@@ -35,14 +35,7 @@ CHAT: Final = _json(
         "usage": USAGE,
     }
 )
-EMBEDDING: Final = _json(
-    {
-        "object": "list",
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.123456789] * 384}],
-        "model": MODEL,
-        "usage": {"prompt_tokens": 8, "total_tokens": 8},
-    }
-)
+_NUMBERS: Final = _json([0.123456789] * 384)
 _CHUNK: Final = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
 _DELTA: Final = {"index": 0, "delta": {"content": " word"}, "finish_reason": None}
 TOKEN: Final = b"data: %b\n\n" % _json({**_CHUNK, "choices": [_DELTA]})
@@ -50,6 +43,14 @@ LAST: Final = b"data: %b\n\ndata: [DONE]\n\n" % _json({**_CHUNK, "choices": [], 
 MODELS: Final = _json({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "x"}]})
 INFO: Final = _json({"model_path": MODEL, "served_model_name": MODEL, "is_generation": True})
 _STREAM: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def embeddings(texts: int) -> bytes:
+    """The answer to so many texts."""
+    item = b'{"object":"embedding","index":%d,"embedding":%b}'
+    data = b",".join(item % (index, _NUMBERS) for index in range(texts))
+    usage = _json({"prompt_tokens": 8 * texts, "total_tokens": 8 * texts})
+    return b'{"object":"list","data":[%b],"model":"%b","usage":%b}' % (data, MODEL.encode(), usage)
 
 
 def framed(data: bytes) -> bytes:
@@ -85,7 +86,8 @@ class Upstream(asyncio.Protocol):
         if path == b"/v1/chat/completions":
             self._chat(rest)
         elif path == b"/v1/embeddings":
-            self._transport.write(whole(EMBEDDING))
+            given = json.loads(rest)["input"]
+            self._transport.write(whole(embeddings(len(given) if isinstance(given, list) else 1)))
         else:
             self._transport.write(whole(MODELS if path == b"/v1/models" else INFO))
 

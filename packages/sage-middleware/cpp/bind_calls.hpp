@@ -95,11 +95,11 @@ inline PyObject* begin_call(PyObject*, PyObject* const* args, Py_ssize_t count) 
     PyObject* upstreams = live.plane._upstreams(plane);
     python::check(PyDict_SetItem(live.upstreams._running(upstreams), sent.ordinal.get(), up.get()));
     static const python::Kept pulse = python::word("_start_pulse"), begin = python::word("begin"),
-                              parted = python::word("_parted");
+                              tasked = python::word("_tasked");
     if (live.plane._pulse(plane) == Py_None) python::ask(plane, pulse);
     arm(plane, core);
     observe(all.books.overhead(all.core.books(core)), real(now_of(plane).get()) - one.now);
-    if (python::ask(upstreams, begin, up.get()).get() != Py_True) python::ask(plane, parted, ticket.get());
+    if (python::ask(upstreams, begin, up.get()).get() != Py_True) python::ask(plane, tasked, ticket.get());
     return ticket;
   });
 }

@@ -105,7 +105,10 @@ class DataPlane:
     def begin(self, request: HotRequest, reply: Reply, over: Over) -> bool:
         """See `Handler`. What cannot be begun, or is refused before it is charged, is left to the task."""
         principal, route = request.admission.principal, request.admission.route
-        if route is not CHAT and route is not COMPLETIONS:
+        if route is EMBEDDINGS:
+            if not self._decoder.loaded and holds_token_ids(request.body):
+                return False
+        elif route is not CHAT and route is not COMPLETIONS:
             return False
         plane = self._control_plane
         try:

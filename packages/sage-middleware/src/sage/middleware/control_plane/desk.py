@@ -91,7 +91,7 @@ class Desk(Runner):
     def begin(
         self, job: Job, call: Call, sink: WholeSink, over: Callable[[BaseException | None], None]
     ) -> Ticket:
-        """As `submit`, where no task awaits it: for a generation whose answer is whole, without deadline.
+        """As `submit`, where no task awaits it: for vectors or a whole text, without deadline.
 
         `over` is called once, after this has returned, with None or what `submit` would raise; it raises
         nothing. `record` of the ticket is that of the request, and `cancel` says that its client has gone.
@@ -104,8 +104,12 @@ class Desk(Runner):
         ticket.told = over
         self._handle(Arrived(self._clock.now(), job, None))
         ticket.record = self._core.record(job.id)
-        if ticket.own is None or not self._upstreams.begin(ticket.own):
+        if ticket.own is not None:
             self._parted(ticket)
+        else:
+            self._wait(ticket)
+            if ticket.over:
+                ticket.wake()
         return ticket
 
     def _let_in(self, job: Job) -> None:
@@ -125,12 +129,33 @@ class Desk(Runner):
             self._finish(ticket, asyncio.CancelledError())
 
     def _parted(self, ticket: Ticket) -> None:
-        """It has its answer; or else a task does from here on what is still to be done."""
-        if ticket.closed:
+        """It has its answer or its error, or is sent, or waits for what is decided about it."""
+        if ticket.closed or ticket.task is not None:
             return
-        if ticket.outcome is not None:
-            self._finish(ticket, None)
-            return
+        if ticket.answer is not None and ticket.outcome is None:
+            ticket.write("application/json", ticket.answer)
+        if ticket.outcome is not None or ticket.error is not None:
+            self._finish(ticket, ticket.error if ticket.outcome is None else None)
+        elif ticket.own is None:
+            self._wait(ticket)
+        elif not self._upstreams.begin(ticket.own):
+            self._tasked(ticket)
+
+    def _wait(self, ticket: Ticket) -> None:
+        """Look at it again when it is woken, in the loop's next turn."""
+        ticket.waiter = asyncio.get_running_loop().create_future()
+        ticket.waiter.add_done_callback(partial(self._woken, ticket))
+
+    def _woken(self, ticket: Ticket, _: asyncio.Future[None]) -> None:
+        """What it waited for has come."""
+        ticket.waiter = None
+        try:
+            self._parted(ticket)
+        except Exception as fault:  # of its sink: whoever asked is told, as by a task
+            self._finish(ticket, fault)
+
+    def _tasked(self, ticket: Ticket) -> None:
+        """A task does from here on what is still to be done."""
         ticket.task = asyncio.get_running_loop().create_task(self._serve(ticket))
         if ticket.own is not None:
             ticket.own.task = ticket.task

@@ -104,8 +104,10 @@ class Estimator:
             return
         taken = now - attempt.sent
         if not load.generates:
-            load.latency.observe(max(taken, 1e-6))
-            self._batch(attempt, usage, now)
+            if _worth_learning(load, now):
+                load.latency.observe(max(taken, 1e-6))
+                self._batch(attempt, usage, now)
+            load.last_end = now
             return
         job = attempt.slices[0][0].job
         if job.stream:
@@ -149,7 +151,6 @@ class Estimator:
             beside = min(1.0, max(0.0, (load.mark(now)[2] - attempt.mark[2]) / max(now - attempt.sent, 1e-9)))
             threads = attempt.threads or load.spec.cores or 1
             load.embed.observe(usage.prompt_tokens, attempt.texts, span, threads, beside)
-        load.last_end = now
 
 
 def _together(attempt: Attempt, span: float) -> bool:

@@ -22,14 +22,14 @@ from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.routing import elsewhere, models_of, resolve, retarget
 from sage.middleware.control_plane.types import Job
-from sage.middleware.engines.port import CHAT, COMPLETIONS, Call, Sink, Usage
+from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Call, Sink, Usage
 
 __all__ = ["ModelRouter", "Outcome"]
 
 log: Final = logging.getLogger("sage.middleware.control_plane")
 
 Outcome = Literal["done", "failed"]
-_PLAIN: Final = frozenset((CHAT, COMPLETIONS))
+_PLAIN: Final = frozenset((CHAT, COMPLETIONS, EMBEDDINGS))
 
 
 class ModelRouter:
@@ -77,7 +77,7 @@ class ModelRouter:
         )
 
     def is_plain(self, job: Job, call: Call) -> bool:
-        """Whether `begin` may be asked: a whole text by a model's own id, for nobody's chain."""
+        """Whether `begin` may be asked: a whole text or vectors by a model's own id, for nobody's chain."""
         return not call.stream and call.route in _PLAIN and not job.parent and job.model not in self._table
 
     async def _routed(

@@ -7,27 +7,31 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from sage.middleware.control_plane.calls import Vector
 
-__all__ = ["Compute", "TextsInFlight"]
+__all__ = ["Compute", "Flight", "TextsInFlight"]
 
 Compute = Callable[[list[bytes]], Awaitable[list[Vector]]]
 
 
-class _Flight:
-    """One call that computes texts now. `vectors` is empty until it has landed, and if it failed."""
+class Flight:
+    """One call that computes `texts` now. `vectors` is empty until it has landed, and if it failed."""
 
-    __slots__ = ("_landed", "_waited_for", "vectors")
+    __slots__ = ("_landed", "_waited_for", "key", "texts", "vectors")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str, texts: Sequence[bytes]) -> None:
+        self.key = key
+        self.texts = texts
         self.vectors: dict[bytes, Vector] = {}
         self._landed = False
         self._waited_for: asyncio.Event | None = None  # made by the first that waits: most calls have none
 
     def land(self) -> None:
+        """Let those that wait for it go on."""
         self._landed = True
         if self._waited_for is not None:
             self._waited_for.set()
 
     async def wait(self) -> None:
+        """Until it has landed."""
         if self._landed:
             return
         if self._waited_for is None:
@@ -43,10 +47,37 @@ class TextsInFlight:
     """
 
     def __init__(self) -> None:
-        self._keys: dict[str, dict[bytes, _Flight]] = {}
+        self._keys: dict[str, dict[bytes, Flight]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._keys.values()))
+
+    def take_off(self, key: str, texts: Sequence[bytes]) -> Flight | None:
+        """Whoever calls this computes all of `texts` from now on, and calls `land` once that is over.
+
+        None, and nothing begins, where one of them is computed by another call or is there twice.
+        """
+        flight = Flight(key, texts)
+        entered = dict.fromkeys(texts, flight)
+        if len(entered) < len(texts):
+            return None
+        flights = self._keys.get(key)
+        if flights is None:
+            self._keys[key] = entered
+            return flight
+        if any(text in flights for text in texts):
+            return None
+        flights.update(entered)
+        return flight
+
+    def land(self, flight: Flight) -> None:
+        """What began with `take_off` is over: its vectors are there, or it has failed."""
+        flights = self._keys[flight.key]
+        for text in flight.texts:
+            del flights[text]
+        if not flights:
+            del self._keys[flight.key]
+        flight.land()
 
     async def vectors(
         self, key: str, texts: Sequence[bytes], compute: Compute, *, on_wait: Callable[[bool], None]
@@ -59,7 +90,7 @@ class TextsInFlight:
         found: dict[bytes, Vector] = {}
         missing = list(texts)
         while missing:
-            flights = self._keys.setdefault(key, {})
+            flights = self._keys.get(key, {})
             mine = [text for text in missing if text not in flights]
             others = {flights[text] for text in missing if text in flights}  # before ours are entered
             if mine:
@@ -73,15 +104,10 @@ class TextsInFlight:
         return found
 
     async def _fly(self, key: str, texts: list[bytes], compute: Compute) -> dict[bytes, Vector]:
-        flights = self._keys[key]
-        flight = _Flight()
-        flights.update(dict.fromkeys(texts, flight))
+        flight = self.take_off(key, texts)
+        assert flight is not None  # they are distinct, and no other call computes them
         try:
             flight.vectors = dict(zip(texts, await compute(texts), strict=True))
         finally:
-            for text in texts:
-                del flights[text]
-            if not flights and self._keys.get(key) is flights:
-                del self._keys[key]
-            flight.land()
+            self.land(flight)
         return flight.vectors

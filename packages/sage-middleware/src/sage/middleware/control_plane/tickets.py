@@ -13,6 +13,7 @@ from sage.middleware.control_plane.calls import EmbeddingRequest, Vector
 from sage.middleware.control_plane.pairs import PairRequest
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.relay import Collector, Relay
+from sage.middleware.control_plane.sharing import Flight
 from sage.middleware.control_plane.types import Job
 from sage.middleware.engines.port import EMBEDDINGS, Begun, Call, Engine, Sink, WholeSink
 
@@ -25,8 +26,8 @@ class Ticket(msgspec.Struct, eq=False):
     `own`: the upstream call that this task makes itself, now or when it runs next. `relay`: the one whose
     bytes have reached the client. `error`: what it ends with. `fault`: that of its last attempt, which
     explains a refusal. `lost`: attempts whose connection was lost, of which engines may have died. `answer`:
-    a whole answer that is still to be written. `closed`: it is over. `told` and `record`: see `Desk.begin`;
-    such a ticket has no task as long as none is needed.
+    a whole answer that is still to be written. `closed`: it is over. `waiter`: what wakes whoever serves it.
+    `told` and `record`: see `Desk.begin`; such a ticket has no task as long as none is needed.
     """
 
     job: Job
@@ -59,13 +60,17 @@ class Ticket(msgspec.Struct, eq=False):
     def deliver(self, content_type: str, answer: bytes) -> None:
         """Write a whole answer, unless another attempt has answered or nothing more is wanted."""
         if not self.over:
-            sink, self.outcome = self.sink, "done"
-            if self.told is not None:
-                cast(WholeSink, sink).whole(content_type, answer)
-                return
-            sink.head(200, content_type)
-            sink.data(answer)
-            sink.end()
+            self.write(content_type, answer)
+
+    def write(self, content_type: str, answer: bytes) -> None:
+        """Write a whole answer: with it the request is done."""
+        sink, self.outcome = self.sink, "done"
+        if self.told is not None:
+            cast(WholeSink, sink).whole(content_type, answer)
+            return
+        sink.head(200, content_type)
+        sink.data(answer)
+        sink.end()
 
     @property
     def over(self) -> bool:
@@ -82,8 +87,9 @@ class Ticket(msgspec.Struct, eq=False):
         return self._request
 
     def close(self) -> None:
-        """It is over. An error that was raised on the way leads back here: a circle, for a collector."""
+        """It is over. What leads back here is let go of: a circle would wait for the garbage collector."""
         self.closed = True
+        self.waiter = None
         if self.error is not None or self.fault is not None:
             self.error = self.fault = None
 
@@ -125,7 +131,7 @@ class Upstream(msgspec.Struct, eq=False):
     """One attempt at an engine.
 
     `task` makes the call; `begun` says that it has come to it. `sink` receives what the engine sends now.
-    `untasked`: the call, where no task makes it.
+    `untasked`: the call, where no task makes it; `flight`: the texts that it computes, if it is for vectors.
     `broken`: it was cancelled, and nobody is to be told. `sharing`: all that it lacks is computed by other
     calls.
     """
@@ -138,6 +144,7 @@ class Upstream(msgspec.Struct, eq=False):
     task: asyncio.Task[Any] | None = None
     sink: Relay | Collector | None = None
     untasked: Begun | None = None
+    flight: Flight | None = None
     begun: bool = False
     broken: bool = False
     sharing: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -24,11 +25,11 @@ from sage.middleware.control_plane.pairs import PairRequest, read_scores
 from sage.middleware.control_plane.pairs import assemble as assemble_pairs
 from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE
 from sage.middleware.control_plane.relay import Collector, Relay
-from sage.middleware.control_plane.sharing import TextsInFlight
+from sage.middleware.control_plane.sharing import Flight, TextsInFlight
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
 from sage.middleware.engines.faults import LostConnectionError, LostEngineError
-from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, MEDIA, Call, Engine, Route, Usage
+from sage.middleware.engines.port import CHAT, EMBEDDINGS, GENERATES, MEDIA, Begun, Call, Engine, Route, Usage
 
 __all__ = ["Upstreams", "refusal"]
 
@@ -104,6 +105,7 @@ class Upstreams:
         untasked = up.untasked is not None
         up.break_off()
         if untasked:
+            self._land(up)
             self._parted(up.parts[0].ticket)
 
     def moved(self) -> tuple[int, ...]:
@@ -119,13 +121,18 @@ class Upstreams:
 
     def begin(self, up: Upstream) -> bool:
         """Make a call without a task; False where something of it has to be awaited: then `run` it."""
-        call = up.parts[0].ticket.call
+        ticket = up.parts[0].ticket
+        call = ticket.call
         if up.threads:
             call = structs.replace(call, threads=up.threads)
-        try:
+        if call.route is EMBEDDINGS:
+            up.flight = self._texts.take_off(_key(ticket), ticket.request.texts)
+            if up.flight is None:
+                return False
+        with suppress(Exception):  # `run` meets it again, and tells
             up.untasked = up.engine.begin(call, partial(self._told, up))
-        except Exception:  # `run` meets it again, and tells
-            return False
+        if up.untasked is None:
+            self._land(up)
         return up.untasked is not None
 
     def _told(self, up: Upstream, came: Usage | Exception) -> None:
@@ -136,6 +143,8 @@ class Upstreams:
                 return
             answer, up.untasked = up.untasked, None
             self._forget(up)
+            if up.flight is not None and answer is not None:
+                came = self._read(up, up.flight, answer, came)
             if isinstance(came, Exception):
                 self._failed(up, _as_error(came, up.engine))
             elif answer is not None:
@@ -144,6 +153,26 @@ class Upstreams:
         except Exception as fault:
             self._lost(up, fault)
         self._parted(ticket)
+
+    def _read(
+        self, up: Upstream, flight: Flight, answer: Begun, came: Usage | Exception
+    ) -> Usage | Exception:
+        """What came of an untasked call for vectors, of which whoever waits for the same texts gets some."""
+        try:
+            if not isinstance(came, Exception):
+                vectors, came = read_answer(answer.body, flight.texts)
+                flight.vectors = dict(zip(flight.texts, vectors, strict=True))
+        except EngineError as error:
+            came = error
+        finally:
+            self._land(up)
+        return came
+
+    def _land(self, up: Upstream) -> None:
+        """Nothing computes its texts any more."""
+        flight, up.flight = up.flight, None
+        if flight is not None:
+            self._texts.land(flight)
 
     async def run(self, up: Upstream) -> None:
         """Make the call, and account for its end. Raises CancelledError if its client has gone."""
@@ -257,10 +286,8 @@ class Upstreams:
         if up.hedge:  # what is in flight is late: that is why it is asked for again
             landed.vectors = dict(zip(wanted, await compute(wanted), strict=True))
             return landed
-        # a request without a batch key shares with nobody but itself
-        key = ticket.job.batch_key or f"\0{ticket.job.id}"
         landed.vectors = await self._texts.vectors(
-            key, wanted, compute, on_wait=partial(setattr, up, "sharing")
+            _key(ticket), wanted, compute, on_wait=partial(setattr, up, "sharing")
         )
         return landed
 
@@ -349,6 +376,11 @@ def refusal(action: Reject, ticket: Ticket) -> SageError:
         words = f"{ticket.lost} engines broke off while it ran there: it may be what ends them."
         return QuarantinedError(words, hint="Do not send it again as it is.")
     return ticket.fault or EngineError(f"Failed: {action.reason}.")
+
+
+def _key(ticket: Ticket) -> str:
+    """What texts that are the same have in common; a request without a batch key shares with itself alone."""
+    return ticket.job.batch_key or f"\0{ticket.job.id}"
 
 
 def _body(parts: Sequence[Part], texts: list[bytes]) -> tuple[Route, bytes]:
