@@ -34,6 +34,7 @@ from sage.middleware.testing.memory import Behaviour
 from sage.middleware.testing.virtual import virtual
 
 CHAT = {"model": "memory", "messages": [{"role": "user", "content": "hi"}]}
+TEXTS = {"model": "memory", "input": "some text"}
 KEY = Principal("key-1")
 
 
@@ -85,7 +86,7 @@ class Door:
         **fields: Any,
     ) -> Reply | None:
         """Begin a request; its reply, or None where it needs a task."""
-        body = json.dumps({**CHAT, **fields}).encode()
+        body = json.dumps({**(TEXTS if route is Route.EMBEDDINGS else CHAT), **fields}).encode()
         admission = Admission(principal, route, 4096, expect_continue=False)
         request = self.requests[ident] = HotRequest(ident, admission, headers or {}, body)
         reply = Reply(wire or Wire(), cast(Flow, None), envelope_of(route, ident), b"")
@@ -137,13 +138,58 @@ async def test_a_plain_chat_is_answered_and_counted_without_a_task() -> None:
         assert reply.record.outcome == "done"
 
 
+@virtual
+async def test_vectors_are_answered_and_counted_without_a_task() -> None:
+    async with Bench() as bench:
+        door = Door(bench)
+        tasks = asyncio.all_tasks()
+        reply = door.begin("a", route=Route.EMBEDDINGS)
+        assert len(asyncio.all_tasks() - tasks) == 1  # the engine's own
+        await bench.settled()
+        assert len(json.loads(written(reply).partition(b"\r\n\r\n")[2])["data"]) == 1
+        assert (door.visits(), door.overs) == (0, ["a"])
+        assert door.counts() == (1, bench.engines[0].usages[0].prompt_tokens, 0, 0)
+
+
+@virtual
+async def test_what_waits_for_an_engine_waits_without_a_task() -> None:
+    async with Bench() as bench:
+        door = Door(bench)
+        bench.hold()
+        door.begin("first")
+        await bench.settled()
+        tasks = asyncio.all_tasks()
+        reply = door.begin("a")
+        await bench.settled()
+        assert asyncio.all_tasks() == tasks
+        bench.gate.set()
+        await bench.settled()
+        assert written(reply).startswith(b"HTTP/1.1 200")
+        assert door.overs == ["first", "a"]
+
+
+@virtual
+async def test_a_refusal_comes_with_the_record_of_its_decision() -> None:
+    async with Bench(queue_max_requests=1) as bench:
+        door = Door(bench)
+        bench.hold()
+        replies = [door.begin(ident) for ident in ("runs", "waits", "a")]
+        await bench.settled()
+        assert written(replies[2]).startswith(b"HTTP/1.1 429")
+        assert replies[2] is not None
+        assert replies[2].record is not None
+        assert replies[2].record.outcome == "rejected"
+        assert (door.overs, door.counts()[3]) == (["a"], 1)
+
+
 @pytest.mark.parametrize(
     "more",
     [
         {"stream": True},
         {"headers": {b"x-sage-deadline-ms": b"5000"}},
         {"headers": {b"x-sage-parent": b"req-0"}},
-        {"route": Route.EMBEDDINGS},
+        {"route": Route.EMBEDDINGS, "input": [1, 2]},
+        {"route": Route.RERANK},
         {"n": 99},
         {"principal": Principal("revoked")},
         {"model": "name"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -237,6 +238,8 @@ class CoreMachine(RuleBasedStateMachine):
         wake = self.core.next_wake()
         if any(self.core.counts(one).waiting for one in RequestClass):
             assert wake is not None
+        if wake is not None:
+            assert self.core.wakes_before(math.nextafter(wake, math.inf))
 
 
 class HybridMachine(CoreMachine):

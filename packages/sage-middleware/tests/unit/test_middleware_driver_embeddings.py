@@ -17,7 +17,7 @@ from sage.middleware.control_plane.policy import BatchLimits, Choice, EngineView
 from sage.middleware.control_plane.records import Record
 from sage.middleware.engines.port import Call
 from sage.middleware.testing.bench import Bench, Submitted, embedding
-from sage.middleware.testing.memory import Behaviour, MemoryEngine
+from sage.middleware.testing.memory import Behaviour, MemoryEngine, MemorySink
 from sage.middleware.testing.virtual import virtual
 
 FAULT = EngineError("it broke")
@@ -318,3 +318,27 @@ async def test_an_answer_that_cannot_be_right_is_a_fault_of_the_engine(body: byt
             await bench.start(embedding("a", "x", "y"))
         assert bench.plane.engines()[0].failed == 2
         assert not bench.sinks["a"].chunks
+
+
+class Torn(MemorySink):
+    """A client whose socket fails at the first byte."""
+
+    def head(self, status: int, content_type: str) -> None:
+        raise RuntimeError("the socket is gone")
+
+
+@virtual
+async def test_a_client_whose_socket_fails_leaves_those_that_share_its_call_alone() -> None:
+    async with batching() as bench:
+        torn = embedding("torn", "x")
+        gate = asyncio.Event()
+        bench.engines[0].next_behaviours.append(Behaviour(gate=gate))
+        first = bench.start(embedding("first", "occupies the engine"))
+        await bench.engines[0].until_running(1)
+        tasks = [asyncio.create_task(bench.submit(torn, Torn())), bench.start(embedding("other", "y"))]
+        await bench.settled()
+        gate.set()
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        assert [type(one) for one in results] == [str, RuntimeError, str]
+        assert bench.engines[0].served == 2
+        assert bench.vectors("other") == await alone("y")

@@ -111,6 +111,41 @@ async def test_a_cancelled_waiter_disturbs_nobody() -> None:
     assert (second.computed, third.computed) == ([], [])
 
 
+def test_what_one_call_computes_no_other_takes_off_with() -> None:
+    texts = TextsInFlight()
+    flight = texts.take_off("k", [b"a", b"b"])
+    assert flight is not None
+    assert texts.take_off("k", [b"c", b"b"]) is None
+    assert texts.take_off("k", [b"c", b"c"]) is None
+    assert len(texts) == 2  # of what was refused nothing has begun
+    other, same = texts.take_off("k", [b"c"]), texts.take_off("l", [b"a"])
+    assert other is not None
+    assert same is not None
+    for one in (flight, other, same):
+        texts.land(one)
+    assert len(texts) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@virtual
+async def test_who_waits_for_what_took_off_without_a_task_gets_its_vectors_or_computes_them(
+    fails: bool,
+) -> None:
+    texts = TextsInFlight()
+    flight = texts.take_off("k", [b"a"])
+    assert flight is not None
+    caller = Caller(texts)
+    waiting = asyncio.create_task(caller.ask("k", [b"a", b"b"]))
+    await asyncio.sleep(2.0)
+    vector = Vector(msgspec.Raw(b"here"), 1)
+    flight.vectors = {} if fails else {b"a": vector}
+    texts.land(flight)
+    found = await waiting
+    assert (found[b"a"] == vector) is not fails
+    assert caller.computed == ([[b"b"], [b"a"]] if fails else [[b"b"]])
+    assert len(texts) == 0
+
+
 Plan = tuple[list[int], int, bool, bool]  # texts, start time, fails, is cancelled
 
 

@@ -143,7 +143,14 @@ class Core(Requests):
 
     def wakes_before(self, at: float) -> bool:
         """Whether a `Tick` may be due before `at`: quicker to say than `next_wake`, and never wrongly no."""
-        return self._next_look < at or self._lanes.waiting > 0 or self._attempts.due_before(at)
+        if self._next_look < at or self._attempts.due_before(at):
+            return True
+        if not self._lanes.waiting:
+            return False
+        wake, probe = self._placement.next_wake(), self._roster.next_probe
+        if (wake is not None and wake < at) or (probe is not None and probe < at):
+            return True
+        return self._lanes.expires_before(at)
 
     @property
     def waiting(self) -> int:

@@ -235,6 +235,10 @@ class Lanes:
             else:
                 yield record
 
+    def expires_before(self, at: float) -> bool:
+        """Whether `expired` may have something before `at`: quicker to say than when it has."""
+        return bool(self._expiries) and self._expiries[0][0] < at
+
     def next_expiry(self) -> float | None:
         """When `expired` has something next; None when nothing waits."""
         while self._expiries and not _waits(self._expiries[0][3]):

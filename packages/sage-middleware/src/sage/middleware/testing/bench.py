@@ -19,6 +19,8 @@ from sage.middleware.testing.virtual import LoopClock
 
 __all__ = ["Bench", "Submitted", "chat", "embedding", "rerank", "score", "submit", "tokenize"]
 
+_BEGUN = (Route.CHAT, Route.EMBEDDINGS)
+
 Submitted = asyncio.Task[Literal["done", "failed"]]
 
 
@@ -59,9 +61,9 @@ def _parse(route: Route, ident: str, body: dict[str, Any]) -> Parsed:
 async def submit(
     plane: ControlPlane, parsed: Parsed, sink: MemorySink, *, begins: bool, deadline: float | None = None
 ) -> Literal["done", "failed"]:
-    """Have it served; with `begins` a whole chat is begun. Raises what it ends with."""
+    """Have it served; with `begins` a whole chat or vectors are begun. Raises what it ends with."""
     job, call = parsed.job, parsed.call
-    plain = deadline is None and not job.parent and not call.stream and call.route is Route.CHAT
+    plain = deadline is None and not job.parent and not call.stream and call.route in _BEGUN
     if not (begins and plain):
         return await plane.submit(job, call, sink, deadline=deadline)
     over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -80,7 +82,7 @@ async def submit(
 class Bench:
     """A control plane, its engines, and the requests that a test has started. Made within a running loop.
 
-    `begins`: whole chats are begun, where no task awaits them. As a context manager it opens the gate, lets
+    `begins`: whole chats and vectors are begun, where no task awaits them. As a context manager it opens the gate, lets
     everything end and checks that nothing is left.
     """
 
