@@ -1,6 +1,6 @@
 """What a request that is not streamed costs between two sockets in memory, counted: calls, bytecodes, stages.
 
-    python benchmarks/gateway/steps.py [--policy hybrid] [--kind chat|embedding] [--clients 1] [--requests 500]
+    python benchmarks/gateway/steps.py [--policy hybrid] [--kind chat] [--clients 1] [--requests 500]
     valgrind --tool=cachegrind --cache-sim=no python benchmarks/gateway/steps.py --only-run --requests 200
 
 The gate, the data plane, the control plane and the connection to the engine are the real ones; the two

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -20,12 +19,12 @@ from sage.common.errors import (
     UnavailableError,
     UnreachableError,
 )
-from sage.middleware.control_plane.calls import EmbeddingRequest, Vector, assemble, read_answer
-from sage.middleware.control_plane.pairs import PairRequest, read_scores
-from sage.middleware.control_plane.pairs import assemble as assemble_pairs
+from sage.middleware.control_plane.calls import Vector, read_answer
+from sage.middleware.control_plane.pairs import read_scores
 from sage.middleware.control_plane.records import CRASHES_TO_QUARANTINE
 from sage.middleware.control_plane.relay import Collector, Relay
 from sage.middleware.control_plane.sharing import Flight, TextsInFlight
+from sage.middleware.control_plane.texts import Landed, body_of, key_of
 from sage.middleware.control_plane.tickets import Part, Ticket, Upstream
 from sage.middleware.control_plane.types import Dispatch, Event, Failed, Finished, FirstByte, GaveUp, Reject
 from sage.middleware.engines.faults import LostConnectionError, LostEngineError
@@ -126,14 +125,17 @@ class Upstreams:
         if up.threads:
             call = structs.replace(call, threads=up.threads)
         if call.route is EMBEDDINGS:
-            up.flight = self._texts.take_off(_key(ticket), ticket.request.texts)
+            up.flight = self._texts.take_off(key_of(ticket), ticket.request.texts)
             if up.flight is None:
                 return False
-        with suppress(Exception):  # `run` meets it again, and tells
+        try:
             up.untasked = up.engine.begin(call, partial(self._told, up))
-        if up.untasked is None:
-            self._land(up)
-        return up.untasked is not None
+        except Exception:  # `run` meets it again, and tells
+            up.untasked = None
+        if up.untasked is not None:
+            return True
+        self._land(up)
+        return False
 
     def _told(self, up: Upstream, came: Usage | Exception) -> None:
         """A call that no task made is over."""
@@ -237,7 +239,7 @@ class Upstreams:
     async def _embed(self, up: Upstream) -> None:
         """Compute the texts of all parts; one request's bad text is told to that request alone."""
         refused: list[tuple[Ticket, SageError]] = []
-        landed: list[_Landed] = []
+        landed: list[Landed] = []
         parts = [part for part in up.parts if not part.ticket.over]
         if not parts:
             self._forget(up)
@@ -265,9 +267,9 @@ class Upstreams:
         for part in parts:
             part.ticket.wake()
 
-    async def _compute(self, up: Upstream, parts: Sequence[Part]) -> _Landed:
+    async def _compute(self, up: Upstream, parts: Sequence[Part]) -> Landed:
         """The vectors or scores of these parts; what other calls compute already is waited for."""
-        landed = _Landed(parts)
+        landed = Landed(parts)
         ticket = parts[0].ticket
         wanted = list(dict.fromkeys(text for part in parts for text in part.texts))
         as_it_is = len(parts) == 1 and parts[0].whole and ticket.call.route is EMBEDDINGS
@@ -275,7 +277,7 @@ class Upstreams:
 
         async def compute(texts: list[bytes]) -> list[Vector]:
             whole = len(texts) == units
-            route, body = (EMBEDDINGS, ticket.call.body) if whole else _body(parts, texts)
+            route, body = (EMBEDDINGS, ticket.call.body) if whole else body_of(parts, texts)
             answer = await self._ask(up, ticket, route, body)
             read = read_answer if route is EMBEDDINGS else partial(read_scores, route)
             vectors, usage = read(answer, texts)
@@ -287,7 +289,7 @@ class Upstreams:
             landed.vectors = dict(zip(wanted, await compute(wanted), strict=True))
             return landed
         landed.vectors = await self._texts.vectors(
-            _key(ticket), wanted, compute, on_wait=partial(setattr, up, "sharing")
+            key_of(ticket), wanted, compute, on_wait=partial(setattr, up, "sharing")
         )
         return landed
 
@@ -342,30 +344,6 @@ class Upstreams:
                 ticket.wake()
 
 
-class _Landed:
-    """What came of the texts of some parts. `tokens`: as the engine counted them, for what it computed.
-
-    `untouched`: the engine's own answer, where it is just that of the one request.
-    """
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
-        self.vectors: dict[bytes, Vector] = {}
-        self.untouched: bytes | None = None
-        self.tokens = 0
-
-    def deliver(self) -> None:
-        """Give each request its part."""
-        for part in self.parts:
-            ticket = part.ticket
-            if ticket.over:
-                continue
-            if self.untouched is not None:
-                ticket.answer = self.untouched
-            else:
-                ticket.accept(part.start, [self.vectors[text] for text in part.texts])
-
-
 def refusal(action: Reject, ticket: Ticket) -> SageError:
     """What a refused request is answered with: as a rule the fault of its last attempt."""
     if action.status == 429:
@@ -376,20 +354,6 @@ def refusal(action: Reject, ticket: Ticket) -> SageError:
         words = f"{ticket.lost} engines broke off while it ran there: it may be what ends them."
         return QuarantinedError(words, hint="Do not send it again as it is.")
     return ticket.fault or EngineError(f"Failed: {action.reason}.")
-
-
-def _key(ticket: Ticket) -> str:
-    """What texts that are the same have in common; a request without a batch key shares with itself alone."""
-    return ticket.job.batch_key or f"\0{ticket.job.id}"
-
-
-def _body(parts: Sequence[Part], texts: list[bytes]) -> tuple[Route, bytes]:
-    """What to ask for, and by which route; all parts are of one kind, as they share a batch key."""
-    requests = {part.ticket.job.id: part.ticket.request for part in parts}.values()
-    pairs = [one for one in requests if isinstance(one, PairRequest)]
-    if pairs:
-        return assemble_pairs(pairs[0].route, pairs[0].model, texts)
-    return EMBEDDINGS, assemble([one for one in requests if isinstance(one, EmbeddingRequest)], texts)
 
 
 def _is_fault(error: SageError) -> bool:

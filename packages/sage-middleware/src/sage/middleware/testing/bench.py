@@ -82,8 +82,8 @@ async def submit(
 class Bench:
     """A control plane, its engines, and the requests that a test has started. Made within a running loop.
 
-    `begins`: whole chats and vectors are begun, where no task awaits them. As a context manager it opens the gate, lets
-    everything end and checks that nothing is left.
+    `begins`: whole chats and vectors are begun, where no task awaits them. As a context manager it opens the
+    gate, lets everything end and checks that nothing is left.
     """
 
     begins: ClassVar[bool] = False
