@@ -127,7 +127,7 @@ inline PyObject* settle_call(PyObject*, PyObject* const* args, Py_ssize_t count)
         live.ticket.told(one_ticket) == Py_None)
       return python::boolean(false);
     one.ordinal = live.upstream.number(up);
-    if (!meet(one)) return python::boolean(false);
+    if (!meet(one) || !generates(one.engine)) return python::boolean(false);  // vectors are looked at first
 
     const Ref body = Ref::to(PyList_GET_ITEM(live.begun._parts(begun), 0));
     live.upstream.untasked.put(up, python::none());

@@ -1,4 +1,4 @@
-// Generations that go straight to an engine, and their ends: the steps of `control_plane/core.py` and what it
+// Generations and single texts that go straight to an engine: the steps of `control_plane/core.py` and what it
 // calls, under the policy `hybrid`, for the case that nearly all requests are. Whatever is not plain is left to
 // Python before anything has changed; what both do they do alike, to the last bit of a float.
 #pragma once
@@ -145,6 +145,10 @@ inline void take(PyObject* engine, PyObject* attempt, PyObject* ordinal, PyObjec
   grow(slots.outstanding_tokens, engine, whole(all.attempt.outstanding(attempt)));
   grow(slots.prefill_tokens, engine, whole(all.attempt.tokens(attempt)));
   slots.last_dispatch.put(engine, Ref::to(ordinal));
+  if (!generates(engine)) {
+    const double free_at = std::max(real(slots.busy_until(engine)), real(at));
+    slots.busy_until.put(engine, number(free_at + real(all.attempt.service(attempt))));
+  }
 }
 
 // `History.add`.
@@ -207,6 +211,37 @@ inline Ref attempt_of(const Newcomer& one, const Choice& choice, PyObject* recor
                       begins.get(), all.zero.get(), Py_False, Py_None, Py_False, Py_None, all.still.get());
 }
 
+// `EngineLoad.mark`.
+inline Ref mark_of(PyObject* engine, PyObject* at) {
+  const EngineSlots& slots = shapes().engine;
+  advance(engine, at);
+  PyObject* device = slots.device(engine);
+  double others = 0.0;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(device); ++i) {
+    PyObject* other = PyList_GET_ITEM(device, i);
+    if (other == engine || generates(other) == generates(engine)) continue;
+    const bool runs = whole(slots.running(other)) != 0;
+    others += real(slots._busy(other)) + (runs ? real(at) - real(slots._since(other)) : 0.0);
+  }
+  return python::tuple(Ref::to(slots._running_seconds(engine)), Ref::to(slots._prefilling(engine)), number(others));
+}
+
+// The same of one text.
+inline Ref attempt_of_text(const Newcomer& one, const Choice& choice, PyObject* record, PyObject* ordinal) {
+  const Shapes& all = shapes();
+  const EngineSlots& at = all.engine;
+  const double service = seconds_of_texts(choice.engine, static_cast<double>(one.tokens), 1.0);
+  const double silence = 4.0 * (service + std::max(0.0, real(at.busy_until(choice.engine)) - one.now));
+  const Ref mark = mark_of(choice.engine, one.at), slices = Ref::made(PyList_New(1));
+  PyList_SET_ITEM(slices.get(), 0, python::tuple(Ref::to(record), Ref(all.zero), Ref(all.one), Ref(all.one)).release());
+  const Ref tokens = number(one.tokens), seconds = number(choice.seconds), lasts = number(service),
+            quiet = number(silence);
+  return python::call(all.attempt.type.get(), ordinal, choice.engine, slices.get(), one.at, all.one.get(), tokens.get(),
+                      tokens.get(), at.prefill_tokens(choice.engine), at.running(choice.engine), seconds.get(),
+                      lasts.get(), quiet.get(), all.nothing.get(), all.zero.get(), Py_False, Py_None, Py_False, Py_None,
+                      mark.get());
+}
+
 // A newcomer that was sent: its record, the number of its attempt, and why it goes to this engine.
 struct Sent {
   Ref record, ordinal, reason;
@@ -237,7 +272,8 @@ inline Sent send(const Newcomer& one) {
   python::check(PyDict_SetItem(all.core._live(core), ident, record.get()));
   remember(all.core._history(core), ident, record.get());
   double ready = 0;
-  const Ref attempt = attempt_of(one, choice, record.get(), ordinal.get(), &ready);
+  const Ref attempt = one.text ? attempt_of_text(one, choice, record.get(), ordinal.get())
+                               : attempt_of(one, choice, record.get(), ordinal.get(), &ready);
   charge(one, record.get());
   if (PyObject* blocks = all.job.blocks(one.job); PyTuple_GET_SIZE(blocks) != 0) {
     static const python::Kept insert = python::word("insert");
@@ -245,9 +281,11 @@ inline Sent send(const Newcomer& one) {
   }
   take(choice.engine, attempt.get(), ordinal.get(), one.at);
   python::check(PyDict_SetItem(attempts, ordinal.get(), attempt.get()));
-  if (all.job.stream(one.job) == Py_False)
-    python::call(all.push.get(), all.attempts._presumed(attempts),
-                 python::tuple(number(one.now + ready), Ref(ordinal)).get());
+  if (one.text ? all.job.hedgeable(one.job) == Py_True : all.job.stream(one.job) == Py_False) {
+    const double at = one.now + (one.text ? real(all.quantile.value(all.engine.latency(choice.engine))) : ready);
+    python::call(all.push.get(), one.text ? all.attempts._late(attempts) : all.attempts._presumed(attempts),
+                 python::tuple(number(at), Ref(ordinal)).get());
+  }
   return {record, ordinal, choice.reason, choice.engine};
 }
 

@@ -81,9 +81,58 @@ struct Prospect {
   }
 };
 
+inline bool generates(PyObject* engine) { return shapes().engine.generates(engine) == Py_True; }
+
+// Time of a batch on an embedding engine; see `cost.EmbedCost`.
+struct TextCost {
+  double interference, per_text, per_token, setup;
+  PyObject* factors;
+
+  explicit TextCost(PyObject* embed) {
+    const TextCostSlots& at = shapes().text_cost;
+    interference = real(at._interference(embed));
+    per_text = real(at._per_text(embed));
+    per_token = real(at._per_token(embed));
+    setup = real(at._setup(embed));
+    factors = at._threads(embed);
+  }
+
+  double seconds(double tokens, double texts, long long threads, bool beside) const {
+    double base = setup + per_token * tokens + per_text * texts;
+    if (threads > 1) {
+      PyObject* learned = found(factors, number(threads).get());
+      base *= learned != nullptr ? real(PyTuple_GET_ITEM(learned, 0))
+                                 : std::pow(static_cast<double>(threads), -shapes().scaling);
+    }
+    return beside ? base * (1.0 + interference) : base;
+  }
+};
+
+// `spec.cores or 1`.
+inline long long threads_of(PyObject* engine) {
+  return std::max(whole(shapes().spec.cores(shapes().engine.spec(engine))), 1LL);
+}
+
+// `EngineLoad.beside`.
+inline bool beside(PyObject* engine) {
+  const EngineSlots& at = shapes().engine;
+  PyObject* device = at.device(engine);
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(device); ++i) {
+    PyObject* other = PyList_GET_ITEM(device, i);
+    if (generates(other) != generates(engine) && whole(at.running(other)) != 0) return true;
+  }
+  return false;
+}
+
+// `EngineLoad.seconds` of so much on an engine that computes vectors.
+inline double seconds_of_texts(PyObject* engine, double tokens, double texts) {
+  return TextCost(shapes().engine.embed(engine)).seconds(tokens, texts, threads_of(engine), beside(engine));
+}
+
 // What is known of a newcomer and of where it is to go, before anything has changed.
 struct Newcomer {
-  PyObject *core, *job, *placement, *policy, *lanes, *lane, *engines, *estimator, *slo, *at;
+  PyObject *core, *job, *placement, *policy, *lanes, *lane, *engines, *reference, *estimator, *slo, *at;
+  bool text = false;  // it asks for the vector of one, else it is a generation
   double now = 0, due = 0, cost = 0, quick = 0;
   long long tokens = 0;
   Ref cached = python::none(), p50, p90;
@@ -93,8 +142,7 @@ struct Newcomer {
 // Whether the job asks for nothing that the plain case lacks.
 inline bool plain(PyObject* job) {
   const JobSlots& at = shapes().job;
-  return at.slo(job) == Py_None && at.hedgeable(job) == Py_False && at.explain(job) == Py_False &&
-         empty(at.batch_key(job)) && empty(at.parent(job)) && whole(at.texts(job)) == 0;
+  return at.slo(job) == Py_None && at.explain(job) == Py_False && empty(at.parent(job));
 }
 
 inline PyObject* lane_of(PyObject* lanes, PyObject* job) {
@@ -156,6 +204,35 @@ inline double cached_at(const Newcomer& one, PyObject* engine) {
   return tokens == nullptr ? 0.0 : real(tokens);
 }
 
+// Whether an engine is one of ours that computes vectors.
+inline bool embeds(PyObject* engine) {
+  const Shapes& all = shapes();
+  return is(engine, all.engine.type) && all.engine.generates(engine) == Py_False &&
+         is(all.engine.embed(engine), all.text_cost.type) && is(all.engine.spec(engine), all.spec.type);
+}
+
+// `EmbedForecast.of` for one text that somebody waits for, as `forecast`; false too where a call would be held.
+inline bool forecast_text(Newcomer& one) {
+  const Shapes& all = shapes();
+  const EngineSlots& at = all.engine;
+  const bool alone = empty(all.job.batch_key(one.job));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(one.engines); ++i) {
+    PyObject* engine = PyList_GET_ITEM(one.engines, i);
+    if (!embeds(engine) || all.text_cost.trusted(at.embed(engine)) != Py_True ||
+        !(alone || all.spec.batches(at.spec(engine)) == Py_True))
+      return false;
+    const double running = real(at.running(engine));
+    if (real(at.free(engine)) <= 0 || running >= all.behind) {
+      one.prospect.closed = true;
+      continue;
+    }
+    const double ahead = running != 0 ? std::max(0.0, real(at.busy_until(engine)) - one.now) : 0.0;
+    one.prospect.offer({engine, ahead + seconds_of_texts(engine, static_cast<double>(one.tokens), 1.0),
+                        whole(at.last_dispatch(engine))});
+  }
+  return true;
+}
+
 // Fills in `prospect`; false where an engine is of a kind that the plain case does not know.
 inline bool forecast(Newcomer& one) {
   const Shapes& all = shapes();
@@ -185,6 +262,34 @@ inline bool forecast(Newcomer& one) {
   return true;
 }
 
+// What a generation is to cost, and until when its first token is due; false where it is not plain.
+inline bool price_chat(Newcomer& one) {
+  const Shapes& all = shapes();
+  if (all.job.hedgeable(one.job) != Py_False || !empty(all.job.batch_key(one.job)) ||
+      !is(all.engine.llm(one.reference), all.cost.type) || all.slo.total(one.slo) != Py_None)
+    return false;
+  std::tie(one.p50, one.p90) = lengths(all.estimator._lengths(one.estimator), one.job);
+  const double tokens = static_cast<double>(one.tokens);
+  const Cost cost(all.engine.llm(one.reference));
+  one.cost = cost.seconds(tokens, real(one.p50.get()), real(all.engine.max_running(one.reference)));
+  one.quick = cost.ttft(tokens, 0);
+  if (PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0) one.cached = cached_tokens(one);
+  return true;
+}
+
+// The same of one text that somebody waits for.
+inline bool price_text(Newcomer& one) {
+  const Shapes& all = shapes();
+  if (all.job.request_class(one.job) != all.interactive.get() || PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0 ||
+      !embeds(one.reference))
+    return false;
+  one.p50 = one.p90 = all.nothing;
+  const double tokens = static_cast<double>(one.tokens);
+  one.cost = seconds_of_texts(one.reference, tokens, 1.0);
+  one.quick = TextCost(all.engine.embed(one.reference)).seconds(tokens, 1.0, threads_of(one.reference), false);
+  return true;
+}
+
 // Looks at everything that the plain case asks of a `job` that came at a time, without a deadline, to a core; the
 // rest is filled in. Nothing has changed when it says no.
 inline bool meet(Newcomer& one) {
@@ -198,24 +303,21 @@ inline bool meet(Newcomer& one) {
   if (one.lane == nullptr || PyDict_GET_SIZE(all.lane.records(one.lane)) != 0) return false;
   if (whole(all.lane._version(one.lane)) != whole(all.table.version(all.core.engines(one.core)))) return false;
   one.engines = all.lane._engines(one.lane);
-  PyObject* reference = all.lane.reference(one.lane);
-  if (!is(reference, all.engine.type) || !is(all.engine.llm(reference), all.cost.type)) return false;
+  one.reference = all.lane.reference(one.lane);
+  const long long texts = whole(all.job.texts(one.job));
+  if (!is(one.reference, all.engine.type) || texts > 1) return false;
+  one.text = texts == 1;
   one.estimator = all.core._estimator(one.core);
   one.slo = found(all.estimator._slos(one.estimator), all.job.request_class(one.job));
-  if (one.slo == nullptr || all.slo.total(one.slo) != Py_None) return false;
+  if (one.slo == nullptr) return false;
 
   one.now = real(one.at);
   one.tokens = prompt_tokens(all.estimator._prompts(one.estimator), one.job);
-  std::tie(one.p50, one.p90) = lengths(all.estimator._lengths(one.estimator), one.job);
-  const double tokens = static_cast<double>(one.tokens);
-  const Cost cost(all.engine.llm(reference));
-  one.cost = cost.seconds(tokens, real(one.p50.get()), real(all.engine.max_running(reference)));
-  one.quick = cost.ttft(tokens, 0);
-  PyObject* goal = all.slo.ttft(one.slo);
+  if (!(one.text ? price_text(one) : price_chat(one))) return false;
+  PyObject* goal = one.text ? all.slo.total(one.slo) : all.slo.ttft(one.slo);
   one.due = goal == Py_None ? std::numeric_limits<double>::infinity() : one.now + real(goal);
   one.due = std::max(one.due, one.now + all.stretch * one.quick);
-  if (PyTuple_GET_SIZE(all.job.blocks(one.job)) != 0) one.cached = cached_tokens(one);
-  if (!forecast(one) || one.prospect.best.engine == nullptr) return false;
+  if (!(one.text ? forecast_text(one) : forecast(one)) || one.prospect.best.engine == nullptr) return false;
   const double left = one.due - one.now, seconds = one.prospect.best.seconds;
   return seconds <= left && !(one.prospect.closed && seconds > 2.0 * one.quick);
 }

@@ -79,6 +79,8 @@ struct RecordSlots {
   SAGE_SLOT(usage);
   SAGE_SLOT(running);
   SAGE_SLOT(candidates);
+  SAGE_SLOT(attempts);
+  SAGE_SLOT(predicted);
 };
 
 struct AttemptSlots {
@@ -86,6 +88,8 @@ struct AttemptSlots {
   SAGE_SLOT(number);
   SAGE_SLOT(engine);
   SAGE_SLOT(slices);
+  SAGE_SLOT(service);
+  SAGE_SLOT(texts);
   SAGE_SLOT(tokens);
   SAGE_SLOT(outstanding);
   SAGE_SLOT(first_byte);
@@ -102,10 +106,14 @@ struct EngineSlots {
   SAGE_SLOT(_slots);
   SAGE_SLOT(attempts);
   SAGE_SLOT(breaker);
+  SAGE_SLOT(busy_until);
+  SAGE_SLOT(device);
+  SAGE_SLOT(embed);
   SAGE_SLOT(free);
   SAGE_SLOT(generates);
   SAGE_SLOT(idle_since);
   SAGE_SLOT(last_dispatch);
+  SAGE_SLOT(latency);
   SAGE_SLOT(learn_at);
   SAGE_SLOT(learned);
   SAGE_SLOT(llm);
@@ -117,7 +125,14 @@ struct EngineSlots {
   SAGE_SLOT(running);
   SAGE_SLOT(served);
   SAGE_SLOT(silence);
+  SAGE_SLOT(spec);
   SAGE_SLOT(state);
+};
+
+struct SpecSlots {
+  SAGE_CLASS("engines.port", EngineSpec);
+  SAGE_SLOT(batches);
+  SAGE_SLOT(cores);
 };
 
 struct TableSlots {
@@ -146,6 +161,16 @@ struct CostSlots {
   SAGE_SLOT(per_token);
   SAGE_SLOT(tpot_base);
   SAGE_SLOT(tpot_slope);
+  SAGE_SLOT(trusted);
+};
+
+struct TextCostSlots {
+  SAGE_CLASS("control_plane.cost", EmbedCost);
+  SAGE_SLOT(_interference);
+  SAGE_SLOT(_per_text);
+  SAGE_SLOT(_per_token);
+  SAGE_SLOT(_setup);
+  SAGE_SLOT(_threads);
   SAGE_SLOT(trusted);
 };
 
@@ -290,6 +315,7 @@ struct AccountSlots {
 
 struct BooksSlots {
   SAGE_CLASS("control_plane.accounting", Books);
+  SAGE_SLOT(_engines);
   SAGE_SLOT(_tenants);
   SAGE_SLOT(overhead);
   SAGE_SLOT(tokens);
@@ -298,6 +324,14 @@ struct BooksSlots {
 struct NewestSlots {
   SAGE_CLASS("control_plane.accounting", _Newest);
   SAGE_SLOT(_newest);
+};
+
+struct CallsSlots {
+  SAGE_CLASS("control_plane.accounting", Calls);
+  SAGE_SLOT(error);
+  SAGE_SLOT(ratio);
+  SAGE_SLOT(texts);
+  SAGE_SLOT(tokens);
 };
 
 struct ClassesSlots {
@@ -335,10 +369,12 @@ struct Shapes {
   RecordSlots record;
   AttemptSlots attempt;
   EngineSlots engine;
+  SpecSlots spec;
   TableSlots table;
   SilenceSlots silence;
   BreakerSlots breaker;
   CostSlots cost;
+  TextCostSlots text_cost;
   RegressionSlots regression;
   QuantileSlots quantile;
   EstimatorSlots estimator;
@@ -361,6 +397,7 @@ struct Shapes {
   AccountSlots account;
   BooksSlots books;
   NewestSlots newest;
+  CallsSlots calls;
   ClassesSlots classes;
   TallySlots tally;
   HistogramSlots histogram;
@@ -368,6 +405,8 @@ struct Shapes {
   Ref dispatch = python::member("sage.middleware.control_plane.types", "Dispatch");
   Ref slice = python::member("sage.middleware.control_plane.types", "Slice");
   Ref batch = python::member("sage.middleware.control_plane.policies.forecast", "BATCH");
+  Ref interactive = python::attribute(python::member("sage.common.telemetry", "RequestClass"), "EMBED_INTERACTIVE");
+  Ref generates = python::member("sage.middleware.control_plane.accounting", "_GENERATES");
   Ref words = python::member("sage.middleware.control_plane.policies.forecast", "first_of");
   Ref push = python::member("heapq", "heappush");
 
@@ -376,6 +415,8 @@ struct Shapes {
   double headroom = constant("policies.forecast", "HEADROOM");
   double tight = constant("policies.forecast", "TIGHT");
   double tie = constant("policies.forecast", "TIE");
+  double behind = constant("policies.forecast", "BEHIND");
+  double scaling = python::real(python::attribute(text_cost.type, "_SCALING").get());
   double stretch = constant("lanes", "STRETCH");
   double known = constant("estimator", "KNOWN");
   double reserve = python::real(python::attribute(retries.type, "RESERVE").get());

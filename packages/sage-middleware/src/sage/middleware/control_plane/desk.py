@@ -133,7 +133,11 @@ class Desk(Runner):
         if ticket.closed or ticket.task is not None:
             return
         if ticket.answer is not None and ticket.outcome is None:
-            ticket.write("application/json", ticket.answer)
+            try:
+                ticket.write("application/json", ticket.answer)
+            except Exception as fault:  # of its sink: whoever asked is told, as by a task
+                self._finish(ticket, fault)
+                return
         if ticket.outcome is not None or ticket.error is not None:
             self._finish(ticket, ticket.error if ticket.outcome is None else None)
         elif ticket.own is None:
@@ -149,10 +153,7 @@ class Desk(Runner):
     def _woken(self, ticket: Ticket, _: asyncio.Future[None]) -> None:
         """What it waited for has come."""
         ticket.waiter = None
-        try:
-            self._parted(ticket)
-        except Exception as fault:  # of its sink: whoever asked is told, as by a task
-            self._finish(ticket, fault)
+        self._parted(ticket)
 
     def _tasked(self, ticket: Ticket) -> None:
         """A task does from here on what is still to be done."""

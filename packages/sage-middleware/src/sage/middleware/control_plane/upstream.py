@@ -124,11 +124,11 @@ class Upstreams:
         call = ticket.call
         if up.threads:
             call = structs.replace(call, threads=up.threads)
-        if call.route is EMBEDDINGS:
-            up.flight = self._texts.take_off(key_of(ticket), ticket.request.texts)
-            if up.flight is None:
-                return False
         try:
+            if call.route is EMBEDDINGS:
+                up.flight = self._texts.take_off(key_of(ticket), ticket.request.texts)
+                if up.flight is None:
+                    return False
             up.untasked = up.engine.begin(call, partial(self._told, up))
         except Exception:  # `run` meets it again, and tells
             up.untasked = None
