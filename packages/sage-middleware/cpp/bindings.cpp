@@ -1,6 +1,5 @@
 // The module `sage.middleware._native`: its functions check everything and call the cores in `sage/`.
 #include "bind_calls.hpp"
-#include "bind_chats.hpp"
 #include "bind_direct_end.hpp"
 #include "bind_heads.hpp"
 #include "bind_histogram.hpp"
@@ -8,6 +7,7 @@
 #include "bind_requests.hpp"
 #include "bind_topk.hpp"
 #include "bind_usage.hpp"
+#include "bind_whole.hpp"
 
 namespace {
 
@@ -17,6 +17,7 @@ PyMethodDef functions[] = {
     {"top_k", python::method(top_k), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"isa", python::method(isa), METH_NOARGS, nullptr},
     {"parse_chat", python::method(parse_chat), METH_FASTCALL, nullptr},
+    {"parse_embedding", python::method(parse_embedding), METH_FASTCALL, nullptr},
     {"read_chat", python::method(read_chat), METH_FASTCALL, nullptr},
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
     {"count_values", python::method(count_values), METH_FASTCALL, nullptr},

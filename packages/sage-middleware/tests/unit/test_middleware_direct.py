@@ -1,4 +1,4 @@
-"""The native steps of plain generations do what the core's own steps do, bit by bit."""
+"""The native steps of plain generations and vectors do what the core's own steps do, bit by bit."""
 
 from __future__ import annotations
 
@@ -132,6 +132,13 @@ def pair(
     return made
 
 
+def embedding_pair(**fields: Any) -> Pair:
+    """Both with one engine that computes vectors."""
+    made = pair(engines=0)
+    made.handle(EngineUp(0.0, structs.replace(embed_spec("v", max_running=4), **fields)))
+    return made
+
+
 def run(both: Any, scenario: Scenario, options: CoreOptions, seed: int) -> None:
     """A simulated driver with both in the place of a core."""
     World(both, options, scenario.fleet, seed, check=False, trace=None).run(
@@ -161,7 +168,7 @@ def test_simulated_runs_have_plain_cases() -> None:
     assert taken[Finished] > 50
 
 
-JOBS = st.builds(
+CHATS = st.builds(
     lambda tokens, most, stream, tenant, blocks, prompt, low: structs.replace(
         chat_job("", tokens=tokens, tenant=tenant),
         max_tokens=most,
@@ -178,8 +185,19 @@ JOBS = st.builds(
     st.sampled_from([0, 80, 7000]),
     st.sampled_from([False, False, False, True]),
 )
+TEXTS = st.builds(
+    lambda texts, tenant, prompt, key, hedgeable: structs.replace(
+        embed_job("", texts=texts, tenant=tenant), prompt_bytes=prompt, batch_key=key, hedgeable=hedgeable
+    ),
+    st.sampled_from([1, 1, 1, 2, 30]),
+    st.sampled_from("abc"),
+    st.sampled_from([0, 80, 7000]),
+    st.sampled_from(["", "b", "b"]),
+    st.booleans(),
+)
 STEPS = st.one_of(
-    JOBS,
+    CHATS,
+    TEXTS,
     st.tuples(st.just("first byte"), st.integers(0, 9)),
     st.tuples(st.sampled_from(["done", "done", "done", "fails"]), st.integers(0, 9), st.integers(0, 400)),
     st.tuples(st.just("leaves"), st.integers(0, 9)),
@@ -191,13 +209,21 @@ STEPS = st.one_of(
 @given(
     steps=st.lists(STEPS, max_size=60),
     engines=st.integers(1, 3),
+    vectors=st.lists(st.booleans(), min_size=1, max_size=2),
     exploration=st.sampled_from([0.0, 0.5]),
     history=st.sampled_from([3, 4096]),
 )
 def test_any_order_of_events_is_the_same(
-    steps: list[Any], engines: int, exploration: float, history: int
+    steps: list[Any], engines: int, vectors: list[bool], exploration: float, history: int
 ) -> None:
-    both = pair(CoreOptions(history=history), exploration=exploration, engines=engines)
+    both = pair(CoreOptions(history=history), exploration=exploration, engines=0)
+    for number in range(engines):
+        spec = chat_spec(f"e{number}", max_running=4)
+        both.handle(EngineUp(0.0, structs.replace(spec, group="" if number else "device")))
+    for number, batches in enumerate(vectors):
+        spec = embed_spec(f"v{number}", max_running=4)
+        more = {"batches": batches, "cores": 2 * number, "group": "" if number else "device"}
+        both.handle(EngineUp(0.0, structs.replace(spec, **more)))
     now, running, count = 1.0, list[tuple[int, str]](), 0
     for step in steps:
         actions: list[Action] = []
@@ -235,6 +261,73 @@ def test_a_plain_chat_is_taken_whole() -> None:
         assert both.handle(Finished(at + 0.004, sent.attempt, Usage(9, 7))) == []
     both.compare()
     assert +both.taken == {Arrived: 149, Finished: 150}  # the first one makes its lane
+
+
+def test_a_plain_text_is_taken_whole() -> None:
+    both = embedding_pair()
+    for number in range(150):
+        at = 1.0 + number / 100
+        [sent] = both.handle(Arrived(at, embed_job(f"r{number}")))
+        assert isinstance(sent, Dispatch)
+        assert both.handle(Finished(at + 0.004, sent.attempt, Usage(9))) == []
+    both.compare()
+    assert +both.taken == {Arrived: 149, Finished: 150}
+
+
+def test_a_call_for_several_requests_ends_whole() -> None:
+    both = embedding_pair()
+    numbers = []
+    for number in range(6):
+        actions = both.handle(Arrived(1.0 + number / 1000, embed_job(f"r{number}", texts=1 + number % 3)))
+        numbers += [one.attempt for one in actions if isinstance(one, Dispatch)]
+    assert len(numbers) == 2
+    [sent] = both.handle(Finished(1.1, numbers[0], Usage(7)))
+    assert isinstance(sent, Dispatch)
+    assert len(sent.slices) > 1
+    both.handle(Finished(1.2, sent.attempt, Usage(1001)))
+    both.compare()
+    assert both.taken[Finished] == 2
+    assert {one.job.id for one in both.native.records(99) if one.outcome == "done"} >= {
+        part.id for part in sent.slices
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "engine", "deadline"),
+    [
+        ({}, {}, 9.0),
+        ({"slo": Slo(total=1.0)}, {}, None),
+        ({"explain": True}, {}, None),
+        ({"parent": "r0"}, {}, None),
+        ({"texts": 2}, {}, None),
+        ({"request_class": RequestClass.EMBED_BULK}, {}, None),
+        ({}, {"batches": False}, None),
+    ],
+)
+def test_texts_that_are_not_plain_are_left_to_the_core(
+    fields: dict[str, Any], engine: dict[str, Any], deadline: float | None
+) -> None:
+    both = embedding_pair(**engine)
+    job = structs.replace(embed_job("r"), **fields)
+    [sent] = [
+        one
+        for event in (Arrived(1.0, structs.replace(job, id="before"), deadline), Tick(1.01))
+        for one in both.handle(event)
+    ]
+    assert isinstance(sent, Dispatch)
+    both.handle(Finished(1.1, sent.attempt, Usage(1)))
+    both.handle(Arrived(2.0, job, deadline))
+    both.compare()
+    assert both.taken[Arrived] == 0
+
+
+def test_a_text_that_goes_alone_needs_no_engine_that_batches() -> None:
+    both = embedding_pair(batches=False)
+    for number in range(2):
+        [sent] = both.handle(Arrived(1.0, structs.replace(embed_job(f"r{number}"), batch_key="")))
+        assert isinstance(sent, Dispatch)
+        both.handle(Finished(1.1, sent.attempt, Usage(1)))
+    assert both.taken[Arrived] == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sage.middleware.control_plane.options import CoreOptions
 from sage.middleware.control_plane.policy import load_policy
 from sage.middleware.control_plane.types import Arrived, Dispatch, EngineUp, Finished
 from sage.middleware.engines.port import Usage
-from sage.middleware.testing.policies import chat_job, chat_spec
+from sage.middleware.testing.policies import chat_job, chat_spec, embed_job, embed_spec
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 3000}]}).encode()
 EMBEDDING = json.dumps({"model": "m", "input": ["a", "b"]}).encode()
@@ -44,6 +44,7 @@ def come_and_go() -> None:
 
 CORE = Core(load_policy("hybrid"), CoreOptions(history=1, details_per_s=0.0))
 CORE.handle(EngineUp(0.0, chat_spec("e")))
+CORE.handle(EngineUp(0.0, embed_spec("v", max_running=4)))
 
 
 def come_to_an_end() -> None:
@@ -51,6 +52,14 @@ def come_to_an_end() -> None:
     [sent] = CORE.handle(Arrived(1.0, structs.replace(chat_job("r"), blocks=BLOCKS, stream=True)))
     assert isinstance(sent, Dispatch)
     CORE.handle(Finished(1.0, sent.attempt, Usage(3000, 2000)))
+
+
+def vectors_come_to_an_end() -> None:
+    """The same of a text; the times at which it would be late are forgotten, as a tick would."""
+    CORE._attempts._late.clear()
+    [sent] = CORE.handle(Arrived(1.0, structs.replace(embed_job("r"), hedgeable=True)))
+    assert isinstance(sent, Dispatch)
+    CORE.handle(Finished(1.0, sent.attempt, Usage(3000)))
 
 
 def top_k(*arguments: Any, **named: Any) -> object:
@@ -66,6 +75,17 @@ REFUSED: dict[str, Refused] = {
     "ident": (lambda: ANY.parse_chat(CHAT, b"r", "t", True), TypeError, "ident has to be a str; found bytes"),
     "tenant": (lambda: ANY.parse_chat(CHAT, "r", 1, True), TypeError, "tenant has to be a str; found int"),
     "hashes": (lambda: ANY.parse_chat(CHAT, "r", "t", 0), TypeError, "blocks has to be a bool; found int"),
+    "most texts": (
+        lambda: ANY.parse_embedding(EMBEDDING, "r", "t", "8", 1),
+        TypeError,
+        "str",
+    ),
+    "whose embedding": (
+        lambda: ANY.parse_embedding(EMBEDDING, "r", None, 8, 1),
+        TypeError,
+        "tenant has to be a str; found NoneType",
+    ),
+    "too few of an embedding": (lambda: ANY.parse_embedding(EMBEDDING), TypeError, "takes 5 arguments"),
     "counts": (lambda: ANY.count_values((), [], ()), TypeError, "counts has to be a list; found tuple"),
     "values": (lambda: ANY.count_values([], (), ()), TypeError, "values has to be a list; found tuple"),
     "bounds": (lambda: ANY.count_values([], [], []), TypeError, "bounds has to be a tuple; found list"),
@@ -100,11 +120,15 @@ ANSWERED: dict[str, Callable[[], object]] = {
     "chat": lambda: _native.read_chat(CHAT, True),
     "not plain": lambda: _native.read_chat(b"{", True),
     "whole chat": lambda: _native.parse_chat(CHAT, "r", "t", True),
+    "whole embedding": lambda: _native.parse_embedding(EMBEDDING, "r", "t", 999, 99_999),
+    "too much to embed": lambda: _native.parse_embedding(EMBEDDING, "r", "t", 0, 99_999),
+    "no whole embedding": lambda: _native.parse_embedding(b"{", "r", "t", 999, 99_999),
     "no whole chat": lambda: _native.parse_chat(b"{", "r", "t", True),
     "counts": lambda: _native.count_values([0, 5000], [1.5, 0.5], (1.0,)),
     "usage": lambda: _native.read_usage(b'{"usage":{"prompt_tokens":3000,"completion_tokens":2000}}'),
     "no usage": lambda: _native.read_usage(b'{"usage":null}'),
     "plain generations": come_to_an_end,
+    "plain texts": vectors_come_to_an_end,
     "embedding": lambda: _native.read_embedding(EMBEDDING),
     "blocks": lambda: _native.prompt_blocks(CHAT),
     "head": lambda: _native.body_after(b"a: 300, " + CHAT[:300], b"a: ", b", ", 300),

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from sage.common.errors import BadRequestError
+from sage.common.telemetry import RequestClass
 from sage.middleware.control_plane.bodies import read_body
 from sage.middleware.control_plane.classify import ParseLimits, parse
 from sage.middleware.control_plane.facts import Facts
 from sage.middleware.control_plane.json_guard import MAX_CONTAINERS, MAX_DEPTH, MAX_KEYS, MAX_STRINGS
-from sage.middleware.control_plane.plain import parse_chat, read_plain
+from sage.middleware.control_plane.plain import parse_chat, parse_embedding, read_plain
 from sage.middleware.engines.port import CHAT, COMPLETIONS, EMBEDDINGS, Capability, Route
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
@@ -43,19 +44,40 @@ def agree(route: Route, body: bytes) -> bool:
     found = plain(route, body)
     assert found is None or found == closely(route, body)
     assert (found is None) == (plain(route, body, blocks=False) is None) or found is None
-    if route is CHAT:
-        taken_in_alike(body, plain=found is not None)
+    taken_in_alike(route, body, plain=found is not None)
     return found is not None
 
 
-def taken_in_alike(body: bytes, *, plain: bool) -> None:
-    """All of a chat in one step, and step by step, as where there are headers to look at."""
-    whole = parse_chat(body, "r", "t", blocks=True)
-    assert (whole is not None) == plain
-    if whole is not None:
-        headers = {"other": "header"}
-        assert whole == parse(CHAT, body, limits=LIMITS, tenant="t", headers=headers, ident="r", blocks=True)
-        assert whole == parse(CHAT, body, limits=LIMITS, tenant="t", headers={}, ident="r", blocks=True)
+def taken_in_alike(route: Route, body: bytes, *, plain: bool) -> None:
+    """All of it in one step, and step by step, as where there are headers to look at."""
+    if route is CHAT:
+        whole = parse_chat(body, "r", "t", blocks=True)
+    else:
+        whole = parse_embedding(body, "r", "t", LIMITS)
+    if not plain:
+        assert whole is None
+        return
+    for headers in ({}, {"other": "header"}):
+        told = parse(route, body, limits=LIMITS, tenant="t", headers=headers, ident="r", blocks=True)
+        assert whole == (None if told.job.request_class is RequestClass.EMBED_BULK else told)
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts", "taken"),
+    [
+        (ParseLimits(bulk_texts=2), 2, True),
+        (ParseLimits(bulk_texts=2), 3, False),
+        (ParseLimits(bulk_tokens=2), 2, True),
+        (ParseLimits(bulk_tokens=2), 3, False),
+        (ParseLimits(max_inputs=1), 2, False),
+        (ParseLimits(max_input_tokens=1), 2, False),
+    ],
+)
+def test_what_is_bulk_or_too_much_is_not_taken_in_at_once(
+    limits: ParseLimits, texts: int, taken: bool
+) -> None:
+    body = json.dumps({"model": "m", "input": ["four"] * texts}).encode()
+    assert (parse_embedding(body, "r", "t", limits) is not None) is taken
 
 
 # ---- bodies that may be anything ---------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sage.gateway.tokens import TokenDecoder, holds_token_ids
 from sage.gateway.untasked import Beginner, Untasked
 from sage.gateway.watch import Watch
 from sage.middleware.control_plane.classify import Parsed, ParseLimits, parse
-from sage.middleware.control_plane.plain import parse_chat
+from sage.middleware.control_plane.plain import parse_chat, parse_embedding
 from sage.middleware.control_plane.records import Record
 from sage.middleware.control_plane.types import Job
 from sage.middleware.control_plane.wishes import WISHES
@@ -212,8 +212,12 @@ class DataPlane:
     def _parse(self, request: HotRequest, body: bytes, principal: Principal, route: Route) -> Parsed:
         headers, tenant = _headers(request, principal, route), principal.tenant
         blocks = self._prefixes()
-        if route is CHAT and not headers:  # as a rule
-            parsed = parse_chat(body, request.id, tenant or principal.id, blocks=blocks)
+        if not headers:  # as a rule
+            parsed = None
+            if route is CHAT:
+                parsed = parse_chat(body, request.id, tenant or principal.id, blocks=blocks)
+            elif route is EMBEDDINGS:
+                parsed = parse_embedding(body, request.id, tenant or principal.id, self._limits)
             if parsed is not None:
                 return parsed
         return parse(

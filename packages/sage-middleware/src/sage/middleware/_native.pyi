@@ -28,6 +28,11 @@ def read_chat(
 def parse_chat(body: bytes, ident: str, tenant: str, blocks: bool, /) -> Parsed | None:
     """A plain chat without wishes in its headers; see `control_plane.classify`."""
 
+def parse_embedding(
+    body: bytes, ident: str, tenant: str, most_texts: int, most_tokens: int, /
+) -> Parsed | None:
+    """A plain embedding of at most so much without wishes in its headers; see `control_plane.classify`."""
+
 def read_embedding(body: bytes, /) -> tuple[str, int, int, str, int | None, bool] | None:
     """Of a plain embedding: model, texts, their bytes, encoding_format or "", dimensions, more fields."""
 

@@ -14,7 +14,7 @@ from sage.middleware.control_plane.facts import Facts, Parsed, ParseLimits, batc
 from sage.middleware.engines.port import CHAT, EMBEDDINGS, Capability, Route
 from sage.middleware.native import uses_native
 
-__all__ = ["parse_chat", "read_plain"]
+__all__ = ["parse_chat", "parse_embedding", "read_plain"]
 
 # By what each bit of `needs` stands for in cpp/sage/requests.hpp.
 _BITS: Final = (
@@ -28,7 +28,7 @@ CHAT_NEEDS: Final = [
     frozenset((Capability.CHAT, *(need for bit, need in enumerate(_BITS) if needs >> bit & 1)))
     for needs in range(1 << len(_BITS))
 ]
-_EMBEDS: Final = frozenset((Capability.EMBEDDINGS,))
+EMBEDDING_NEEDS: Final = frozenset((Capability.EMBEDDINGS,))
 
 
 class _Readers(NamedTuple):
@@ -36,6 +36,7 @@ class _Readers(NamedTuple):
 
     chat: Callable[[bytes, bool], tuple[str, bool, bool, int | None, int, tuple[int, ...]] | None]
     whole_chat: Callable[[bytes, str, str, bool], Parsed | None]
+    whole_embedding: Callable[[bytes, str, str, int, int], Parsed | None]
     embedding: Callable[[bytes], tuple[str, int, int, str, int | None, bool] | None]
 
 
@@ -45,13 +46,23 @@ def _readers() -> _Readers | None:
         return None
     from sage.middleware import _native
 
-    return _Readers(_native.read_chat, _native.parse_chat, _native.read_embedding)
+    return _Readers(_native.read_chat, _native.parse_chat, _native.parse_embedding, _native.read_embedding)
 
 
 def parse_chat(body: bytes, ident: str, tenant: str, *, blocks: bool) -> Parsed | None:
     """All that a plain chat asks for whose headers wish for nothing; None as of `read_plain`."""
     readers = _readers()
     return None if readers is None else readers.whole_chat(body, ident, tenant, blocks)
+
+
+def parse_embedding(body: bytes, ident: str, tenant: str, limits: ParseLimits) -> Parsed | None:
+    """The same of a plain embedding that is not bulk."""
+    readers = _readers()
+    if readers is None:
+        return None
+    texts = min(limits.bulk_texts, limits.max_inputs)
+    tokens = min(limits.bulk_tokens, limits.max_input_tokens)
+    return readers.whole_embedding(body, ident, tenant, texts, tokens)
 
 
 def read_plain(route: Route, body: bytes, limits: ParseLimits, *, blocks: bool) -> Facts | None:
@@ -84,4 +95,4 @@ def _embedding(readers: _Readers, body: bytes, limits: ParseLimits) -> Facts | N
     if texts > limits.max_inputs or tokens > limits.max_input_tokens:
         return None
     key = "" if alone else batch_key(model, dimensions, encoding_format)
-    return Facts(model, body, _EMBEDS, tokens, size, None, texts, key)
+    return Facts(model, body, EMBEDDING_NEEDS, tokens, size, None, texts, key)
