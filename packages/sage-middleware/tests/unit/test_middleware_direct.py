@@ -277,8 +277,8 @@ def test_a_plain_text_is_taken_whole() -> None:
 def test_a_call_for_several_requests_ends_whole() -> None:
     both = embedding_pair()
     numbers = []
-    for number in range(6):
-        actions = both.handle(Arrived(1.0 + number / 1000, embed_job(f"r{number}", texts=1 + number % 3)))
+    for number in range(5):
+        actions = both.handle(Arrived(1.0 + number / 1000, embed_job(f"r{number}", texts=1 + number % 2)))
         numbers += [one.attempt for one in actions if isinstance(one, Dispatch)]
     assert len(numbers) == 2
     [sent] = both.handle(Finished(1.1, numbers[0], Usage(7)))
