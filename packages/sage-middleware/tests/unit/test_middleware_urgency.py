@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf, log2
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -45,6 +45,62 @@ def filled(*records: Record, now: float = 0.0) -> Feasible:
     for one in records:
         queue.push(one, now)
     return queue
+
+
+class Oracle:
+    """The same order, found by looking at all that waits."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Record] = []
+
+    def head(self, now: float) -> Record | None:
+        in_time = [one for one in self.waiting if one.due - one.quick >= now]
+        if not in_time:
+            return self._cheapest(self.waiting, now)
+        first = min(in_time, key=lambda one: (one.due, one.sequence))
+        pressed = now - first.arrived > PRESSED * (first.due - first.arrived)
+        return self._cheapest(in_time, now) if pressed else first
+
+    def _cheapest(self, among: list[Record], now: float) -> Record | None:
+        def price(one: Record) -> float:
+            goal = min(max(one.due - one.arrived, 1e-3), 30.0)
+            size = 2.0 ** (round(2.0 * log2(goal)) / 2.0)
+            return (one.cost - AGING * (now - one.arrived)) / size
+
+        return min(among, key=price, default=None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["comes", "comes", "head", "goes", "leaves"]),
+            st.sampled_from([0.0, 0.01, 0.1, 0.7, 3.0]),  # seconds that pass before
+            st.floats(0.05, 20.0),  # its goal
+            st.floats(0.001, 2.0),  # its cost
+            st.sampled_from([0.01, 0.1, 3.0]),  # the quickest that it can be
+        ),
+        max_size=60,
+    )
+)
+def test_the_order_is_that_of_looking_at_all_of_them(
+    steps: list[tuple[str, float, float, float, float]],
+) -> None:
+    queue, oracle, now = Feasible(), Oracle(), 0.0
+    for number, (what, passes, goal, cost, quick) in enumerate(steps):
+        now += passes
+        if what == "comes":
+            one = record(number, arrived=now, goal=goal, cost=cost, quick=quick)
+            queue.push(one, now)
+            oracle.waiting.append(one)
+            continue
+        head = queue.head(now)
+        assert head is oracle.head(now)
+        gone = head if what == "goes" else oracle.waiting[-1] if oracle.waiting else None
+        if what != "head" and gone is not None:
+            queue.remove(gone)
+            oracle.waiting.remove(gone)
+        assert len(queue) == len(oracle.waiting)
 
 
 # ---- due dates, cost, age ----------------------------------------------------------------------------------

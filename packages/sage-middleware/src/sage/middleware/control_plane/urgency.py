@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf, log2
 from typing import Any, Final
 
@@ -25,45 +25,56 @@ class Feasible:
     """
 
     def __init__(self) -> None:
-        self._by_due = Keyed(_due)
-        self._by_cost = _Cheapest()
-        self._by_last_call = Keyed(_last_call)
-        self._late = _Cheapest()
         self._waiting: dict[int, Record] = {}  # by sequence
+        self._by_due = Keyed(_due)
+        self._backlog: _Backlog | None = None  # made when it is asked for, and kept while something waits
+        self._first_call = inf  # without a backlog: no last call of what waits is before
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def push(self, record: Record, now: float) -> None:
         """Let it wait."""
+        last_call = _last_call(record)
+        if last_call < now:
+            self._ordered(now).late.push(record, now)
+        else:
+            self._by_due.push(record, now)
+            if self._backlog is not None:
+                self._backlog.push(record, now)
+            elif last_call < self._first_call:
+                self._first_call = last_call
         self._waiting[record.sequence] = record
-        if _last_call(record) < now:
-            self._late.push(record, now)
-            return
-        self._by_due.push(record, now)
-        self._by_cost.push(record, now)
-        self._by_last_call.push(record, now)
 
     def remove(self, record: Record) -> None:
         """Take it out."""
         self._waiting.pop(record.sequence, None)
-        self._leave(record)
-
-    def _leave(self, record: Record) -> None:
-        for queue in (self._by_due, self._by_cost, self._by_last_call, self._late):
-            queue.remove(record)
+        self._by_due.remove(record)
+        if self._backlog is not None:
+            self._backlog.remove(record)
+        if not self._waiting:
+            self._backlog, self._first_call = None, inf
 
     def head(self, now: float) -> Record | None:
         """The one whose turn it is."""
-        while (first := self._by_last_call.head(now)) is not None and _last_call(first) < now:
-            self._leave(first)
-            self._late.push(first, now)
+        backlog = self._backlog if now <= self._first_call else self._ordered(now)
+        if backlog is not None:
+            for record in backlog.overdue(now):
+                self._by_due.remove(record)
         first = self._by_due.head(now)
         if first is None:
-            return self._late.head(now)
+            return None if backlog is None else backlog.late.head(now)
         if now - first.arrived > PRESSED * (first.due - first.arrived):
-            return self._by_cost.head(now)
+            return self._ordered(now).by_cost.head(now)
         return first
+
+    def _ordered(self, now: float) -> _Backlog:
+        """What waits in the orders that only a backlog needs."""
+        if self._backlog is None:
+            self._backlog, self._first_call = _Backlog(), inf
+            for record in self._waiting.values():
+                self._backlog.push(record, now)
+        return self._backlog
 
     def key(self, record: Record, now: float) -> tuple[bool, float]:
         """In time or not, then when it is due."""
@@ -77,6 +88,32 @@ def _due(record: Record) -> float:
 def _last_call(record: Record) -> float:
     """From when on even the quickest engine would be late."""
     return record.due - record.quick
+
+
+class _Backlog:
+    """What can still be in time, by cost and by when it no longer can; and what cannot."""
+
+    __slots__ = ("_by_last_call", "by_cost", "late")
+
+    def __init__(self) -> None:
+        self._by_last_call = Keyed(_last_call)
+        self.by_cost = _Cheapest()
+        self.late = _Cheapest()
+
+    def push(self, record: Record, now: float) -> None:
+        self.by_cost.push(record, now)
+        self._by_last_call.push(record, now)
+
+    def remove(self, record: Record) -> None:
+        for queue in (self.by_cost, self._by_last_call, self.late):
+            queue.remove(record)
+
+    def overdue(self, now: float) -> Iterator[Record]:
+        """Those that have become late, each once: they are among the late ones from now on."""
+        while (first := self._by_last_call.head(now)) is not None and _last_call(first) < now:
+            self.remove(first)
+            self.late.push(first, now)
+            yield first
 
 
 class _Cheapest:
