@@ -142,7 +142,8 @@ inline void book(const Ending& one) {
   PyObject* books = all.core.books(one.core);
   PyObject *tally = tally_of(one, books), *tokens = found(all.books.tokens(books), all.job.model(one.job));
   if (tally == nullptr || tokens == nullptr || all.job.stream(one.job) != Py_False ||
-      whole(of.retries(one.record)) != 0 || whole(of.hedges(one.record)) != 0 || generates(one.engine) != writes(one.job)) {
+      whole(of.retries(one.record)) != 0 || whole(of.hedges(one.record)) != 0 ||
+      generates(one.engine) != writes(one.job)) {
     static const python::Kept ended = python::word("ended");
     python::ask(books, ended, one.record, one.at);
     return;
@@ -187,7 +188,8 @@ inline void close(const Ending& one) {
 inline Ref usage_of(const Ending& one) {
   const Shapes& all = shapes();
   if (PyList_GET_SIZE(one.slices) == 1) return Ref::to(one.usage);
-  const double share = real(all.record.prompt_tokens(one.record)) / std::max(real(all.attempt.tokens(one.attempt)), 1.0);
+  const double in_call = std::max(real(all.attempt.tokens(one.attempt)), 1.0);
+  const double share = real(all.record.prompt_tokens(one.record)) / in_call;
   const double tokens = std::nearbyint(real(all.usage.prompt_tokens(one.usage)) * share);
   const Ref read = number(static_cast<long long>(tokens));
   return python::call(all.usage.type.get(), read.get(), all.usage.completion_tokens(one.usage));

@@ -212,10 +212,12 @@ class Fair:
         self._heap: list[tuple[int, int, int, _Account]] = []
         self._entries: dict[_Account, tuple[int, int, int, _Account]] = {}
         self._pushes = count()  # tells an entry from a stale one of the same account
-        self._waiting = 0
 
     def __len__(self) -> int:
-        return self._waiting
+        return sum(map(len, self._queues.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
 
     def push(self, record: Record, now: float) -> None:
         """Let it wait behind those of its tenant that `inner` puts before it."""
@@ -224,19 +226,15 @@ class Fair:
         if queue is None:
             queue = self._queues[account] = self._inner()
             self.moved(account)
-        before = len(queue)
         queue.push(record, now)
-        self._waiting += len(queue) - before
 
     def remove(self, record: Record) -> None:
         """Take it out, wherever it stands; one that is not here changes nothing."""
         account = self._accounts.of(record)
         queue = self._queues.get(account)
         if queue is not None:
-            before = len(queue)
             queue.remove(record)
-            self._waiting += len(queue) - before
-            if not len(queue):
+            if not queue:
                 self._leave(account)
 
     def head(self, now: float) -> Record | None:
@@ -245,10 +243,7 @@ class Fair:
             entry = self._heap[0]
             account = entry[3]
             if self._entries.get(account) is entry:
-                queue = self._queues[account]
-                before = len(queue)
-                record = queue.head(now)
-                self._waiting += len(queue) - before  # it may have dropped some that had ended
+                record = self._queues[account].head(now)
                 if record is not None:
                     return record
                 self._leave(account)

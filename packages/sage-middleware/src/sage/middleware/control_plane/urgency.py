@@ -222,13 +222,13 @@ class Floored:
         """Take it out."""
         low = self._low(record)
         self._levels[low].remove(record)
-        if low and not len(self._levels[1]):
+        if low and not self._levels[1]:
             self._floor.leave(record.job.model, self)
 
     def head(self, now: float) -> Record | None:
         """Of the upper level, unless the lower one is below its floor."""
         upper = self._levels[0].head(now)
-        lower = self._levels[1].head(now) if len(self._levels[1]) else None
+        lower = self._levels[1].head(now) if self._levels[1] else None
         if upper is None:
             return lower
         if lower is None:
