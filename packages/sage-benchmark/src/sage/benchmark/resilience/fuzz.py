@@ -124,11 +124,12 @@ class _Failure(msgspec.Struct):
 
 
 class _Told(msgspec.Struct):
-    """What schemathesis writes about a run."""
+    """What schemathesis writes about a run. `said`: what it says of errors, which the report lacks."""
 
     test_cases: _Cases
     failures: list[_Failure]
     errors: list[msgspec.Raw]
+    said: str = ""
 
 
 async def _schemas(options: Options) -> list[Check]:
@@ -188,15 +189,19 @@ async def _schemathesis(
     )
     words, _ = await process.communicate()
     try:
-        return msgspec.json.decode(await asyncio.to_thread(report.read_bytes), type=_Told)
+        told = msgspec.json.decode(await asyncio.to_thread(report.read_bytes), type=_Told)
     except (OSError, msgspec.DecodeError) as error:
         raise RuntimeError(f"schemathesis told nothing: {words[-2000:].decode(errors='replace')}") from error
+    if told.errors:
+        told.said = " ".join(words.decode(errors="replace").partition(" ERRORS ")[2].split())[:1000]
+    return told
 
 
 def _told(name: str, told: _Told) -> list[Check]:
     errors = [
         str(len(told.errors)),
         *(" ".join(bytes(one).decode().split())[:300] for one in told.errors[:2]),
+        *([told.said] if told.said else []),
     ]
     wrong = [f"{one.title} of {', '.join(one.operations)}" for one in told.failures]
     return [
