@@ -64,7 +64,7 @@ class Oracle:
     def _cheapest(self, among: list[Record], now: float) -> Record | None:
         def price(one: Record) -> float:
             goal = min(max(one.due - one.arrived, 1e-3), 30.0)
-            size = 2.0 ** (round(2.0 * log2(goal)) / 2.0)
+            size = float(2.0 ** (round(2.0 * log2(goal)) / 2.0))
             return (one.cost - AGING * (now - one.arrived)) / size
 
         return min(among, key=price, default=None)
