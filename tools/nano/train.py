@@ -40,8 +40,8 @@ STAGES = (
     Stage((1, 8), (1, 10), 36, 0.5, 0.1),
 )
 _EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1)
-_MIX = (_EASY, _EASY, *STAGES[-2:])
-"""What the last stage is made of: short prompts have several times as many words of answers per second."""
+_MIX = (_EASY, STAGES[-2], STAGES[-1], STAGES[-1])
+"""What the last stage is made of: short prompts have more words of answers per second; long ones are used."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _RIGHT = (0.9, 0.8, 0.8, 0.8, 0.9)  # of the answers of 25 steps, twice, and the next stage begins
 _REPORT = 25
