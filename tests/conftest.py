@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Threads of torch that wait for each other at every product take minutes beside other tests."""
+    """Threads of torch that wait for each other at every product take minutes beside other tests.
+
+    Of the whole module: what its other fixtures compute runs so too, as `usefixtures` comes before them.
+    """
     import torch  # only where it is asked for: it takes seconds
 
     before = torch.get_num_threads()

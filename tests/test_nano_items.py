@@ -1,5 +1,6 @@
 """Items to train on and to measure with, and the chat template that lays out the same."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -162,6 +163,37 @@ def test_the_template_lays_a_prompt_out_as_training_does(
     assert len(sentences) == made.sentences
     if made.answer:
         assert Sentence(made.answer, made.number) in sentences
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z0-9`.,:/=_\-(é]{1,9}", fullmatch=True), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_the_template_cuts_words_as_training_does(template: Any, parts: list[str]) -> None:
+    sentence = " ".join(f"a{part}a" for part in parts).replace("---", "--a")
+    told = f"Passages:\n\n[1] (a.md)\nOne 1,000.\n\n[2] (b.md)\nThen {sentence}\n\nQuestion: Which?"
+    assert template(told) == render("Which?", [Sentence("One 1,000.", 1), Sentence(f"Then {sentence}", 2)])
+
+
+@given(seeds, stages)
+@settings(max_examples=30, deadline=None)
+def test_an_item_has_the_beats_of_the_template(encoder: Encoder, seed: int, stage: Stage) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items, "_STRANGE", 0.0)  # any tokens need not be those of their own text
+        item = pool(encoder, seed).item(stage)
+    begin = item.ids.index(layout.PASSAGES) + 1
+    beat = None
+    for end in item.ends:
+        text, plain = (
+            encoder._tokenizer.decode(item.ids[begin + 1 : end - 1], skip_special_tokens=skip)
+            for skip in (False, True)
+        )
+        if beat is None and (first := re.search(r"<\|b(\d+)\|>", text)):
+            beat = int(first[1]) - 1
+        if beat is None:
+            assert text == plain
+            return
+        assert text == layout.beaten(plain, beat)
+        beat += len(layout.stretches(plain))
+        begin = end + 1
 
 
 def test_strange_words_are_the_same_in_the_question_and_in_its_sentence(

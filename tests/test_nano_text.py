@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.nano import words
-from tools.nano.layout import BEATS, MARKS, SPECIAL, Sentence, beaten, render
+from tools.nano.layout import BEATS, MARKS, SPECIAL, Sentence, beaten, render, stretches
 from tools.nano.sentences import fact
 from tools.nano.tokenizer import VOCABULARY, Encoder, train
 
@@ -103,13 +103,47 @@ def test_the_same_documents_give_the_same_tokenizer(tmp_path: Path) -> None:
     assert train(tmp_path, facts=50).to_str() == train(tmp_path, facts=50).to_str()
 
 
-@given(st.lists(st.from_regex(r"[a-z0-9`.]{1,6}", fullmatch=True), max_size=80))
+@given(st.lists(st.from_regex(r"[a-z]{1,5}[`.]?", fullmatch=True), max_size=80))
 def test_each_word_but_the_first_has_its_beat(parts: list[str]) -> None:
     made = beaten(" ".join(parts), 190)
     assert re.sub(r"<\|b\d+\|>", "", made).split() == parts
     assert [int(n) for n in re.findall(r"<\|b(\d+)\|>", made)] == [
         (190 + at) % BEATS for at in range(1, len(parts))
     ]
+
+
+@given(st.text())
+def test_in_a_stretch_nothing_comes_twice_and_digits_only_begin_it(text: str) -> None:
+    found = stretches(text)
+    assert "".join(found) == "".join(f" {word}" for word in text.split())
+    for part in found:
+        inside = re.findall(r"[A-Za-z]+|\S", part)
+        assert inside
+        assert len(set(inside)) == len(inside)
+        assert not set("0123456789") & set(inside[1:])
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("port.", [" port."]),
+        ("8888", [" 8", "8", "8", "8"]),
+        ("26.0.1", [" 2", "6.", "0.", "1"]),
+        ("`--a`", [" `-", "-a`"]),
+        ("docs.to=docs.a", [" docs.to=", "docs.a"]),
+        ("x2", [" x", "2"]),
+        ("[2]", [" [", "2]"]),
+        ("Éé", [" Éé"]),
+    ],
+)
+def test_a_word_is_cut_where_its_copy_could_not_know_its_place(word: str, parts: list[str]) -> None:
+    assert stretches(word) == parts
+
+
+def test_beats_inside_words_are_counted_too() -> None:
+    text = render("Which?", [Sentence("Port 80 a.", 1), Sentence("Two.", 2), Sentence("Now --b", 2)])
+    assert "<|s0|> Port<|b1|> 8<|b2|>0<|b3|> a. [1]<|e0|><|s1|> Two. [2]<|e1|>" in text
+    assert "<|s2|> Now<|b6|> -<|b7|>-b [2]<|e2|>" in text
 
 
 def test_beats_are_counted_through_all_sentences() -> None:

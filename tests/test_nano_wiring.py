@@ -1,34 +1,31 @@
-"""Heads that have a place to look at: what is asked of them in training, and how they are set by hand."""
+"""Heads that have a place to look at: how they are set by hand."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from tools.nano import wiring
+from tools.nano import export, wiring
 from tools.nano.batches import Batch, batches
 from tools.nano.forward import Forward
 from tools.nano.items import Pool, Stage
-from tools.nano.layout import BEATS, END, FIRST_B, FIRST_E, FIRST_S
-from tools.nano.looks import (
-    BEFORE,
-    ITSELF,
-    LATEST,
-    MATCH,
-    hold,
-    latest,
-    look_losses,
-    scores,
-    turned_layers,
-)
+from tools.nano.layout import ANSWER, BEATS, FIRST_B, FIRST_S, MARKS, PASSAGES
+from tools.nano.looks import BEFORE, ITSELF, LATEST, MATCH, latest, look_losses, scores, turned_layers
 from tools.nano.model import Shape, build
 from tools.nano.tokenizer import Encoder, texts
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.2)
+SET = (LATEST, BEFORE, *MATCH, ITSELF)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rows_of(head: int) -> slice:
+    return slice(head * 64, head * 64 + 64)
 
 
 @pytest.fixture(scope="module")
@@ -37,88 +34,89 @@ def batch(tokenizer: Any) -> Batch:
 
 
 @pytest.fixture(scope="module")
+def untold(tokenizer: Any) -> Any:
+    """A model as training begins with it."""
+    return build(Shape(), 1, texts(tokenizer))
+
+
+@pytest.fixture(scope="module")
 def told(tokenizer: Any) -> wiring.Sample:
-    """A model as training begins with it, wired."""
+    """The same model, wired; of short items, as fitting takes time with the square of their length."""
     torch.manual_seed(0)
     model = build(Shape(), 1, texts(tokenizer))
-    found = wiring.sample(model, Encoder(tokenizer), Random(2), (8, 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wiring, "_STAGES", (STAGE, STAGE))
+        found = wiring.sample(model, Encoder(tokenizer), Random(2), (16, 0))
     wiring.wire(found, steps=40)
     return found
 
 
-# ---- what is asked in training -----------------------------------------------------------------------------
+# ---- samples -----------------------------------------------------------------------------------------------
 
 
-def test_a_copy_asks_for_the_token_that_is_to_come(batch: Batch) -> None:
-    for row, gold in enumerate(batch.gold.tolist()):
-        real = batch.places[row] >= 0
-        if gold == batch.ends.shape[1]:
-            assert not real.any()  # a refusal copies nothing
-            continue
-        asks, places = batch.asks[row][real], batch.places[row][real]
-        assert asks[0] == batch.start[row]
-        assert torch.equal(batch.ids[row][asks + 1], batch.ids[row][places])
-        assert int(batch.ids[row][asks[-1] + 2]) == END
-        assert (places < asks).all()
+def test_a_sample_has_so_many_items_of_each_stage_and_all_are_answered(tokenizer: Any) -> None:
+    found = wiring.sample(None, Encoder(tokenizer), Random(4), (5, 9))
+    sizes = [len(b.ids) for b in found.batches]
+    assert sum(sizes) == 14
+    assert all(size == wiring._ROWS for size in sizes[:-1])
+    for b in found.batches:
+        assert b.ids.shape[1] % 32 == 0
+        assert (b.places[:, 0] >= 0).all()
+        assert (b.gold < b.ends.shape[1]).all()
+    lengths = [int((b.ids[row] > 0).sum()) for b in found.batches for row in range(len(b.ids))]
+    assert lengths == sorted(lengths, reverse=True)
+    assert not wiring.sample(None, Encoder(tokenizer), Random(4), (0, 0)).batches
 
 
-def test_the_latest_beat_is_the_token_itself_at_last() -> None:
-    word, mark, beat, end = 900, FIRST_S + 4, FIRST_B + BEATS - 1, FIRST_E + 4
-    ids = torch.tensor([[word, mark, word, beat, word, word, end, mark]])
-    assert latest(ids).tolist() == [[-1, 1, 1, 3, 3, 3, 3, 7]]
+def test_a_part_of_a_sample_is_taken_evenly() -> None:
+    many: list[Any] = list(range(20))
+    whole = wiring.Sample("model", many, Forward(fused=False))
+    parts: list[list[Any]] = [list(whole.part(size).batches) for size in (5, 3, 50)]
+    assert parts == [[0, 4, 8, 12, 16], [0, 6, 12, 18], many]
+    assert (whole.part(5).model, whole.part(5).forward) == (whole.model, whole.forward)
 
 
-def test_nobody_is_asked_to_look_ahead() -> None:
-    turned = torch.randn(2, 4, 9, 8)
-    asks = torch.tensor([[0, 5], [3, 8]])
-    found = scores(turned, 1, asks, 0.5)
-    assert found.shape == (2, 2, 9)
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        until = int(asks[row, column]) + 1
-        assert (found[row, column, until:] < -1e3).all()
-        wanted = 0.5 * turned[row, 3, :until] @ turned[row, 1, until - 1]
-        assert torch.allclose(found[row, column, :until], wanted, atol=1e-5)
-
-
-def _looking(batch: Batch, places: dict[tuple[int, int], Tensor]) -> dict[int, Tensor]:
-    """Queries and keys of heads that look where `places` has it, for each place of each row."""
-    rows, length = batch.ids.shape
-    turned = turned_layers()
-    for layer in turned:
-        turned[layer] = torch.zeros(rows, 8, length, length)
-        turned[layer][:, 4:] = 100 * torch.eye(length)
-    for (layer, head), where in places.items():
-        turned[layer][:, head].scatter_(2, where.clamp(min=0)[..., None], 1.0)
-    return turned
-
-
-def test_heads_that_look_right_lose_nothing(batch: Batch) -> None:
-    at = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
-    follows = torch.zeros_like(batch.ids)
-    for row in range(len(batch.ids)):
-        real = batch.places[row] >= 0
-        follows[row, batch.asks[row][real]] = batch.places[row][real]
-    where = {LATEST: latest(batch.ids), BEFORE: at - 1, **dict.fromkeys(MATCH, follows)}
-    losses, right = look_losses(_looking(batch, where), batch, 1.0)
-    assert set(losses) == {"latest", "before", "match0", "match1"}
-    for name, loss in losses.items():
-        assert float(loss) < 1e-3
-        assert right[name].all()
-        assert len(right[name])
-    astray, wrong = look_losses(_looking(batch, where | {BEFORE: at}), batch, 1.0)
-    assert float(astray["before"]) > 10
-    assert not wrong["before"].any()
-    assert torch.equal(astray["latest"], losses["latest"])
-
-
-def test_a_batch_that_copies_nothing_loses_nothing(tokenizer: Any) -> None:
-    pool = Pool(Encoder(tokenizer), Random(3), 100, 12)
-    none = Batch([pool._bare() for _ in range(2)], 96)
-    losses, _ = look_losses(_looking(none, {}), none, 1.0)
-    assert all(float(loss) == 0 for loss in losses.values())
+@pytest.mark.parametrize("layer", [2, 5])
+def test_states_are_what_enters_the_attention_of_a_layer(untold: Any, batch: Batch, layer: int) -> None:
+    (found,) = wiring.Sample(untold, [batch], Forward(fused=False)).states(layer)
+    with torch.no_grad():
+        hidden = untold.model(input_ids=batch.ids, output_hidden_states=True).hidden_states[layer]
+        wanted = untold.model.layers[layer].input_layernorm(hidden)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - wanted).abs().mean() < 0.05 * wanted.abs().mean()
 
 
 # ---- what projections are fitted with ----------------------------------------------------------------------
+
+
+def test_the_least_squares_are_found() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(500, 6, generator=generator)
+    wanted = torch.randn(6, 3, generator=generator)
+    assert torch.allclose(wiring._ridge(x, x @ wanted), wanted, atol=0.02)
+    constant = torch.cat((x, torch.full((500, 1), 2.0)), 1)
+    assert torch.allclose(constant @ wiring._constant(constant), torch.ones(500), atol=0.05)
+
+
+def test_what_is_whitened_varies_alike_in_all_directions() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5000, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    white = x @ wiring._whiten(x.T @ x / len(x), 1e-6)
+    assert torch.allclose(white.T @ white / len(x), torch.eye(4), atol=0.01)
+
+
+def test_queries_and_keys_turn_as_those_of_the_model(untold: Any, batch: Batch) -> None:
+    turned = {0: torch.empty(0)}
+    ids = batch.ids[:1, :40]
+    with torch.no_grad():
+        Forward(fused=False)(untold, ids, turned)
+    attention, core = untold.model.layers[0].self_attn, untold.model
+    x = wiring._norm(core.embed_tokens(ids), core.layers[0].input_layernorm.weight).detach()
+    rows = rows_of(1)
+    query, key = attention.q_proj.weight[rows].detach(), attention.k_proj.weight[rows].detach()
+    found = wiring._turned(x, query, key, core.rotary_emb.inv_freq)
+    for ours, theirs in ((found[:, 0], turned[0][:, 1]), (found[:, 1], turned[0][:, 5])):
+        assert (ours - theirs.float()).abs().mean() < 0.02 * ours.abs().mean()
 
 
 def test_telling_finds_what_kinds_differ_in() -> None:
@@ -128,6 +126,13 @@ def test_telling_finds_what_kinds_differ_in() -> None:
     x[:, 8:] += torch.randn(6, 2, generator=generator)[kinds]
     rows = wiring.telling(x, kinds, 2)
     assert rows[:, :8].abs().max() < 0.05 * rows[:, 8:].abs().max()
+
+
+def test_telling_takes_kinds_that_never_come_and_as_many_rows_as_asked() -> None:
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    rows = wiring.telling(x, 3 * torch.arange(50).remainder(2), 4)  # kinds 0 and 3
+    assert rows.shape == (4, 8)
+    assert torch.isfinite(rows).all()
 
 
 def test_correlated_finds_what_two_have_in_common_most_first() -> None:
@@ -156,6 +161,17 @@ def test_fit_makes_a_head_look_where_it_is_told() -> None:
     assert (found.argmax(-1)[:, 5:] == 4).all()
 
 
+def test_fit_asks_nothing_where_a_place_has_nowhere_to_look() -> None:
+    x = torch.randn(1, 6, 8)
+    nowhere = torch.full((1, 6), -1)
+    start = torch.zeros(64, 8)
+    aims = [wiring.Aim(x, torch.arange(6)[None], nowhere)]
+    query, key = wiring.fit(start, start, aims, torch.full((32,), 0.1), 3, 0.02)
+    assert not query.any()
+    assert not key.any()
+    assert not query.requires_grad
+
+
 def test_fit_tells_apart_what_follows_the_same_token() -> None:
     """Of two places that follow token 7 the one whose word has the beat of the asking place."""
     torch.manual_seed(1)
@@ -181,6 +197,71 @@ def test_classes_are_told_by_products_with_a_table() -> None:
 
 
 # ---- the heads ---------------------------------------------------------------------------------------------
+
+
+def test_a_head_is_put_in_its_own_rows(tokenizer: Any) -> None:
+    model = build(Shape(), 1, texts(tokenizer))
+    attention = model.model.layers[3].self_attn
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    query, key = torch.full((64, 256), 2.0), torch.full((64, 256), 3.0)
+    value, out = torch.full((10, 256), 4.0), torch.full((256, 10), 5.0)
+    wiring._put(model, (3, 2), query, key, value, out)
+    rows = rows_of(2)
+    assert (attention.q_proj.weight[rows] == 2).all()
+    assert (attention.k_proj.weight[rows] == 3).all()
+    assert (attention.v_proj.weight[rows][:10] == 4).all()
+    assert not attention.v_proj.weight[rows][10:].any()
+    assert (attention.o_proj.weight[:, rows][:, :10] == 5).all()
+    assert not attention.o_proj.weight[:, rows][:, 10:].any()
+    others = torch.ones(256, dtype=torch.bool)
+    others[rows] = False
+    for name, weight in model.state_dict().items():
+        if "layers.3.self_attn" not in name:
+            assert torch.equal(weight, before[name])
+        elif "o_proj" in name:
+            assert torch.equal(weight[:, others], before[name][:, others])
+        else:
+            assert torch.equal(weight[others], before[name][others])
+
+
+def test_beats_and_marks_have_a_direction_that_layers_before_do_not_write(tokenizer: Any) -> None:
+    model = build(Shape(), 1, texts(tokenizer))
+    row = torch.randn(256, generator=torch.Generator().manual_seed(2))
+    row /= row.norm()
+    kept = model.model.layers[LATEST[0]].mlp.down_proj.weight.clone()
+    wiring._flag(model, row)
+    along = model.model.embed_tokens.weight @ row
+    flagged = torch.zeros(len(along), dtype=torch.bool)
+    flagged[FIRST_B : FIRST_B + BEATS] = flagged[FIRST_S : FIRST_S + MARKS] = True
+    assert torch.allclose(along[flagged], torch.tensor(wiring._FLAG), atol=1e-4)
+    assert along[~flagged].abs().max() < 1e-4
+    for layer in model.model.layers[: LATEST[0]]:
+        for part in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            assert (row @ part).abs().max() < 1e-4
+            assert part.abs().max() > 1e-3
+    assert torch.equal(model.model.layers[LATEST[0]].mlp.down_proj.weight, kept)
+
+
+def test_inside_are_sentences_and_the_answer_and_not_the_question(batch: Batch) -> None:
+    inside = wiring._inside(batch)
+    for row, ids in enumerate(batch.ids.tolist()):
+        begin, answer = ids.index(PASSAGES), ids.index(ANSWER)
+        assert not inside[row, : begin + 1].any()
+        last = int(batch.ends[row][batch.has_end[row]].max()) if batch.has_end[row].any() else begin
+        assert inside[row, begin + 1 : last + 1].all()
+        assert not inside[row, last + 1 : answer + 1].any()
+        assert inside[row, answer + 1]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_a_head_that_looks_back(untold: Any, batch: Batch, tokens: int) -> None:
+    found = wiring.Sample(untold, [batch], Forward(fused=False))
+    query, key = wiring._back(found, 3, tokens, 15)
+    (x,) = found.states(3)
+    at = torch.arange(x.shape[1]).expand(x.shape[:2])
+    turned = wiring._turned(x.float(), query, key, untold.model.rotary_emb.inv_freq)
+    said = scores(turned, 0, at, 0.125).argmax(-1)
+    assert (said == at - tokens)[wiring._inside(batch)].float().mean() > 0.8
 
 
 def test_quiet_directions_are_orthonormal_and_hardly_used(told: wiring.Sample) -> None:
@@ -224,19 +305,92 @@ def test_a_wired_head_tells_the_next_beat(told: wiring.Sample, batch: Batch) -> 
     assert (said == (last - FIRST_B + 1) % BEATS)[known].float().mean() > 0.1
 
 
-def test_what_is_held_gets_no_gradient(told: wiring.Sample) -> None:
-    layer, head = LATEST
-    attention = told.model.model.layers[layer].self_attn
-    for part in (attention.q_proj, attention.v_proj):
-        part.weight.grad = torch.ones_like(part.weight)
-    hold(told.model)
-    rows = slice(head * 64, head * 64 + 64)
-    assert not attention.q_proj.weight.grad[rows].any()
-    assert attention.q_proj.weight.grad.sum() == attention.q_proj.weight[64:].numel()
-    assert attention.v_proj.weight.grad.all()
-    told.model.zero_grad()
-
-
 def test_wiring_keeps_the_size_of_the_model_and_is_finite(told: wiring.Sample) -> None:
     assert sum(p.numel() for p in told.model.parameters()) < 5_000_000
     assert all(torch.isfinite(p).all() for p in told.model.parameters())
+
+
+def test_wiring_leaves_what_it_does_not_set_as_it_is(told: wiring.Sample, untold: Any) -> None:
+    """But for a direction of the embeddings and of what the layers before write."""
+    before = untold.state_dict()
+    for name, weight in told.model.state_dict().items():
+        if "embed" in name or "lm_head" in name or "layers.0" in name or "layers.1" in name:
+            assert (weight - before[name]).norm() < 0.5 * before[name].norm()
+            continue
+        free = torch.ones(256, dtype=torch.bool)
+        for layer, head in SET:
+            if f"layers.{layer}.self_attn" in name:
+                free[rows_of(head)] = False
+        if "o_proj" in name:
+            assert torch.equal(weight[:, free], before[name][:, free])
+        elif "self_attn" in name:
+            assert torch.equal(weight[free], before[name][free])
+        else:
+            assert torch.equal(weight, before[name])
+
+
+def _written(model: Any, at: tuple[int, int], x: Tensor) -> Tensor:
+    """What a head writes that looks at states x alone."""
+    attention = model.model.layers[at[0]].self_attn
+    values = attention.v_proj.weight[rows_of(at[1])]
+    return (x.float() @ values.T @ attention.o_proj.weight[:, rows_of(at[1])].T).detach()
+
+
+def test_codes_of_the_latest_beat_and_of_that_before_lie_side_by_side(told: wiring.Sample) -> None:
+    outs = []
+    for layer, head in (LATEST, BEFORE):
+        out = told.model.model.layers[layer].self_attn.o_proj.weight[:, rows_of(head)]
+        assert not out[:, wiring._CODE :].any()
+        outs.append(out[:, : wiring._CODE])
+    both = torch.cat(outs, 1)
+    assert torch.allclose(both.T @ both, torch.eye(2 * wiring._CODE), atol=1e-3)
+
+
+def test_the_code_of_a_beat_is_nearest_to_that_of_the_same_beat(told: wiring.Sample) -> None:
+    (x, *_), first = told.states(LATEST[0]), told.batches[0]
+    marked = (first.ids >= FIRST_B) & (first.ids < FIRST_B + BEATS)
+    code = _written(told.model, LATEST, x)[marked]
+    kinds = first.ids[marked]
+    apart = torch.cdist(code, code) + 1e6 * torch.eye(len(code))
+    some = (kinds[:, None] == kinds).sum(1) > 1
+    # Of 192 beats, half of which the few items have not: chance is 0.01.
+    assert (kinds[apart.argmin(1)] == kinds)[some].float().mean() > 0.5
+
+
+def test_what_a_match_writes_is_the_token_to_come(told: wiring.Sample) -> None:
+    table = told.model.model.embed_tokens.weight.detach()
+    hits = total = 0
+    for b, x in zip(told.batches, told.states(MATCH[0][0]), strict=True):
+        real = b.places >= 0
+        row = torch.arange(len(b.ids))[:, None].expand_as(b.places)[real]
+        ids = b.ids[row, b.places[real]]
+        there = x[row, b.places[real]]
+        written = sum(_written(told.model, head, there) for head in MATCH)
+        seen = table[ids.unique()]
+        said = ids.unique()[(written @ (seen - table[ids].mean(0)).T).argmax(-1)]
+        hits, total = hits + int((said == ids).sum()), total + len(ids)
+    assert hits > 0.7 * total
+
+
+def test_a_folder_becomes_a_folder_with_the_heads_set(
+    tmp_path: Path, tokenizer: Any, untold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def sample(model: Any, encoder: Encoder, rng: Random, sizes: tuple[int, int], *, fused: bool) -> Any:
+        asked.append((sizes, fused))
+        return wiring.Sample(model, [], Forward(fused=False))
+
+    def wire(found: wiring.Sample) -> None:
+        with torch.no_grad():
+            found.model.model.layers[3].self_attn.q_proj.weight.zero_()
+
+    monkeypatch.setattr(wiring, "sample", sample)
+    monkeypatch.setattr(wiring, "wire", wire)
+    export.write(untold.state_dict(), Shape(), tokenizer, tmp_path / "given")
+    wiring.main(tmp_path / "given", tmp_path / "out")
+    given, out = (LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("given", "out"))
+    changed = {name for name in given if not torch.equal(given[name], out[name])}
+    assert changed == {"model.layers.3.self_attn.q_proj.weight"}
+    assert asked == [((4500, 500), True)]  # a match fitted on 400 items held on those alone
+    assert (tmp_path / "out/chat_template.jinja").is_file()

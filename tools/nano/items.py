@@ -23,6 +23,7 @@ from tools.nano.layout import (
     PASSAGES,
     QUESTION,
     TALK,
+    stretches,
 )
 from tools.nano.sentences import fact
 from tools.nano.tokenizer import Encoder
@@ -139,17 +140,17 @@ class Pool:
         made = fact(self._rng, words)
         asked = []
         for question in made.questions:
-            said = self._words(question)
+            said = self._words(" " + question)
             matter = tuple(s for _, s in said if s)
             asked.append(_Question(question, said, frozenset(matter), frozenset(pairwise(matter))))
         return self._read(made.text, tuple(asked))
 
     def _read(self, text: str, asked: tuple[_Question, ...]) -> _Known:
         told: list[tuple[tuple[int, ...], str | None]] = []
-        for word in text.split():
+        for part in stretches(text):
             if told:
                 told.append(((FIRST_B,), None))
-            told += self._words(word)
+            told += self._words(part)
         matter = tuple(s for _, s in told if s)
         return _Known(text, tuple(told), matter, frozenset(matter), frozenset(pairwise(matter)), asked)
 
@@ -163,7 +164,7 @@ class Pool:
         return len(self._facts) - 1
 
     def _words(self, text: str) -> _Words:
-        return tuple((self._encoder.piece(p), stem(p)) for p in pieces(" " + text))
+        return tuple((self._encoder.piece(p), stem(p)) for p in pieces(text))
 
     def item(self, stage: Stage) -> Item:
         """One at random, as token ids; now and then one without any passage, where the stage has refusals."""

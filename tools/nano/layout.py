@@ -3,17 +3,19 @@
 Each sentence stands between its own pair of marks and ends with the citation of its passage:
 `<|s3|> The<|b1|> port<|b2|> is<|b3|> 80. [2]<|e3|>`. The answer begins with the mark of the sentence that it
 copies. Before each word but the first stands a beat, which is copied too: beats are counted through the whole
-prompt, so that each word has a place of its own, however often it comes.
+prompt, so that each word has a place of its own, however often it comes. Where something comes again inside a
+word, and before each digit there, stands one more: ` 26.0.0.1` is ` 2<|b4|>6.<|b5|>0.<|b6|>0.<|b7|>1`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = [
     *("ABOUT_TEXT", "BEATS", "MARKS", "REFUSAL_TEXT", "SPECIAL"),
-    *("Sentence", "beaten", "render"),
+    *("Sentence", "beaten", "render", "stretches"),
 ]
 
 MARKS = 88
@@ -50,18 +52,40 @@ class Sentence:
     number: int
 
 
+_PIECE = re.compile(r"[A-Za-z]+|\S")
+
+
+def stretches(text: str) -> list[str]:
+    """What beats stand between: words, cut before each digit inside them and before what comes again in them.
+
+    >>> stretches("On 1,000 of --a-b")
+    [' On', ' 1,', '0', '0', '0', ' of', ' -', '-a', '-b']
+    """
+    found: list[str] = []
+    for word in text.split():
+        found.append(" ")
+        seen: set[str] = set()
+        for piece in _PIECE.findall(word):
+            if seen and (piece in "0123456789" or piece in seen):
+                found.append("")
+                seen = set()
+            found[-1] += piece
+            seen.add(piece)
+    return found
+
+
 def beaten(text: str, first: int) -> str:
-    """The words, which are counted from `first`, each but the first with its beat before it."""
+    """The stretches, which are counted from `first`, each but the first with its beat before it."""
     return "".join(
-        f"<|b{(first + at) % BEATS}|> {word}" if at else f" {word}" for at, word in enumerate(text.split())
+        f"<|b{(first + at) % BEATS}|>{part}" if at else part for at, part in enumerate(stretches(text))
     )
 
 
 def render(question: str, sentences: Sequence[Sentence], marks: Sequence[int] | None = None) -> str:
     """The whole prompt. `marks`: which pair of marks each sentence has; in order where it is not given."""
     marks = range(len(sentences)) if marks is None else marks
-    body, words = "", 0
+    body, parts = "", 0
     for m, s in zip(marks, sentences, strict=True):
-        body += f"<|s{m}|>{beaten(s.text, words)} [{s.number}]<|e{m}|>"
-        words += len(s.text.split())
+        body += f"<|s{m}|>{beaten(s.text, parts)} [{s.number}]<|e{m}|>"
+        parts += len(stretches(s.text))
     return f"<|begin|><|question|> {question}<|passages|>{body}<|question|> {question}<|answer|>"

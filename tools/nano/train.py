@@ -40,8 +40,8 @@ STAGES = (
     Stage((1, 8), (1, 10), 36, 0.5, 0.1),
 )
 _EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1)
-_MIX = (_EASY, _EASY, _EASY, *STAGES[-2:])
-"""What the last stage is made of: short prompts have several times as many words of answers per second."""
+_MIX = (_EASY, STAGES[-2], STAGES[-1], STAGES[-1])
+"""What the last stage is made of: short prompts have more words of answers per second; long ones are used."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _RIGHT = (0.9, 0.8, 0.8, 0.8, 0.9)  # of the answers of 25 steps, twice, and the next stage begins
 _REPORT = 25
@@ -51,7 +51,7 @@ _TABLE = 0.1
 _HEADS_STEPS, _HEADS_RATE = 40, 0.01
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
 _LOOKS = 0.5
-_COPY = 3.0  # while layers below are held, a copy is what there is to learn
+_COPY = 5.0  # while layers below are held, a copy is what there is to learn
 
 
 def losses(
