@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "direct_slots.hpp"
+#include "direct_shapes.hpp"
 
 namespace bindings {
 
