@@ -277,7 +277,8 @@ def test_a_call_for_several_requests_ends_whole() -> None:
     both.handle(Finished(1.2, sent.attempt, Usage(1001)))
     both.compare()
     assert both.taken[Finished] == 2
-    assert all(both.native.record(part.id).outcome == "done" for part in sent.slices)
+    ended = {one.job.id for one in both.native.records(99) if one.outcome == "done"}
+    assert ended >= {part.id for part in sent.slices}
 
 
 @pytest.mark.parametrize(
