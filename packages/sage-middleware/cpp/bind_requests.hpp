@@ -31,16 +31,26 @@ inline Ref integers(const std::vector<std::uint64_t>& values) {
   return out;
 }
 
-// A name, as the very object that was returned for it last: whoever looks it up finds the same one at once.
-inline Ref name_of(const std::string& text) {
-  static std::string last;
-  static PyObject* kept = nullptr;  // and never freed: at the end of the process there is no interpreter any more
-  if (kept == nullptr || text != last) {
-    Ref made = python::text(text);
-    last = text;
-    Py_XDECREF(std::exchange(kept, made.release()));
+// Texts, each as the very object that was returned for it last: whoever looks it up finds the same one at once.
+class SameText {
+ public:
+  Ref operator()(const std::string& text) {
+    if (kept_ == nullptr || text != last_) {
+      Ref made = python::text(text);
+      last_ = text;
+      Py_XDECREF(std::exchange(kept_, made.release()));
+    }
+    return Ref::to(kept_);
   }
-  return Ref::to(kept);
+
+ private:
+  std::string last_;
+  PyObject* kept_ = nullptr;  // and never freed: at the end of the process there is no interpreter any more
+};
+
+inline Ref name_of(const std::string& text) {
+  static SameText same;
+  return same(text);
 }
 
 inline PyObject* read_chat(PyObject*, PyObject* const* args, Py_ssize_t count) {

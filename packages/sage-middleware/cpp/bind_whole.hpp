@@ -63,18 +63,11 @@ inline PyObject* parse_chat(PyObject*, PyObject* const* args, Py_ssize_t count) 
   });
 }
 
-// `facts.batch_key`, as the very object that was returned for it last, as `name_of`.
+// `facts.batch_key`.
 inline Ref batch_key(const sage::Embedding& found) {
-  static std::string last;
-  static PyObject* kept = nullptr;
-  const std::string key = found.model + '|' + (found.dimensions == 0 ? "" : std::to_string(found.dimensions)) + '|' +
-                          (found.encoding_format.empty() ? "float" : found.encoding_format);
-  if (kept == nullptr || key != last) {
-    Ref made = python::text(key);
-    last = key;
-    Py_XDECREF(std::exchange(kept, made.release()));
-  }
-  return Ref::to(kept);
+  static SameText same;
+  return same(found.model + '|' + (found.dimensions == 0 ? "" : std::to_string(found.dimensions)) + '|' +
+              (found.encoding_format.empty() ? "float" : found.encoding_format));
 }
 
 inline PyObject* parse_embedding(PyObject*, PyObject* const* args, Py_ssize_t count) {
