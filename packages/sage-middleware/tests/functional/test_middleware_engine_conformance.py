@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import socket
@@ -99,7 +100,8 @@ class _Host:
         before = self._supervisor.status(self.config.name)
         self._back.clear()
         for process in _family(before.pid):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # its parent is gone, and it went too
+                process.kill()
         async with asyncio.timeout(100):
             await self._back.wait()
 
