@@ -86,6 +86,17 @@ def test_a_fault_in_the_stream_is_the_engines(route: Route, fault: bytes) -> Non
     assert "out of memory" not in failed.value.message
 
 
+def test_a_response_that_was_cut_short_ends_as_incomplete() -> None:
+    response = {"status": "incomplete", "output": [{"text": TRICK}], "usage": {"output_tokens": 9}}
+    told, right = (event(f"response.{end}", response=response) for end in ("completed", "incomplete"))
+    begun = b"".join(RESPONSES[:-1])
+    for last in (told, right):
+        for at in range(len(begun), len(begun + last)):
+            assert through(Route.RESPONSES, begun + last, at)[0] == begun + right
+    whole = event("response.completed", response={**response, "status": "completed"})
+    assert through(Route.RESPONSES, begun + whole)[0] == begun + whole
+
+
 def test_tokens_have_two_names() -> None:
     assert usage_of(b'{"usage":{"input_tokens":3,"output_tokens":4}}') == Usage(3, 4)
     assert usage_of(b'{"usage":{"prompt_tokens":5,"completion_tokens":6,"input_tokens":5}}') == Usage(5, 6)

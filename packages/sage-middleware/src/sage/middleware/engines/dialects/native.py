@@ -1,4 +1,7 @@
-"""Streams of engines that speak a dialect themselves: the same bytes out, the tokens counted. Pure."""
+"""Streams of engines that speak a dialect themselves: the same bytes out, the tokens counted. Pure.
+
+But for one event: vLLM tells of a response that it has cut short as completed, and clients go by that name.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ __all__ = ["NATIVE", "NativeStream"]
 
 class _Holder(msgspec.Struct):
     usage: Tokens | None = None
+    status: str | None = None
 
 
 class _Event(_Holder):
@@ -35,6 +39,8 @@ _FAILED: Final = frozenset(("error", "response.failed"))
 _SPECIAL: Final = re.compile(
     rb'"type"\s*:\s*"(?:message_start|message_delta|message_stop|error|response\.(?:completed|incomplete|failed))"'
 )
+
+_COMPLETED: Final = re.compile(rb'(^event:\s*|"type"\s*:\s*")response\.completed(?=["\r\n])', re.MULTILINE)
 
 NATIVE: Final = {MESSAGES: _MESSAGES, Route.RESPONSES: _RESPONSES}
 """The events that end a stream, by route."""
@@ -79,6 +85,8 @@ class NativeStream:
             if isinstance(holder, _Holder) and holder.usage is not None:
                 self._count(holder.usage.usage)
         self._done = found.type in self._ends
+        if self._done and found.response is not None and found.response.status == "incomplete":
+            return _COMPLETED.sub(rb"\1response.incomplete", event)
         return event
 
     def _count(self, usage: Usage) -> None:
