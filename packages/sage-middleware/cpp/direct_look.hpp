@@ -139,7 +139,7 @@ struct Newcomer {
   Prospect prospect;
 };
 
-// Whether the job asks for nothing that the plain case lacks.
+// Whether the job asks for nothing that no plain case has.
 inline bool plain(PyObject* job) {
   const JobSlots& at = shapes().job;
   return at.slo(job) == Py_None && at.explain(job) == Py_False && empty(at.parent(job));

@@ -18,7 +18,7 @@ from sage.benchmark.load.worker import lower_priority, raise_priority
 from sage.benchmark.resilience.__main__ import main
 from sage.benchmark.resilience.acts import Act, acts_of, chat, embedding
 from sage.benchmark.resilience.answers import NONSENSE, parts, vector, vectors
-from sage.benchmark.resilience.fuzz import statuses
+from sage.benchmark.resilience.fuzz import _Cases, _Told, _told, statuses
 from sage.benchmark.resilience.kills import positions
 from sage.benchmark.resilience.mutate import mutated, valid
 from sage.benchmark.resilience.report import Check, at_least, at_most, equal, nothing_left, record, table
@@ -123,6 +123,14 @@ def test_positions_lie_in_the_answer_from_its_first_byte(size: int, count: int) 
 
 
 # ---- fuzz ----
+
+
+@pytest.mark.parametrize("errors", [[], [msgspec.Raw(b'{"title": "Runtime Error"}')]])
+def test_an_error_of_schemathesis_fails_with_its_words(errors: list[msgspec.Raw]) -> None:
+    said = "a lost connection" if errors else ""
+    *_, last = _told("data", _Told(_Cases(), [], errors, said))
+    assert last.ok is not bool(errors)
+    assert said in str(last.found)
 
 
 def test_a_seed_is_a_case() -> None:

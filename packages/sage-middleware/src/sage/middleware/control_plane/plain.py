@@ -56,7 +56,7 @@ def parse_chat(body: bytes, ident: str, tenant: str, *, blocks: bool) -> Parsed 
 
 
 def parse_embedding(body: bytes, ident: str, tenant: str, limits: ParseLimits) -> Parsed | None:
-    """The same of a plain embedding that is not bulk."""
+    """What a plain embedding asks for without wishes in its headers; None of bulk, or as of `read_plain`."""
     readers = _readers()
     if readers is None:
         return None
