@@ -6,16 +6,12 @@
 #include <string>
 
 #include "bind_direct_end.hpp"
+#include "bind_flights.hpp"
 #include "bind_usage.hpp"
-#include "call_slots.hpp"
+#include "bind_vectors.hpp"
 #include "sage/heads.hpp"
 
 namespace bindings {
-
-inline const CallShapes& call_shapes() {
-  static const CallShapes& all = *new CallShapes;  // never freed, as `python::Kept`
-  return all;
-}
 
 inline Ref now_of(PyObject* plane) {
   static const python::Kept now = python::word("now");
@@ -58,6 +54,28 @@ inline void arm(PyObject* plane, PyObject* core) {
   python::ask(plane, name);
 }
 
+// `Upstreams.begin` of a call with its own number of threads; false where a task has to make it.
+inline bool begin(PyObject* upstreams, PyObject* up, PyObject* engine, PyObject* job, PyObject* call) {
+  static const python::Kept told = python::word("_told"), begins = python::word("begin"), lands = python::word("_land");
+  const CallShapes& live = call_shapes();
+  if (live.call.route(call) == live.embeddings.get()) {
+    const Ref flight = take_off(upstreams, job, call);
+    if (flight.get() == Py_None) return false;
+    live.upstream.flight.put(up, flight);
+  }
+  try {
+    const Ref method = Ref::made(PyObject_GetAttr(upstreams, told.get()));
+    const Ref over = python::call(live.partial.get(), method.get(), up);
+    live.upstream.untasked.put(up, python::ask(engine, begins, call, over.get()));
+  } catch (const python::Raised&) {  // the task meets it again, and tells
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) throw;
+    PyErr_Clear();
+  }
+  if (live.upstream.untasked(up) != Py_None) return true;
+  python::ask(upstreams, lands, up);
+  return false;
+}
+
 // `Desk.begin(job, call, sink, told)` with the control plane as its first argument: the ticket, or None.
 inline PyObject* begin_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return answer([&]() -> Ref {
@@ -66,7 +84,7 @@ inline PyObject* begin_call(PyObject*, PyObject* const* args, Py_ssize_t count) 
     const CallShapes& live = call_shapes();
     PyObject *plane = args[0], *job = args[1], *call = args[2], *sink = args[3], *told = args[4];
     PyObject* core = core_of(plane);
-    if (core == nullptr || !is(job, all.job.type) || !fits(core, job)) return python::none();
+    if (core == nullptr || !is(job, all.job.type) || !is(call, live.call.type) || !fits(core, job)) return python::none();
     PyObject *tickets = live.plane._tickets(plane), *ident = all.job.id(job), *none = Py_None;
     if (found(tickets, ident) != nullptr) return python::none();
     const Ref at = now_of(plane);
@@ -94,14 +112,20 @@ inline PyObject* begin_call(PyObject*, PyObject* const* args, Py_ssize_t count) 
     python::check(PyDict_SetItem(tickets, ident, ticket.get()));
     PyObject* upstreams = live.plane._upstreams(plane);
     python::check(PyDict_SetItem(live.upstreams._running(upstreams), sent.ordinal.get(), up.get()));
-    static const python::Kept pulse = python::word("_start_pulse"), begin = python::word("begin"),
-                              tasked = python::word("_tasked");
+    static const python::Kept pulse = python::word("_start_pulse"), tasked = python::word("_tasked");
     if (live.plane._pulse(plane) == Py_None) python::ask(plane, pulse);
     arm(plane, core);
     observe(all.books.overhead(all.core.books(core)), real(now_of(plane).get()) - one.now);
-    if (python::ask(upstreams, begin, up.get()).get() != Py_True) python::ask(plane, tasked, ticket.get());
+    if (!begin(upstreams, up.get(), engine, job, call)) python::ask(plane, tasked, ticket.get());
     return ticket;
   });
+}
+
+// Whether an answer is that to one text, and its tokens are those that were told.
+inline bool holds_one(PyObject* body, PyObject* usage) {
+  const sage::Vectors* found = answered().of(body);
+  return found != nullptr && found->places.size() == 1 && found->tokens == whole(shapes().usage.prompt_tokens(usage)) &&
+         whole(shapes().usage.completion_tokens(usage)) == 0;
 }
 
 // `Upstreams._told(up, came)` with the control plane as its first argument: whether that was all.
@@ -127,11 +151,18 @@ inline PyObject* settle_call(PyObject*, PyObject* const* args, Py_ssize_t count)
         live.ticket.told(one_ticket) == Py_None)
       return python::boolean(false);
     one.ordinal = live.upstream.number(up);
-    if (!meet(one) || !generates(one.engine)) return python::boolean(false);  // vectors are looked at first
+    const Ref body = Ref::to(PyList_GET_ITEM(live.begun._parts(begun), 0)), flight = Ref::to(live.upstream.flight(up));
+    const bool vectors = flight.get() != Py_None;
+    if (!meet(one) || generates(one.engine) == vectors) return python::boolean(false);
+    if (vectors && !(lonely(flight.get()) && holds_one(body.get(), one.usage))) return python::boolean(false);
 
-    const Ref body = Ref::to(PyList_GET_ITEM(live.begun._parts(begun), 0));
+    PyObject* upstreams = live.plane._upstreams(plane);
     live.upstream.untasked.put(up, python::none());
-    python::check(PyDict_DelItem(live.upstreams._running(live.plane._upstreams(plane)), one.ordinal));
+    python::check(PyDict_DelItem(live.upstreams._running(upstreams), one.ordinal));
+    if (vectors) {
+      live.upstream.flight.put(up, python::none());
+      land(upstreams, flight.get());
+    }
     live.ticket.own.put(one_ticket, python::none());
     live.ticket.outcome.put(one_ticket, all.done);
     static const python::Kept written = python::word("whole");
@@ -209,6 +240,13 @@ inline PyObject* start_call(PyObject*, PyObject* const* args, Py_ssize_t count) 
   });
 }
 
+// `sse.usage_of`, of a plain answer; of vectors with the look that they get anyway.
+inline Ref counted(PyObject* call, PyObject* body) {
+  if (call_shapes().call.route(call) != call_shapes().embeddings.get()) return Ref::made(read_usage(nullptr, body));
+  const sage::Vectors* found = answered().of(body);
+  return found == nullptr || found->tokens == 0 ? python::none() : tokens_used(found->tokens);
+}
+
 // `Connection.data_received(data)` with the connection as its first argument, of a whole answer whose head has come
 // before, to a call that no task awaits: whether that was so.
 inline PyObject* take_answer(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -232,8 +270,8 @@ inline PyObject* take_answer(PyObject*, PyObject* const* args, Py_ssize_t count)
         python::bytes(live.head.after(head), "after"),
         static_cast<std::size_t>(whole(live.limits.body_bytes(live.pool.limits(pool)))));
     if (!body) return python::boolean(false);
-    const Ref answered = Ref::made(PyBytes_FromStringAndSize(body->data(), static_cast<Py_ssize_t>(body->size())));
-    const Ref usage = Ref::made(read_usage(nullptr, answered.get()));
+    const Ref whole_body = Ref::made(PyBytes_FromStringAndSize(body->data(), static_cast<Py_ssize_t>(body->size())));
+    const Ref usage = counted(live.begun._call(begun.get()), whole_body.get());
     if (usage.get() == Py_None) return python::boolean(false);
 
     at._untouched.put(one, python::boolean(false));
@@ -243,7 +281,7 @@ inline PyObject* take_answer(PyObject*, PyObject* const* args, Py_ssize_t count)
     at._receiver.put(one, python::none());
     live.begun.status.put(begun.get(), number(200LL));
     const Ref parts = Ref::made(PyList_New(1));
-    PyList_SET_ITEM(parts.get(), 0, Ref(answered).release());
+    PyList_SET_ITEM(parts.get(), 0, Ref(whole_body).release());
     live.begun._parts.put(begun.get(), parts);
     PyObject* idle = live.pool._idle(pool);
     if (usable(at._transport(one)) && live.pool._closed(pool) == Py_False &&
@@ -255,6 +293,7 @@ inline PyObject* take_answer(PyObject*, PyObject* const* args, Py_ssize_t count)
       python::ask(pool, keep, one);
     }
     python::call(live.begun._told(begun.get()), usage.get());
+    answered().forget();
     return python::boolean(true);
   });
 }

@@ -281,7 +281,8 @@ inline Sent send(const Newcomer& one) {
   }
   take(choice.engine, attempt.get(), ordinal.get(), one.at);
   python::check(PyDict_SetItem(attempts, ordinal.get(), attempt.get()));
-  if (one.text ? all.job.hedgeable(one.job) == Py_True : all.job.stream(one.job) == Py_False) {
+  const bool hedgeable = all.job.hedgeable(one.job) == Py_True && PyList_GET_SIZE(one.engines) > 1;
+  if (one.text ? hedgeable : all.job.stream(one.job) == Py_False) {
     const double at = one.now + (one.text ? real(all.quantile.value(all.engine.latency(choice.engine))) : ready);
     python::call(all.push.get(), one.text ? all.attempts._late(attempts) : all.attempts._presumed(attempts),
                  python::tuple(number(at), Ref(ordinal)).get());

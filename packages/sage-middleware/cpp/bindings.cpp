@@ -7,6 +7,7 @@
 #include "bind_requests.hpp"
 #include "bind_topk.hpp"
 #include "bind_usage.hpp"
+#include "bind_vectors.hpp"
 #include "bind_whole.hpp"
 
 namespace {
@@ -22,6 +23,7 @@ PyMethodDef functions[] = {
     {"read_embedding", python::method(read_embedding), METH_O, nullptr},
     {"count_values", python::method(count_values), METH_FASTCALL, nullptr},
     {"read_usage", python::method(read_usage), METH_O, nullptr},
+    {"read_vectors", python::method(read_vectors), METH_FASTCALL, nullptr},
     {"prompt_blocks", python::method(prompt_blocks), METH_O, nullptr},
     {"begin_call", python::method(begin_call), METH_FASTCALL, nullptr},
     {"settle_call", python::method(settle_call), METH_FASTCALL, nullptr},

@@ -33,6 +33,26 @@ struct RosterSlots {
 struct UpstreamsSlots {
   SAGE_CLASS("control_plane.upstream", Upstreams);
   SAGE_SLOT(_running);
+  SAGE_SLOT(_texts);
+};
+
+struct TextsInFlightSlots {
+  SAGE_CLASS("control_plane.sharing", TextsInFlight);
+  SAGE_SLOT(_keys);
+};
+
+struct FlightSlots {
+  SAGE_CLASS("control_plane.sharing", Flight);
+  SAGE_SLOT(key);
+  SAGE_SLOT(texts);
+  SAGE_SLOT(landed);
+  SAGE_SLOT(waited_for);
+};
+
+struct CallSlots {
+  SAGE_CLASS("engines.port", Call);
+  SAGE_SLOT(route);
+  SAGE_SLOT(body);
 };
 
 struct TicketSlots {
@@ -59,10 +79,12 @@ struct UpstreamSlots {
   SAGE_SLOT(number);
   SAGE_SLOT(parts);
   SAGE_SLOT(untasked);
+  SAGE_SLOT(flight);
 };
 
 struct BegunSlots {
   SAGE_CLASS("engines.adapter", _Begun);
+  SAGE_SLOT(_call);
   SAGE_SLOT(_parts);
   SAGE_SLOT(_told);
   SAGE_SLOT(status);
@@ -119,6 +141,9 @@ struct CallShapes {
   PlaneSlots plane;
   RosterSlots roster;
   UpstreamsSlots upstreams;
+  TextsInFlightSlots texts;
+  FlightSlots flight;
+  CallSlots call;
   TicketSlots ticket;
   PartSlots part;
   UpstreamSlots upstream;
@@ -132,6 +157,7 @@ struct CallShapes {
   Ref clock = python::member("sage.middleware.engines.connection", "monotonic");
   Ref json_line = python::member("sage.middleware.engines.http", "_JSON_LINE");
   Ref json = python::word("application/json");
+  Ref embeddings = python::member("sage.middleware.engines.port", "EMBEDDINGS");
 };
 
 }  // namespace bindings

@@ -35,7 +35,9 @@ void read(std::string_view text, Counts& counts) {
   sage::Embedding embedding;
   const bool with = reader.chat(body, hashed, &blocks), without = reader.chat(body, chat, nullptr);
   if (with && (!without || hashed.model != chat.model || hashed.needs != chat.needs)) std::abort();
-  (with || reader.embedding(body, embedding) ? counts.plain : counts.others)++;
+  const bool embeds = !with && reader.embedding(body, embedding);
+  if (embeds && reader.only_text(body).has_value() != (embedding.texts == 1)) std::abort();
+  (with || embeds ? counts.plain : counts.others)++;
 }
 
 void damage(const std::string& body, Counts& counts) {
@@ -81,7 +83,10 @@ int main() {
     read(body, intact);
     damage(body, counts);
   }
-  bool right = intact.others == 0 && counts.plain > 100 && counts.others > 1000;
+  sage::Reader reader;
+  bool right = reader.only_text(R"({"input" : "a\"b" })") == R"("a\"b")" && reader.only_text(R"({"input":[ "c" ]})") == "\"c\"";
+  right = right && !reader.only_text(R"({"input":[]})") && !reader.only_text(R"({"input":["a","b"]})");
+  right = right && intact.others == 0 && counts.plain > 100 && counts.others > 1000;
   right = right && sage::crc32("123456789", 9) == 0xcbf43926u && deep(64) && !deep(65);
   for (const std::size_t size : {0, 1, 255, 256, 257, 511, 512, 70'000}) right = right && long_text(size);
   std::printf("%d plain, %d not: %s\n", counts.plain, counts.others, right ? "cases agree" : "wrong");

@@ -222,11 +222,11 @@ inline bool forecast_text(Newcomer& one) {
         !(alone || all.spec.batches(at.spec(engine)) == Py_True))
       return false;
     const double running = real(at.running(engine));
-    if (real(at.free(engine)) <= 0 || running >= all.behind) {
+    const double ahead = running != 0 ? std::max(0.0, real(at.busy_until(engine)) - one.now) : 0.0;
+    if (real(at.free(engine)) <= 0 || (running >= all.behind && ahead > all.soon_over)) {
       one.prospect.closed = true;
       continue;
     }
-    const double ahead = running != 0 ? std::max(0.0, real(at.busy_until(engine)) - one.now) : 0.0;
     one.prospect.offer({engine, ahead + seconds_of_texts(engine, static_cast<double>(one.tokens), 1.0),
                         whole(at.last_dispatch(engine))});
   }

@@ -5,8 +5,10 @@
 // may be valid JSON or not: `scan` says no, and the caller looks at it by other means.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,7 +25,8 @@ struct Value {  // in the order of the text; those of a container follow it, eac
   std::uint32_t begin, end;  // bytes of the text; of a string, what is between its quotes
   std::uint32_t next;        // the first value behind this one and all that is in it
   Kind kind;
-  bool escaped;  // a string with a backslash
+  bool escaped;           // a string with a backslash
+  std::uint16_t numbers;  // of an array that is packed: how many it has
 };
 
 using Tape = std::vector<Value>;
@@ -34,9 +37,13 @@ struct Bounds {
   static constexpr std::size_t digits = 18, number = 32;
 };
 
+// Whether each number of an array is a value of its own, or an array of nothing but numbers, with exponents or
+// without, is one value, as it stands.
+enum class Numbers : bool { each, packed };
+
 class Scanner {
  public:
-  Scanner(std::string_view text, Tape& tape) : text_(text), tape_(tape) {}
+  Scanner(std::string_view text, Tape& tape, Numbers numbers) : text_(text), tape_(tape), numbers_(numbers) {}
 
   // Whether the text is one plain object, now described by the tape, whose first value it is.
   bool object() {
@@ -62,7 +69,7 @@ class Scanner {
   // A new value that begins here; its place on the tape, or `none` where there are too many.
   std::size_t open(Kind kind) {
     if (tape_.size() >= Bounds::values) return none;
-    tape_.push_back({static_cast<std::uint32_t>(at_), 0, 0, kind, false});
+    tape_.push_back({static_cast<std::uint32_t>(at_), 0, 0, kind, false, 0});
     return tape_.size() - 1;
   }
 
@@ -120,6 +127,7 @@ class Scanner {
     if (place == none || depth > Bounds::depth || ++containers_ > Bounds::containers) return false;
     ++at_;
     blank();
+    if (numbers_ == Numbers::packed && (peek() == '-' || digit(peek()))) return packed(place);
     if (peek() != ']') {
       while (true) {
         if (!value(depth)) return false;
@@ -141,9 +149,51 @@ class Scanner {
     return close(place, at_);
   }
 
+  bool packed(std::size_t place) {
+    std::size_t count = 0;
+    while (true) {
+      if (++count > UINT16_MAX || !any_number()) return false;
+      blank();
+      if (peek() != ',') break;
+      ++at_;
+      blank();
+    }
+    if (peek() != ']') return false;
+    tape_[place].numbers = static_cast<std::uint16_t>(count);
+    return close(place, ++at_);
+  }
+
+  bool any_number() {
+    at_ += peek() == '-';
+    if (peek() == '0')
+      ++at_;
+    else if (run_of_digits() == 0)
+      return false;
+    if (peek() == '.') {
+      ++at_;
+      if (run_of_digits() == 0) return false;
+    }
+    if (peek() != 'e' && peek() != 'E') return true;
+    ++at_;
+    at_ += peek() == '-' || peek() == '+';
+    return run_of_digits() != 0;
+  }
+
+  static bool digit(char c) { return c >= '0' && c <= '9'; }
+
   std::size_t run_of_digits() {
     const std::size_t from = at_;
-    while (peek() >= '0' && peek() <= '9') ++at_;
+    if constexpr (std::endian::native == std::endian::little) {
+      while (text_.size() - at_ >= 8) {
+        std::uint64_t bytes;
+        std::memcpy(&bytes, text_.data() + at_, sizeof bytes);
+        bytes ^= 0x3030303030303030;  // digits are 0 to 9 then; the top bit tells of each other one
+        const std::uint64_t others = (((bytes & 0x7f7f7f7f7f7f7f7f) + 0x7676767676767676) | bytes) & 0x8080808080808080;
+        if (others != 0) return (at_ += static_cast<std::size_t>(std::countr_zero(others)) / 8) - from;
+        at_ += 8;
+      }
+    }
+    while (digit(peek())) ++at_;
     return at_ - from;
   }
 
@@ -255,11 +305,14 @@ class Scanner {
   static constexpr std::size_t none = SIZE_MAX;
   std::string_view text_;
   Tape& tape_;
+  Numbers numbers_;
   std::size_t at_ = 0, names_ = 0, containers_ = 0, strings_ = 0;
 };
 
 // Whether `text` is one plain JSON object; if so, `tape` says where everything lies.
-inline bool scan(std::string_view text, Tape& tape) { return Scanner(text, tape).object(); }
+inline bool scan(std::string_view text, Tape& tape, Numbers numbers = Numbers::each) {
+  return Scanner(text, tape, numbers).object();
+}
 
 inline std::string_view text_of(std::string_view text, const Value& value) {
   return text.substr(value.begin, value.end - value.begin);

@@ -110,6 +110,18 @@ class Reader {
     return texts(input, found);
   }
 
+  // The text of a plain embedding that asks for one, quotes included; nothing where it asks for more.
+  std::optional<std::string_view> only_text(std::string_view body) {
+    if (!scan(body, tape_)) return std::nullopt;
+    const auto input = Fields(body, tape_, 0).find("input");
+    if (!input) return std::nullopt;
+    const bool listed = tape_[*input].kind == Kind::array;
+    const std::size_t at = *input + listed;
+    if (listed && (at == tape_[*input].next || tape_[at].next != tape_[*input].next)) return std::nullopt;
+    if (tape_[at].kind != Kind::string) return std::nullopt;
+    return body.substr(tape_[at].begin - 1, tape_[at].end - tape_[at].begin + 2);
+  }
+
  private:
   // Whether no field of the body comes twice; few enough to compare each with each.
   bool distinct() const {

@@ -16,7 +16,7 @@ struct Counted {
 // The `usage` of a plain answer that counts by OpenAI's names and has one; else nothing, and the caller looks
 // closely. `tape` is for the work, and is kept by the caller.
 inline std::optional<Counted> usage_of(std::string_view text, Tape& tape) {
-  if (!scan(text, tape)) return std::nullopt;
+  if (!scan(text, tape, Numbers::packed)) return std::nullopt;
   std::size_t usage = 0;
   for (std::size_t at = 1; at < tape[0].next; at = tape[at + 1].next)
     if (!tape[at].escaped && text_of(text, tape[at]) == "usage") {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import EngineError
+from sage.middleware import _native
+from sage.middleware.control_plane import calls
 from sage.middleware.control_plane.calls import (
     EmbeddingRequest,
     Vector,
@@ -101,6 +104,40 @@ class TestReadAnswer:
     def test_what_cannot_be_right_is_an_engine_s_fault(self, body: bytes) -> None:
         with pytest.raises(EngineError, match="engine"):
             read_answer(body, [b'"x"', b'"y"'])
+
+
+VECTORS = st.lists(
+    st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9), min_size=1, max_size=3
+)
+DAMAGE = st.tuples(
+    st.integers(0, 10_000), st.sampled_from([b"", b"0", b"e", b",", b"]", b'"', b"\\", b"\xff"])
+)
+
+
+@given(
+    st.lists(VECTORS, min_size=1, max_size=4)
+    | st.lists(st.text("AZaz09+/=", min_size=4, max_size=4), min_size=1),
+    st.randoms(),
+    st.none() | st.integers(0, 10**12),
+    st.none() | DAMAGE,
+)
+def test_natively_an_answer_is_read_as_in_python(
+    vectors: list[Any], random: Random, tokens: int | None, damage: tuple[int, bytes] | None
+) -> None:
+    body = answer(vectors, order=random.sample(range(len(vectors)), len(vectors)), tokens=tokens)
+    if damage is not None:
+        at = damage[0] % len(body)
+        body = body[:at] + damage[1] + body[at + 1 :]
+    texts = [b'"%b"' % (b"x" * random.randrange(9)) for _ in vectors]
+    found = _native.read_vectors(body, texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calls, "_plain", lambda: None)
+        if found is not None:
+            assert found == read_answer(body, texts)
+        elif damage is None and (tokens or 0) < 2**31:
+            assert any(vector != vectors[0] for vector in vectors)
+            with pytest.raises(EngineError, match="one length"):
+                read_answer(body, texts)
 
 
 class TestMerge:

@@ -339,6 +339,15 @@ def test_what_is_not_idempotent_is_not_sent_twice() -> None:
     assert one.wait(20.0) == []
 
 
+def test_where_there_is_no_other_engine_nobody_watches_for_what_is_late() -> None:
+    one = CoreBench("hybrid", embed_spec("v0"), chat_spec("e0"))
+    one.arrive(structs.replace(embed_job("late"), hedgeable=True))
+    assert not one.core._attempts._late
+    one.feed(EngineUp(one.at, embed_spec("v1")))
+    one.arrive(structs.replace(embed_job("other"), hedgeable=True))
+    assert len(one.core._attempts._late) == 1
+
+
 def test_no_hedge_where_nothing_is_free() -> None:
     one = hedging(embed_spec("v0"))
     assert not any(isinstance(action, Dispatch | Reject) for action in one.wait(5.0))

@@ -323,6 +323,17 @@ def test_bulk_gives_way_to_what_runs() -> None:
     assert isinstance(policy().choose(short, [engine], 0.0), Choice)
 
 
+@pytest.mark.parametrize(
+    ("texts", "ahead", "goes"), [(1, 0.0005, True), (1, 0.01, False), (100, 0.0005, False)]
+)
+def test_a_third_call_goes_to_an_engine_that_is_done_with_two_in_no_time(
+    texts: int, ahead: float, goes: bool
+) -> None:
+    engine = embedder(running=2, busy_until=1.0 + ahead)
+    verdict = policy().choose(waiting_record(embed_job("s", texts=texts), due=5.0), [engine], 1.0)
+    assert isinstance(verdict, Choice) is goes
+
+
 def test_bulk_gives_way_to_generation_that_would_become_too_slow() -> None:
     slow = known()
     slow.tpot_base = 10.0

@@ -23,6 +23,7 @@ from sage.middleware.testing.policies import chat_job, chat_spec, embed_job, emb
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 3000}]}).encode()
 EMBEDDING = json.dumps({"model": "m", "input": ["a", "b"]}).encode()
+VECTORS = json.dumps({"data": [{"index": n, "embedding": [n, 0.5]} for n in (1, 0)]}).encode()
 ROWS = np.ones((5, 4), dtype=np.float32)
 BLOCKS = (2**64 - 1, 2**63, 7)
 
@@ -96,6 +97,10 @@ REFUSED: dict[str, Refused] = {
     ),
     "no number": (lambda: ANY.count_values([0], ["x"], ()), TypeError, "real number"),
     "answer": (lambda: ANY.read_usage("{}"), TypeError, "body has to be bytes; found str"),
+    "vectors": (lambda: ANY.read_vectors("{}", []), TypeError, "body has to be bytes; found str"),
+    "texts": (lambda: ANY.read_vectors(b"{}", ()), TypeError, "texts has to be a list; found tuple"),
+    "no text": (lambda: ANY.read_vectors(b"{}", ["a"]), TypeError, "a text has to be bytes; found str"),
+    "too few of vectors": (lambda: ANY.read_vectors(b"{}"), TypeError, "takes 2 arguments; found 1"),
     "embedding": (lambda: ANY.read_embedding(None), TypeError, "body has to be bytes; found NoneType"),
     "text": (lambda: ANY.prompt_blocks(bytearray(b"x")), TypeError, "text has to be bytes; found bytearray"),
     "data": (lambda: ANY.body_after("x", b"", b"", 1), TypeError, "data has to be bytes; found str"),
@@ -126,6 +131,8 @@ ANSWERED: dict[str, Callable[[], object]] = {
     "no whole chat": lambda: _native.parse_chat(b"{", "r", "t", True),
     "counts": lambda: _native.count_values([0, 5000], [1.5, 0.5], (1.0,)),
     "usage": lambda: _native.read_usage(b'{"usage":{"prompt_tokens":3000,"completion_tokens":2000}}'),
+    "vectors": lambda: _native.read_vectors(VECTORS, [b'"a"', b'"b"']),
+    "no vectors": lambda: _native.read_vectors(VECTORS, [b'"a"']),
     "no usage": lambda: _native.read_usage(b'{"usage":null}'),
     "plain generations": come_to_an_end,
     "plain texts": vectors_come_to_an_end,

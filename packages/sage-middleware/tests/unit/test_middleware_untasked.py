@@ -18,6 +18,7 @@ from msgspec import structs
 from sage.common.config import ControlPlaneConfig
 from sage.common.errors import SageError, UnavailableError
 from sage.middleware import _native
+from sage.middleware.control_plane.classify import Parsed
 from sage.middleware.control_plane.driver import ControlPlane
 from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.engines.adapter import HttpEngine
@@ -26,12 +27,14 @@ from sage.middleware.engines.http import HttpPool
 from sage.middleware.engines.passthrough import PassThroughDialect
 from sage.middleware.engines.port import Capability, EngineSpec
 from sage.middleware.engines.untasked import Steps
-from sage.middleware.testing.bench import Bench, chat
+from sage.middleware.testing.bench import Bench, chat, embedding
 from sage.middleware.testing.memory import Behaviour, MemorySink
 from sage.middleware.testing.virtual import LoopClock, virtual
 
 NATIVE = Steps(_native.begin_call, _native.settle_call, _native.start_call, _native.take_answer)
 BODY = b'{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}'
+VECTOR = b'{"data": [{"index": 0, "embedding": [0.5, -1e-3]}], "usage": {"prompt_tokens": 7}}'
+TWO = VECTOR.replace(b"}],", b'}, {"index": 1, "embedding": [1, 2]}],')
 USUAL = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 ANSWERS = {
     "usual": USUAL % len(BODY) + BODY,
@@ -43,6 +46,11 @@ ANSWERS = {
     "ours": b"HTTP/1.1 400 No\r\ncontent-length: 2\r\n\r\n{}",
     "too much": USUAL % len(BODY) + BODY + b"HTTP/1.1 200 OK\r\n\r\n",
     "not HTTP": b"hello\r\n\r\n",
+    "vector": USUAL % len(VECTOR) + VECTOR,
+    "two vectors": USUAL % len(TWO) + TWO,
+    "other index": USUAL % len(VECTOR) + VECTOR.replace(b'"index": 0', b'"index": 1'),
+    "no numbers": USUAL % len(VECTOR) + VECTOR.replace(b"-1e-3", b"-1e--"),
+    "no tokens": USUAL % len(VECTOR) + VECTOR.replace(b"7", b"0"),
 }
 
 
@@ -71,8 +79,11 @@ class Live:
         self.plane = ControlPlane(ControlPlaneConfig(policy="hybrid"), LoopClock())
         self.taken: Counter[str] = Counter()
         self.pool = HttpPool("http://127.0.0.1:9")
-        spec = EngineSpec("e0", "openai", "memory", frozenset((Capability.CHAT,)), 3)
-        self.plane.add_engine(HttpEngine(spec, PassThroughDialect(), self.pool))
+        for spec in (
+            EngineSpec("e0", "openai", "memory", frozenset((Capability.CHAT,)), 3),
+            EngineSpec("v0", "openai", "memory", frozenset((Capability.EMBEDDINGS,)), 4),
+        ):
+            self.plane.add_engine(HttpEngine(spec, PassThroughDialect(), self.pool))
         self.plane._begin = self._counted("begin", steps.begin_call)
         settle = self._counted("settle", steps.settle_call)
         self.plane._upstreams._settle = lambda *call: bool(settle(self.plane, *call))
@@ -98,9 +109,9 @@ class Live:
 
         return counted
 
-    def ask(self, ident: str, **fields: Any) -> None:
-        """Begin a chat."""
-        parsed = chat(ident, stream=False, **fields)
+    def ask(self, parsed: Parsed) -> None:
+        """Begin a request."""
+        ident = parsed.job.id
         sink = self.sinks[ident] = MemorySink()
 
         def over(error: BaseException | None) -> None:
@@ -129,6 +140,7 @@ class Live:
             "records": [structs.asdict(one) for one in core.records(100)],
             "tickets": list(self.plane._tickets),
             "running": list(self.plane._upstreams._running),
+            "texts": {key: list(texts) for key, texts in self.plane._upstreams._texts._keys.items()},
             "waiting": core.waiting,
             "loads": [(one.running, one.served, one.failed, one.prefill_tokens) for one in core.engines],
             "tokens": core.books.tokens,
@@ -149,15 +161,18 @@ class Both:
         """One event for both; then they are the same."""
         for live in (self.native, self.plain):
             self._one(live, what, detail)
-        self._asked += what == "ask"
+        self._asked += what in ("ask", "embed")
         assert self.native.state() == self.plain.state()
         await asyncio.sleep(0.01)  # in virtual time: tasks run, timers go off
         assert self.native.state() == self.plain.state()
 
     def _one(self, live: Live, what: str, detail: Any) -> None:
         busy = live.busy
+        ident = f"r{self._asked}"
         if what == "ask":
-            live.ask(f"r{self._asked}", **({} if detail is None else {"max_tokens": detail}))
+            live.ask(chat(ident, stream=False, **({} if detail is None else {"max_tokens": detail})))
+        elif what == "embed":
+            live.ask(embedding(ident, *detail[1:], key=detail[0]))
         elif what == "cancel" and self._asked:
             ident = f"r{detail % self._asked}"
             if ident in live.tickets:
@@ -186,9 +201,13 @@ class Both:
         assert self.native.state() == self.plain.state()
 
 
+EMBEDS = ("ka", "kb", "kc", "ka", ("", "d"), ("k", "a", "b"), ("k", 'q\\"\n\u00e9'))
 EVENTS = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from((None, None, 7, 10**9))),
-    st.tuples(st.just("answer"), st.just("usual")),
+    st.tuples(st.just("embed"), st.sampled_from(EMBEDS)),
+    st.tuples(st.just("embed"), st.sampled_from(EMBEDS)),
+    st.tuples(st.just("answer"), st.sampled_from(("usual", "vector"))),
+    st.tuples(st.just("answer"), st.just("vector")),
     st.tuples(st.just("answer"), st.sampled_from(sorted(ANSWERS))),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("lose"), st.integers(0, 3)),
@@ -206,6 +225,8 @@ def test_with_or_without_native_steps_all_is_the_same(events: list[tuple[str, An
         for _ in range(2):  # after these the head of an answer is known
             await both.do("ask", None)
             await both.do("answer", "usual")
+            await both.do("embed", "kz")
+            await both.do("answer", "vector")
         for what, detail in events:
             await both.do(what, detail)
         await both.close()
@@ -226,13 +247,42 @@ async def test_a_plain_chat_takes_each_native_step() -> None:
     await both.close()
 
 
-@pytest.mark.parametrize("answer", sorted(ANSWERS))
 @virtual
-async def test_each_answer_ends_both_alike(answer: str) -> None:
+async def test_a_plain_text_takes_each_native_step() -> None:
+    both = Both(wires=1)
+    for number in range(5):
+        await both.do("embed", ("k", f"text {number}"))
+        await both.do("answer", "vector")
+    assert both.native.ends == dict.fromkeys(["r0", "r1", "r2", "r3", "r4"], "done")
+    assert both.native.sinks["r4"].body == VECTOR
+    assert min(both.native.taken[step] for step in ("begin", "start", "take", "settle")) >= 3
+    await both.close()
+
+
+@virtual
+async def test_a_text_that_is_computed_already_waits_for_that() -> None:
+    both = Both(wires=2)
+    for text in ("ka", "kb"):
+        await both.do("embed", text)
+        await both.do("answer", "vector")
+    for _ in range(2):
+        await both.do("embed", "kc")
+    assert len(both.native.busy) == 1
+    settled = both.native.taken["settle"]
+    await both.do("answer", "vector")
+    assert both.native.ends == dict.fromkeys(["r0", "r1", "r2", "r3"], "done")
+    assert both.native.taken["settle"] == settled  # somebody waits for it: that is not plain
+    await both.close()
+
+
+@pytest.mark.parametrize("answer", sorted(ANSWERS))
+@pytest.mark.parametrize("asked", [("ask", None), ("embed", "ka")], ids=["chat", "text"])
+@virtual
+async def test_each_answer_ends_both_alike(asked: tuple[str, Any], answer: str) -> None:
     both = Both(wires=4)
-    await both.do("ask", None)
-    await both.do("answer", "usual")
-    await both.do("ask", None)
+    await both.do(*asked)
+    await both.do("answer", "usual" if asked[0] == "ask" else "vector")
+    await both.do(*asked)
     for _ in range(3):
         await both.do("answer", answer)
     await both.close()

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from sage.middleware.control_plane.calls import Vector
 from sage.middleware.control_plane.facts import Parsed
 from sage.middleware.control_plane.tickets import Ticket
 from sage.middleware.engines.connection import Connection
@@ -41,6 +42,9 @@ def count_values(counts: list[int], values: list[float], bounds: tuple[float, ..
 
 def read_usage(body: bytes, /) -> Usage | None:
     """The usage of a plain answer that counts by OpenAI's names; None for what is to be looked at closely."""
+
+def read_vectors(body: bytes, texts: list[bytes], /) -> tuple[list[Vector], Usage] | None:
+    """`calls.read_answer` of a plain answer; None for what is to be looked at closely."""
 
 def prompt_blocks(text: bytes, /) -> tuple[int, ...]: ...
 def direct(core: object, event: object, actions: list[object], /) -> bool:

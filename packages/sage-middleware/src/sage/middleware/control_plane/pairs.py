@@ -25,7 +25,7 @@ class PairRequest(NamedTuple):
 
     route: Route
     model: msgspec.Raw
-    texts: Sequence[bytes]
+    texts: list[bytes]
     top_n: int | None = None
     with_documents: bool = False
 

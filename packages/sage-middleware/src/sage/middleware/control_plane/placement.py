@@ -143,7 +143,7 @@ class Placement:
                 self._lanes.took(lane, record, taken[0][2] - taken[0][1])
                 if not record.waiting_units:
                     self._lanes.remove(lane, record)
-        self._dispatch(load, taken, choice, self._detail(record, engines, now), now, actions)
+        self._dispatch(load, taken, choice, engines, now, actions)
         return True
 
     def _wake_at(self, at: float | None) -> None:
@@ -157,13 +157,14 @@ class Placement:
         load: EngineLoad,
         taken: list[Taken],
         choice: Choice,
-        detail: tuple[Candidate, ...],
+        engines: list[EngineLoad],
         now: float,
         actions: list[Action],
     ) -> None:
+        detail = self._detail(taken[0][0], engines, now)
         attempt = self._attempt(load, taken, choice, now)
         name, reason = load.name, choice.reason
-        prefixes, hedgeable = self.traits.prefixes, self.traits.hedges
+        prefixes, hedgeable = self.traits.prefixes, self.traits.hedges and len(engines) > 1
         charge = self.policy.charge
         for record, start, stop, _ in taken:
             job = record.job

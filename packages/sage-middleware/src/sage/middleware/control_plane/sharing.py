@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+
 from sage.middleware.control_plane.calls import Vector
 
 __all__ = ["Compute", "Flight", "TextsInFlight"]
@@ -12,31 +14,31 @@ __all__ = ["Compute", "Flight", "TextsInFlight"]
 Compute = Callable[[list[bytes]], Awaitable[list[Vector]]]
 
 
-class Flight:
-    """One call that computes `texts` now. `vectors` is empty until it has landed, and if it failed."""
+class Flight(msgspec.Struct, eq=False):
+    """One call that computes `texts` now. `vectors` is empty until it has landed, and if it failed.
 
-    __slots__ = ("_landed", "_waited_for", "key", "texts", "vectors")
+    `waited_for` is made by the first that waits: most calls have none.
+    """
 
-    def __init__(self, key: str, texts: Sequence[bytes]) -> None:
-        self.key = key
-        self.texts = texts
-        self.vectors: dict[bytes, Vector] = {}
-        self._landed = False
-        self._waited_for: asyncio.Event | None = None  # made by the first that waits: most calls have none
+    key: str
+    texts: list[bytes]
+    vectors: dict[bytes, Vector] = {}
+    landed: bool = False
+    waited_for: asyncio.Event | None = None
 
     def land(self) -> None:
         """Let those that wait for it go on."""
-        self._landed = True
-        if self._waited_for is not None:
-            self._waited_for.set()
+        self.landed = True
+        if self.waited_for is not None:
+            self.waited_for.set()
 
     async def wait(self) -> None:
         """Until it has landed."""
-        if self._landed:
+        if self.landed:
             return
-        if self._waited_for is None:
-            self._waited_for = asyncio.Event()
-        await self._waited_for.wait()
+        if self.waited_for is None:
+            self.waited_for = asyncio.Event()
+        await self.waited_for.wait()
 
 
 class TextsInFlight:
@@ -46,13 +48,15 @@ class TextsInFlight:
     on what becomes of somebody else's request.
     """
 
+    __slots__ = ("_keys",)
+
     def __init__(self) -> None:
         self._keys: dict[str, dict[bytes, Flight]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._keys.values()))
 
-    def take_off(self, key: str, texts: Sequence[bytes]) -> Flight | None:
+    def take_off(self, key: str, texts: list[bytes]) -> Flight | None:
         """Whoever calls this computes all of `texts` from now on, and calls `land` once that is over.
 
         None, and nothing begins, where one of them is computed by another call or is there twice.

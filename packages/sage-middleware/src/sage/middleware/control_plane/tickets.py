@@ -122,7 +122,7 @@ class Part(msgspec.Struct, eq=False):
         return self.start == 0 and self.stop == self.ticket.units
 
     @property
-    def texts(self) -> Sequence[bytes]:
+    def texts(self) -> list[bytes]:
         """The texts or pairs, as JSON."""
         return self.ticket.request.texts[self.start : self.stop]
 

@@ -21,6 +21,9 @@ SHALLOW_FOR_LOW: Final = 0.15
 HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold back
 TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
 BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
+SOON_OVER_S: Final = (
+    0.002  # more of them, if all are predicted to be over by then: waiting here is no shorter
+)
 EARLY_S: Final = 0.003  # before the predicted end of a bulk call the next one is sent
 WORTH: Final = 0.9  # of the time on its own cores: what lent ones must bring it down to
 TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
@@ -182,11 +185,11 @@ class EmbedForecast:
 
     def _opens(self, engine: EngineView, now: float, *, bulk: bool) -> float | None:
         """None when it may be sent a call now; else the time to look again, inf = when something ends."""
-        if engine.free <= 0 or engine.running >= BEHIND:
+        ahead = engine.busy_until - now if engine.running else 0.0
+        if engine.free <= 0 or (engine.running >= BEHIND and (bulk or ahead > SOON_OVER_S)):
             return inf
         if not bulk:
             return None
-        ahead = engine.busy_until - now if engine.running else 0.0
         if ahead > EARLY_S:
             return now + max(ahead - EARLY_S, SOON_S)
         for other in engine.device:
