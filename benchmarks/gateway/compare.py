@@ -2,14 +2,14 @@
 
     python benchmarks/gateway/compare.py [--arms hybrid,relay,…] [--rounds 3] [--json FILE]
 
-One engine that does next to nothing (`upstream.py`) stands behind each arm in turn; the arms take turns in
-each round, in an order that is drawn. CPU time is user + system of the whole process tree, less what it takes
-when idle. Ours runs as its users run it: one worker, keys, metrics and the control plane on. `hybrid` and
-`fifo` are its policies, `relay` is a bare relay, the floor. Peers are installed into environments of their
-own (`--environments`), at the versions in `servers.py`, one worker each; `hybrid@PYTHON` is ours as it is
-installed for another interpreter. Compare within one run: times of a shared machine mean little by
-themselves. A peer that cannot be installed or started is NOT RUN, and one that fails a case has no figure
-there; both say why.
+One engine that does next to nothing (`upstream.py`) stands behind each arm in turn, and one whose vectors
+take time, as where they are computed; the arms take turns in each round, in an order that is drawn. CPU time
+is user + system of the whole process tree, less what it takes when idle. Ours runs as its users run it: one
+worker, keys, metrics and the control plane on. `hybrid` and `fifo` are its policies, `relay` is a bare relay,
+the floor. Peers are installed into environments of their own (`--environments`), at the versions in
+`servers.py`, one worker each; `hybrid@PYTHON` is ours as it is installed for another interpreter. Compare
+within one run: times of a shared machine mean little by themselves. A peer that cannot be installed or
+started is NOT RUN, and one that fails a case has no figure there; both say why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from load import CHAT, EMBEDDING, STREAM, Kind, hold, load
+from load import CHAT, EMBEDDING, SLOW_EMBEDDING, STREAM, Kind, hold, load
 from servers import ARMS, Server, started, upstream
 from upstream import TOKENS
 
@@ -37,6 +37,8 @@ ROWS: Final = {
     "chat_cpu_us": "CPU per chat, µs",
     "token_cpu_us": "CPU per streamed token, µs",
     "embedding_cpu_us": "CPU per embedding, µs",
+    "slow_embedding_cpu_us": "CPU per embedding at a slow engine, µs",
+    "slow_embeddings_per_s": "embeddings/s there",
     "added_p50_ms": "added at c=1, p50, ms",
     "added_p99_ms": "added at c=1, p99, ms",
     "wide_p50_ms": "at c=16, p50, ms",
@@ -72,6 +74,8 @@ def measure(server: Server, direct: Server, seconds: float) -> dict[str, float]:
     found["requests_per_s"] = len(wide.times) / wide.seconds
     found["wide_p50_ms"], found["wide_p99_ms"] = wide.quantile(0.5) * 1e3, wide.quantile(0.99) * 1e3
     found["embedding_cpu_us"], _ = spent(server, EMBEDDING, seconds, idle)
+    found["slow_embedding_cpu_us"], slow = spent(server, SLOW_EMBEDDING, seconds, idle)
+    found["slow_embeddings_per_s"] = len(slow.times) / slow.seconds
     streamed, _ = spent(server, STREAM, seconds, idle)
     found["token_cpu_us"] = (streamed - found["chat_cpu_us"]) / TOKENS
     alone = load(server.port, server.key, CHAT, seconds=seconds, connections=1)

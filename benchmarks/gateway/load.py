@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import uvloop
 
-__all__ = ["CHAT", "EMBEDDING", "STREAM", "Run", "hold", "load", "request_bytes"]
+__all__ = ["CHAT", "EMBEDDING", "SLOW_EMBEDDING", "STREAM", "Run", "hold", "load", "request_bytes"]
 
 _MESSAGES: Final = [{"role": "user", "content": "Say something about gateways. " * 8}]
 CHAT: Final = ("/v1/chat/completions", {"model": "tiny", "messages": _MESSAGES, "max_tokens": 100})
 STREAM: Final = (CHAT[0], {**CHAT[1], "stream": True})
 _HELD: Final = (CHAT[0], {**STREAM[1], "user": "hold"})
 EMBEDDING: Final = ("/v1/embeddings", {"model": "vectors", "input": "one short text to be embedded: NUMBER"})
+SLOW_EMBEDDING: Final = (EMBEDDING[0], {**EMBEDDING[1], "model": "slow-vectors"})
 Kind = tuple[str, dict[str, Any]]
 
 

@@ -135,10 +135,11 @@ def _answers(port: int, path: str) -> bool:
 def ours(up: int, folder: Path, python: str = sys.executable, **control_plane: object) -> Iterator[Server]:
     """SAGE's own gateway before the engine on port `up`, with these settings of its control plane."""
     engine = {"name": "up-0", "kind": "openai", "model": "tiny", "url": f"http://127.0.0.1:{up}"}
-    vectors = {**engine, "name": "up-1", "model": "vectors", "task": "embed"}
+    vectors = {**engine, "name": "up-1", "model": "vectors", "task": "embed", "max_running": 256}
+    slow = {**vectors, "name": "up-2", "model": "slow-vectors"}
     config = {
         "ports": {"gateway": 0, "admin": 0, "health": 0},
-        "engines": [{**engine, "max_running": 4096}, {**vectors, "max_running": 256}],
+        "engines": [{**engine, "max_running": 4096}, vectors, slow],
         "control_plane": control_plane,
         "gateway": {"max_connections_per_address": 8192},
     }
@@ -176,7 +177,7 @@ def _peer(arm: str, up: int, folder: Path, python: Path) -> Iterator[Server]:
         at = {"api_base": f"{url}/v1", "api_key": "none"}
         models = [
             {"model_name": name, "litellm_params": {"model": f"openai/{name}", **at}}
-            for name in ("tiny", "vectors")
+            for name in ("tiny", "vectors", "slow-vectors")
         ]
         file.write_text(json.dumps({"model_list": models}))
         argv = [python.with_name("litellm"), "--config", file, "--port", port, "--host", "127.0.0.1"]

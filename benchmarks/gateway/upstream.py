@@ -2,7 +2,8 @@
 
 It trusts its client, prints its port and serves until it is ended. A chat is answered at once, or with 100
 chunks 4 ms apart if its body says `stream`, without end and slowly for the user `hold`; an embedding with 384
-numbers for each text.
+numbers for each text, at once or, of the model `slow-vectors`, as an engine that computes would: one call
+after the other, in 2 ms and half of one for each text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import uvloop
 
 TOKENS: Final = 100
 TOKEN_EVERY_S: Final = 0.004
+CALL_S: Final = 0.002
+TEXT_S: Final = 0.0005
 MODEL: Final = "tiny"
 USAGE: Final = {"prompt_tokens": 50, "completion_tokens": TOKENS, "total_tokens": 50 + TOKENS}
 
@@ -65,6 +68,8 @@ def whole(body: bytes) -> bytes:
 class Upstream(asyncio.Protocol):
     """Answers whole requests, one after the other."""
 
+    free_at = 0.0  # when the one that computes has done what there is, of all connections
+
     def __init__(self) -> None:
         self._buffer = b""
         self._transport: Any = None
@@ -86,10 +91,19 @@ class Upstream(asyncio.Protocol):
         if path == b"/v1/chat/completions":
             self._chat(rest)
         elif path == b"/v1/embeddings":
-            given = json.loads(rest)["input"]
-            self._transport.write(whole(embeddings(len(given) if isinstance(given, list) else 1)))
+            self._embed(json.loads(rest))
         else:
             self._transport.write(whole(MODELS if path == b"/v1/models" else INFO))
+
+    def _embed(self, asked: dict[str, Any]) -> None:
+        texts = len(asked["input"]) if isinstance(asked["input"], list) else 1
+        answer = whole(embeddings(texts))
+        if asked["model"] != "slow-vectors":
+            self._transport.write(answer)
+            return
+        loop = asyncio.get_running_loop()
+        Upstream.free_at = max(Upstream.free_at, loop.time()) + CALL_S + TEXT_S * texts
+        loop.call_at(Upstream.free_at, self._transport.write, answer)
 
     def _chat(self, body: bytes) -> None:
         compact = body.replace(b" ", b"")

@@ -222,13 +222,14 @@ inline bool forecast_text(Newcomer& one) {
         !(alone || all.spec.batches(at.spec(engine)) == Py_True))
       return false;
     const double running = real(at.running(engine));
-    const double ahead = running != 0 ? std::max(0.0, real(at.busy_until(engine)) - one.now) : 0.0;
-    if (real(at.free(engine)) <= 0 || (running >= all.behind && ahead > all.soon_over)) {
+    const double left = real(at.busy_until(engine)) - one.now, ahead = running != 0 ? std::max(0.0, left) : 0.0;
+    const double seconds = ahead + seconds_of_texts(engine, static_cast<double>(one.tokens), 1.0);
+    const bool quick = ahead <= all.soon_over && seconds - ahead <= all.quick;
+    if (real(at.free(engine)) <= 0 || (running >= all.behind && !quick)) {
       one.prospect.closed = true;
       continue;
     }
-    one.prospect.offer({engine, ahead + seconds_of_texts(engine, static_cast<double>(one.tokens), 1.0),
-                        whole(at.last_dispatch(engine))});
+    one.prospect.offer({engine, seconds, whole(at.last_dispatch(engine))});
   }
   return true;
 }

@@ -68,7 +68,8 @@ struct Shapes {
   double headroom = constant("policies.forecast", "HEADROOM");
   double tight = constant("policies.forecast", "TIGHT");
   double tie = constant("policies.forecast", "TIE");
-  double behind = constant("policies.forecast", "BEHIND"), soon_over = constant("policies.forecast", "SOON_OVER_S");
+  double behind = constant("policies.forecast", "BEHIND"), quick = constant("policies.forecast", "QUICK_S");
+  double soon_over = constant("policies.forecast", "SOON_OVER_S");
   double scaling = python::real(python::attribute(text_cost.type, "_SCALING").get());
   double stretch = constant("lanes", "STRETCH");
   double known = constant("estimator", "KNOWN");

@@ -324,12 +324,19 @@ def test_bulk_gives_way_to_what_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "ahead", "goes"), [(1, 0.0005, True), (1, 0.01, False), (100, 0.0005, False)]
+    ("texts", "each", "ahead", "goes"),
+    [
+        (1, 0.0005, 0.001, True),
+        (1, 0.0005, 0.02, False),
+        (1, 0.002, 0.004, False),
+        (100, 0.000001, 0.001, False),
+    ],
 )
 def test_a_third_call_goes_to_an_engine_that_is_done_with_two_in_no_time(
-    texts: int, ahead: float, goes: bool
+    texts: int, each: float, ahead: float, goes: bool
 ) -> None:
     engine = embedder(running=2, busy_until=1.0 + ahead)
+    engine.embed = EmbedCost(prior=(1e-6, 1e-9, each))
     verdict = policy().choose(waiting_record(embed_job("s", texts=texts), due=5.0), [engine], 1.0)
     assert isinstance(verdict, Choice) is goes
 

@@ -21,9 +21,8 @@ SHALLOW_FOR_LOW: Final = 0.15
 HEADROOM: Final = 0.7  # of an engine's slots, beyond which low classes hold back
 TIGHT: Final = 0.95  # of the TPOT goal, that one more sequence may lead to
 BEHIND: Final = 2  # calls at an embedding engine: one runs, one is ready behind it
-SOON_OVER_S: Final = (
-    0.002  # more of them, if all are predicted to be over by then: waiting here is no shorter
-)
+QUICK_S: Final = 0.001  # calls that take no longer are as quick as a place in line, and need none …
+SOON_OVER_S: Final = 0.01  # … while all of them are predicted to be over by then
 EARLY_S: Final = 0.003  # before the predicted end of a bulk call the next one is sent
 WORTH: Final = 0.9  # of the time on its own cores: what lent ones must bring it down to
 TIE: Final = 0.01  # what differs by less is equal, and goes to the engine used least recently
@@ -165,9 +164,10 @@ class EmbedForecast:
                 continue
             if engine.embed.samples < ENOUGH:
                 found.known = False
-            opens = self._opens(engine, now, bulk=bulk)
+            seconds = self.busy(record, engine, now)
+            opens = self._opens(engine, now, seconds, bulk=bulk)
             if opens is None:
-                found.offer(engine, self.busy(record, engine, now))
+                found.offer(engine, seconds)
                 if bulk and engine.spec.elastic:
                     found.lent[engine.name] = _worth_lending(engine)
             else:
@@ -183,10 +183,13 @@ class EmbedForecast:
         ahead = max(0.0, engine.busy_until - now) if engine.running else 0.0
         return ahead + engine.embed.seconds(tokens, texts, engine.spec.cores or 1, engine.beside)
 
-    def _opens(self, engine: EngineView, now: float, *, bulk: bool) -> float | None:
-        """None when it may be sent a call now; else the time to look again, inf = when something ends."""
+    def _opens(self, engine: EngineView, now: float, seconds: float, *, bulk: bool) -> float | None:
+        """None when it may be sent a call now, which it would answer in `seconds`; else the time to look again,
+        inf = when something ends.
+        """
         ahead = engine.busy_until - now if engine.running else 0.0
-        if engine.free <= 0 or (engine.running >= BEHIND and (bulk or ahead > SOON_OVER_S)):
+        quick = ahead <= SOON_OVER_S and seconds - max(0.0, ahead) <= QUICK_S
+        if engine.free <= 0 or (engine.running >= BEHIND and (bulk or not quick)):
             return inf
         if not bulk:
             return None
