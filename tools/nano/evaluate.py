@@ -7,18 +7,30 @@ documentation through retrieval, and speed. The model runs as its users run it: 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tools.nano.items import Asked, Pool, Stage
 from tools.nano.layout import REFUSAL_TEXT
 from tools.nano.tokenizer import Encoder
+
+from sage.apps.docs_qa import FEW, PASSAGE_CHARS, AnswerOptions
+from sage.libs.retrieval import best_sentence, sentences_of
+from sage.middleware.operators.documents import documents, split
+from sage.middleware.operators.generation import prompt
+from sage.middleware.operators.retrieval import Embed, Focus, Retrieve
+from sage.middleware.operators.store import PassageStore
+
+if TYPE_CHECKING:
+    from sage.middleware.client import ModelClient
+    from sage.middleware.operators.records import Retrieval
 
 __all__ = ["Reader", "docs_report", "generated_report"]
 
@@ -120,41 +132,47 @@ def _share(hits: Iterable[bool]) -> float:
     return round(sum(found) / max(1, len(found)), 3)
 
 
-def docs_report(reader: Reader, docs: Path) -> dict[str, Any]:
-    """Questions about the documentation: embedded, retrieved, laid out and answered as `docs-qa` does it."""
-    from sentence_transformers import SentenceTransformer
+class _Embedder:
+    """MiniLM in this process, as a client of models."""
 
-    from sage.apps.docs_qa import PASSAGE_CHARS, AnswerOptions
-    from sage.libs.retrieval import best_sentence, sentences_of
-    from sage.middleware.models import minilm_folder
-    from sage.middleware.operators.documents import documents, split
-    from sage.middleware.operators.generation import prompt
-    from sage.middleware.operators.records import Embedded, Question, Retrieval
-    from sage.middleware.operators.store import PassageStore
+    def __init__(self) -> None:
+        from sentence_transformers import SentenceTransformer
 
-    embedder = SentenceTransformer(str(minilm_folder()))
+        from sage.middleware.models import minilm_folder
+
+        self._model = SentenceTransformer(str(minilm_folder()))
+
+    async def embed(self, texts: Sequence[str], *, model: str, bulk: bool = False) -> Any:  # noqa: ARG002
+        return self._model.encode(list(texts), batch_size=32, normalize_embeddings=True)
+
+
+async def _retrieved(docs: Path, questions: Sequence[str], sentences: int) -> list[Retrieval]:
+    """What `docs-qa` finds for each question; `sentences` as of `AnswerOptions`."""
+    client = cast("ModelClient", _Embedder())
     cut = split(PASSAGE_CHARS, overlap=0)
-    passages = [p for document in documents(docs)() for p in cut(document)]
-    vectors = embedder.encode([p.text for p in passages], batch_size=32, normalize_embeddings=True)
     store = PassageStore()
-    store.add([Embedded(p, v) for p, v in zip(passages, vectors, strict=True)])
+    store.add(await Embed("", client=client)([p for document in documents(docs)() for p in cut(document)]))
+    found = [
+        await Retrieve("", k=AnswerOptions().passages, store=store, client=client)(question)
+        for question in questions
+    ]
+    if not sentences:
+        return found
+    return [await Focus(sentences, "words", client=client)(one) for one in found]
+
+
+def docs_report(reader: Reader, docs: Path, sentences: int) -> dict[str, Any]:
+    """Questions about the documentation: embedded, retrieved, laid out and answered as `docs-qa` does it."""
     questions = json.loads(_QUESTIONS.read_text(encoding="utf-8"))
-    asking = AnswerOptions()
-    ask = prompt(max_chars=asking.max_chars)
-    prompts, found_in = [], []
-    for question, key in questions:
-        vector = embedder.encode([question], normalize_embeddings=True)[0]
-        found = tuple(store.search(question, vector, asking.passages))
-        made = ask(Retrieval(Question(question), found))
-        prompts.append(str(made.messages[1]["content"]))
-        found_in.append(
-            [number for number, r in enumerate(found, start=1) if _flat(key) in _flat(r.passage.text)]
-        )
+    found = asyncio.run(_retrieved(docs, [question for question, _ in questions], sentences))
+    ask = prompt(max_chars=AnswerOptions().max_chars)
+    prompts = [str(ask(one).messages[1]["content"]) for one in found]
     said = reader.answers(prompts)
     rows = []
-    for (question, key), text, numbers, asked in zip(questions, said, found_in, prompts, strict=True):
-        whole = [("", part) for part in asked.rpartition("\n\nQuestion: ")[0].split("\n\n[")]
-        extract = best_sentence(question, sentences_of(whole))
+    for (question, key), text, retrieval, asked in zip(questions, said, found, prompts, strict=True):
+        texts = [ranked.passage.text for ranked in retrieval.found]
+        numbers = [number for number, one in enumerate(texts, start=1) if _flat(key) in _flat(one)]
+        extract = best_sentence(question, sentences_of([("", one) for one in texts]))
         rows.append(
             {
                 "question": question,
@@ -191,9 +209,9 @@ def main() -> None:
     encoder = Encoder(reader.tokenizer.backend_tokenizer)
     report: dict[str, Any] = {"parameters": sum(p.numel() for p in reader.model.parameters())}
     report["generated"] = generated_report(reader, encoder, args.items)
-    if args.docs:
-        report["docs"] = docs_report(reader, args.docs)
-        rows = report["docs"].pop("rows")
+    for name, sentences in (("docs", FEW), ("docs_of_whole_passages", 0)) if args.docs else ():
+        report[name] = docs_report(reader, args.docs, sentences)
+        rows = report[name].pop("rows")
         if args.rows:
             print(json.dumps(rows, indent=1))
     asked = _asked(encoder, Stage((4, 4), (5, 8), 28, 0.4, 0.0), 2, _SEED)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sage.apps.docs_qa import served_flow
 from sage.common.config import PipelineConfig
 from sage.common.errors import ConfigError
 from sage.middleware.operators.records import Question
@@ -17,6 +18,17 @@ def test_docs_qa_is_found_by_its_name_and_answers_questions(tmp_path: Path) -> N
     flow = flow_of(PipelineConfig(name="docs", flow="docs-qa", params=params))
     assert flow.plan.nodes[0].fn is Question
     assert [node.name for node in flow.plan.nodes[1:-1]] == ["retrieve", "prompt", "generate", "refine"]
+
+
+@pytest.mark.parametrize(
+    ("chat", "sentences", "focuses"),
+    [("sage-nano", None, True), ("sage-nano", 0, False), ("talker", 6, True), ("talker", None, False)],
+)
+def test_a_very_small_model_gets_few_sentences(
+    tmp_path: Path, chat: str, sentences: int | None, focuses: bool
+) -> None:
+    flow = served_flow(str(tmp_path), chat, "vectors", sentences=sentences)
+    assert ("focus" in [node.name for node in flow.plan.nodes]) is focuses
 
 
 def test_what_it_cannot_do_without_is_told(tmp_path: Path) -> None:

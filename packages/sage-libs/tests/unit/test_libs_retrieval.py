@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sage.common.errors import UsageError
-from sage.libs.retrieval import Bm25, Sentence, best_sentence, reciprocal_rank_fusion, sentences_of, tokenize
+from sage.libs.retrieval import (
+    Bm25,
+    Sentence,
+    best_sentence,
+    reciprocal_rank_fusion,
+    sentence_scores,
+    sentences_of,
+    tokenize,
+)
 
 WORDS = st.lists(st.sampled_from(["ant", "bee", "cat", "dog", "emu", "fox"]), max_size=8).map(" ".join)
 
@@ -125,6 +133,17 @@ def test_function_words_of_the_question_do_not_mislead() -> None:
     only_form = best_sentence("Which is it where?", candidates)
     assert only_form is not None
     assert only_form.source == "form"
+
+
+def test_scores_of_sentences_are_shares_of_the_best() -> None:
+    candidates = [
+        Sentence(text, "") for text in ("the port is here", "no word of it", "port of the gateway port")
+    ]
+    scores = sentence_scores("Which port has the gateway?", candidates)
+    assert scores[2] == 1.0 > scores[0] > scores[1] == 0.0
+    both = sentence_scores("Which port?", candidates, similarities=[0.5, -1.0, 0.0])
+    assert both[1] == 0.0
+    assert both[0] == pytest.approx((sentence_scores("Which port?", candidates)[0] + 0.5) / 2)
 
 
 def test_sentences_of_leaves_out_labels_and_repeats() -> None:

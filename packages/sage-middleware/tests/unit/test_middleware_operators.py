@@ -20,7 +20,7 @@ from sage.middleware.operators.connect import connect
 from sage.middleware.operators.documents import documents, find_documents, split
 from sage.middleware.operators.generation import Generate, prompt
 from sage.middleware.operators.records import Answer, Document, Embedded, Passage, Question, Ranked, Retrieval
-from sage.middleware.operators.retrieval import Embed, Index, Refine, Rerank, Retrieve
+from sage.middleware.operators.retrieval import Embed, Focus, Index, Refine, Rerank, Retrieve
 from sage.middleware.operators.store import PassageStore
 from sage.middleware.vector.port import FloatMatrix, FloatVector
 
@@ -234,6 +234,37 @@ async def test_refine_without_a_model_calls_nothing(client: WordClient) -> None:
     assert extract.text == "The port is 8888 here."
 
 
+def parts(focused: Retrieval) -> list[str]:
+    return [one.passage.text for one in focused.found]
+
+
+async def test_focus_keeps_the_sentences_that_fit_in_their_passages(client: WordClient) -> None:
+    found = retrieval(
+        "Every layer may import lower layers. The gateway listens on its port.",
+        "Nothing of this fits at all.",
+        "The port of the gateway is bounded. Engines have queues of their own.",
+    )
+    ask = replace(found, question=Question("On which port does the gateway listen?"))
+    expected = ["The gateway listens on its port.", "The port of the gateway is bounded."]
+    assert parts(await Focus(2)(ask)) == expected
+    assert client.embedded == []
+    assert parts(await Focus(2, "words", client=client)(ask)) == expected
+    assert client.embedded[0][0] == ask.question.text
+    assert parts(await Focus(99)(ask)) == [one.passage.text for one in ask.found]
+    assert parts(await Focus(1)(retrieval())) == []
+
+
+async def test_focus_keeps_something_where_nothing_fits() -> None:
+    ask = replace(retrieval("One two three four. Five six seven eight."), question=Question("xylophone"))
+    assert parts(await Focus(1)(ask)) == ["One two three four."]
+
+
+@pytest.mark.parametrize("sentences", [0, -1])
+def test_focus_is_told_how_many_at_least_one(sentences: int) -> None:
+    with pytest.raises(UsageError, match=f"sentences is {sentences}; it has to be at least 1"):
+        Focus(sentences)
+
+
 async def test_a_flow_fills_the_store_that_it_was_given(docs: Path, client: WordClient) -> None:
     store = PassageStore()
     flow = Flow("ingest")
@@ -321,7 +352,8 @@ async def test_connect_uses_the_environment_or_the_running_stack(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["documents", "split", "embed", "index", "retrieve", "rerank", "prompt", "generate", "refine"]
+    "name",
+    ["documents", "split", "embed", "index", "retrieve", "rerank", "focus", "prompt", "generate", "refine"],
 )
 def test_operators_are_found_by_name(name: str) -> None:
     role: Any = {"documents": "source", "index": "sink"}.get(name, "function")

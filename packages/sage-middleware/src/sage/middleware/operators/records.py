@@ -24,7 +24,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Characters `start` to `end` of a document."""
+    """Characters `start` to `end` of a document, or what is kept of them."""
 
     doc: str
     text: str

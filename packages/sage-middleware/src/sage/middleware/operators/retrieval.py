@@ -1,4 +1,4 @@
-"""Embed passages, keep them, find them again, rerank them, and pick the sentence that answers."""
+"""Embed passages, keep them, find them again, rerank them, and pick the sentences that answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from sage.common.errors import UsageError
-from sage.libs.retrieval import best_sentence, sentences_of
+from sage.libs.retrieval import Sentence, best_sentence, sentence_scores, sentences_of
 from sage.middleware.client import ModelClient
 from sage.middleware.operators.connect import Connected
 from sage.middleware.operators.records import Answer, Embedded, Passage, Question, Retrieval
 from sage.middleware.operators.store import PassageStore
 
-__all__ = ["Embed", "Index", "Refine", "Rerank", "Retrieve"]
+__all__ = ["Embed", "Focus", "Index", "Refine", "Rerank", "Retrieve"]
 
 
 class Embed(Connected):
@@ -150,13 +150,10 @@ class Rerank(Connected):
         return replace(retrieval, found=tuple(best[: self._k or None]))
 
 
-class Refine(Connected):
-    """For `map`: add to an answer the retrieved sentence that fits the question best, with its source.
+class _Choosing(Connected):
+    """Scores sentences by words, and by cosine where there is a model for it."""
 
-    With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
-    """
-
-    def __init__(self, model: str = "", *, client: ModelClient | None = None) -> None:
+    def __init__(self, model: str, client: ModelClient | None) -> None:
         super().__init__(client)
         self._model = model
 
@@ -165,15 +162,68 @@ class Refine(Connected):
         if self._model:
             await super().setup()
 
+    async def _similarities(self, question: str, candidates: Sequence[Sentence]) -> list[float] | None:
+        """Cosine of each with the question; None where words alone count."""
+        if not self._model or not candidates:
+            return None
+        vectors = await self.client.embed([question, *(c.text for c in candidates)], model=self._model)
+        lengths = np.linalg.norm(vectors, axis=1)
+        unit = vectors / np.where(lengths == 0, 1, lengths)[:, None]
+        similarities: list[float] = (unit[1:] @ unit[0]).tolist()
+        return similarities
+
+
+class Focus(_Choosing):
+    """For `map`: keep only the `sentences` of what was found that fit the question best, in their passages.
+
+    So a prompt is short, which a small model answers better and every model reads sooner; what a kept
+    sentence refers to may be lost. Passages of which nothing is kept go. Equal scores go to the earlier ones.
+    With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
+
+    >>> import asyncio
+    >>> from sage.middleware.operators.records import Passage, Question, Ranked, Retrieval
+    >>> text = "The queue is bounded by count. The gateway listens on port 1."
+    >>> found = (Ranked(Passage("a.md", text, 0, len(text)), 1.0, None),)
+    >>> focused = asyncio.run(Focus(1)(Retrieval(Question("Which port?"), found)))
+    >>> focused.found[0].passage.text
+    'The gateway listens on port 1.'
+    """
+
+    def __init__(self, sentences: int, model: str = "", *, client: ModelClient | None = None) -> None:
+        super().__init__(model, client)
+        if sentences < 1:
+            raise UsageError(f"sentences is {sentences}; it has to be at least 1.")
+        self._sentences = sentences
+
+    async def __call__(self, retrieval: Retrieval) -> Retrieval:
+        """Choose the sentences."""
+        asked = retrieval.question.text
+        texts = [(str(at), ranked.passage.text) for at, ranked in enumerate(retrieval.found)]
+        candidates = sentences_of(texts)
+        similarities = await self._similarities(asked, candidates)
+        scores = sentence_scores(asked, candidates, similarities=similarities)
+        best = sorted(range(len(scores)), key=lambda at: -scores[at])[: self._sentences]
+        kept = [candidates[at] for at in sorted(best)]
+        found = []
+        for at, ranked in enumerate(retrieval.found):
+            text = " ".join(one.text for one in kept if one.source == str(at))
+            if text:
+                found.append(replace(ranked, passage=replace(ranked.passage, text=text)))
+        return replace(retrieval, found=tuple(found))
+
+
+class Refine(_Choosing):
+    """For `map`: add to an answer the retrieved sentence that fits the question best, with its source.
+
+    With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
+    """
+
+    def __init__(self, model: str = "", *, client: ModelClient | None = None) -> None:
+        super().__init__(model, client)
+
     async def __call__(self, answer: Answer) -> Answer:
         """Choose the sentence."""
         found = [(ranked.passage.doc, ranked.passage.text) for ranked in answer.retrieval.found]
         candidates = sentences_of(found)
-        similarities: list[float] | None = None
-        if self._model and candidates:
-            texts = [answer.question, *(c.text for c in candidates)]
-            vectors = await self.client.embed(texts, model=self._model)
-            lengths = np.linalg.norm(vectors, axis=1)
-            unit = vectors / np.where(lengths == 0, 1, lengths)[:, None]
-            similarities = (unit[1:] @ unit[0]).tolist()
+        similarities = await self._similarities(answer.question, candidates)
         return replace(answer, extract=best_sentence(answer.question, candidates, similarities=similarities))

@@ -184,8 +184,9 @@ class EmbedForecast:
         return ahead + engine.embed.seconds(tokens, texts, engine.spec.cores or 1, engine.beside)
 
     def _opens(self, engine: EngineView, now: float, seconds: float, *, bulk: bool) -> float | None:
-        """None when it may be sent a call now, which it would answer in `seconds`; else the time to look again,
-        inf = when something ends.
+        """None when it may be sent a call now, which it would answer in `seconds`.
+
+        Else the time to look again, inf = when something ends.
         """
         ahead = engine.busy_until - now if engine.running else 0.0
         quick = ahead <= SOON_OVER_S and seconds - max(0.0, ahead) <= QUICK_S
