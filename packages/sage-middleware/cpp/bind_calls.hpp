@@ -54,7 +54,7 @@ inline void arm(PyObject* plane, PyObject* core) {
   python::ask(plane, name);
 }
 
-// `Upstreams.begin` of a call with its own number of threads; false where a task has to make it.
+// `Upstreams.begin` of a call that lends the engine no threads; false where a task has to make it.
 inline bool begin(PyObject* upstreams, PyObject* up, PyObject* engine, PyObject* job, PyObject* call) {
   static const python::Kept told = python::word("_told"), begins = python::word("begin"), lands = python::word("_land");
   const CallShapes& live = call_shapes();

@@ -275,6 +275,23 @@ async def test_a_text_that_is_computed_already_waits_for_that() -> None:
     await both.close()
 
 
+@virtual
+async def test_without_an_idle_connection_a_task_opens_one_and_the_text_is_nobody_s() -> None:
+    both = Both(wires=1)
+    for _ in range(2):
+        await both.do("embed", "ka")
+        await both.do("answer", "vector")
+    await both.do("ask", None)
+    await both.do("embed", "kb")
+    for live in (both.native, both.plain):
+        while "r3" not in live.ends:  # nothing listens there
+            await asyncio.sleep(0.01)
+        assert live.ends["r3"].startswith("UnreachableError")
+        assert live.plane._upstreams._texts._keys == {}
+    await both.do("answer", "usual")
+    await both.close()
+
+
 @pytest.mark.parametrize("answer", sorted(ANSWERS))
 @pytest.mark.parametrize("asked", [("ask", None), ("embed", "ka")], ids=["chat", "text"])
 @virtual
