@@ -284,7 +284,7 @@ async def test_without_an_idle_connection_a_task_opens_one_and_the_text_is_nobod
     await both.do("ask", None)
     await both.do("embed", "kb")
     for live in (both.native, both.plain):
-        while "r3" not in live.ends:  # nothing listens there
+        while "r3" not in live.ends:  # noqa: ASYNC110 - nothing listens there
             await asyncio.sleep(0.01)
         assert live.ends["r3"].startswith("UnreachableError")
         assert live.plane._upstreams._texts._keys == {}
