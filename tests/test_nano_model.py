@@ -217,6 +217,20 @@ def test_what_is_held_stays_and_the_rest_learns(tmp_path: Path, tokenizer: Any) 
     assert not torch.allclose(now[128:], before[name][128:], rtol=1e-3)
 
 
+def test_what_is_held_at_a_pace_moves_as_much_less(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    run.hold(2, 0.1)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    run.update(batches(Pool(run.encoder, Random(1), 100, 8), STAGES[0], 128)[0], 1e-3)
+    moved = {n: (weight - before[n]).abs().mean().item() for n, weight in run.model.state_dict().items()}
+    assert moved["model.embed_tokens.weight"] == 0
+    assert moved["model.layers.1.input_layernorm.weight"] == 0
+    for part in ("mlp.down_proj", "self_attn.v_proj"):
+        slow, fast = (moved[f"model.layers.{at}.{part}.weight"] for at in (1, 3))
+        assert 0.05 * fast < slow < 0.2 * fast
+
+
 def test_stages_grow_up_to_eight_passages() -> None:
     sizes = [stage.passages[1] * stage.sentences[1] for stage in STAGES]
     assert sizes == sorted(sizes)

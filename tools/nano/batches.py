@@ -6,12 +6,12 @@ from typing import Self
 
 import torch
 from tools.nano.items import Item, Pool, Stage
-from tools.nano.layout import PAD
+from tools.nano.layout import END, PAD
 
 __all__ = ["Batch", "batches"]
 
 _ROUND = 32
-_LONGEST = 2304  # tokens; attention grows with the square, and `docs-qa` asks 1,690 of our docs at most
+_LONGEST = 1792  # tokens; attention grows with the square, and `docs-qa` asks 1,690 of our docs at most
 _AHEAD = 4  # batches made at a time, so that lengths in a batch are similar
 
 
@@ -44,7 +44,8 @@ class Batch:
             self.ids[row, :size] = torch.tensor(i.ids)
             self.flags[row, :size] = torch.tensor(i.flags)
             self.owner[row, :size] = torch.tensor(i.owner)
-            self.copy[row, i.start : size - 1] = True
+            for at in (i.start, *i.copies):
+                self.copy[row, at : i.ids.index(END, at)] = True
             self.ends[row, : len(i.ends)] = torch.tensor(i.ends, dtype=torch.long)
             self.has_end[row, : len(i.ends)] = True
             self.shares[row, : len(i.ends)] = torch.tensor(i.shares)
@@ -60,14 +61,16 @@ class Batch:
         return self
 
 
-def _copied(item: Item) -> tuple[range, range]:
-    """The tokens of the answer that others follow, and where those stand in the prompt."""
-    mark = item.ids[item.start]
-    if item.gold < 0:
-        return range(0), range(0)
-    size = len(item.ids) - 2 - item.start
-    source = item.ids.index(mark) + 1
-    return range(item.start, item.start + size), range(source, source + size)
+def _copied(item: Item) -> tuple[list[int], list[int]]:
+    """The tokens of what is copied that others follow, and where those stand in the prompt."""
+    asks: list[int] = []
+    places: list[int] = []
+    for at in ([] if item.gold < 0 else [item.start]) + item.copies:
+        size = item.ids.index(END, at) - 1 - at
+        source = item.ids.index(item.ids[at]) + 1
+        asks += range(at, at + size)
+        places += range(source, source + size)
+    return asks, places
 
 
 def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
@@ -25,9 +25,9 @@ from tools.nano.layout import (
     TALK,
     stretches,
 )
-from tools.nano.sentences import fact
+from tools.nano.sentences import cues, fact
 from tools.nano.tokenizer import Encoder
-from tools.nano.words import pieces, stem
+from tools.nano.words import FORM, pieces, stem
 
 __all__ = ["Asked", "Item", "Pool", "Stage"]
 
@@ -51,7 +51,8 @@ class Stage:
     """How hard items are.
 
     Ranges of passages and of sentences in a passage, words of a sentence at most, the share of sentences with
-    a word of the question, the share of questions that nothing answers.
+    a word of the question, the share of questions that nothing answers. `copies`: how many other sentences
+    are copied behind the answer. `written`: the passages are whole ones that people wrote.
     """
 
     passages: tuple[int, int]
@@ -59,6 +60,8 @@ class Stage:
     words: int
     near: float
     unanswered: float
+    copies: int = 0
+    written: bool = False
 
 
 @dataclass(slots=True)
@@ -68,7 +71,8 @@ class Item:
     `start`: where the answer begins in `ids`. `flags`: per last token of a word 1 where the word is in the
     question, 0 where it is not; -1 for other tokens. `owner`: per token the mark of its sentence, or -1.
     `ends`: where the sentences end. `gold`: which of them answers, or -1. `shares`: how much of the question
-    each sentence has, by weight of its words, from 0 to 1.
+    each sentence has, by weight of its words, from 0 to 1. `copies`: where the marks of further sentences
+    stand that are copied behind the answer.
     """
 
     ids: list[int]
@@ -78,6 +82,7 @@ class Item:
     ends: list[int]
     gold: int
     shares: list[float]
+    copies: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +121,33 @@ class _Known:
 class _Chosen:
     """`kept`: the facts in order, `numbers`: their passages; `shares` and `gold` as of `Item`."""
 
-    question: int
+    asked: _Question
     kept: list[int]
     numbers: list[int]
     shares: list[float]
     gold: int
-    right: int
 
 
 class Pool:
-    """Facts that items are made of. Sentences that share a word with a question are found by the word."""
+    """Facts that items are made of. Sentences that share a word with a question are found by the word.
 
-    def __init__(self, encoder: Encoder, rng: Random, size: int, words: int) -> None:
+    `written`: passages that people wrote, for stages that ask for such.
+    """
+
+    def __init__(
+        self, encoder: Encoder, rng: Random, size: int, words: int, written: Sequence[Sequence[str]] = ()
+    ) -> None:
         self._rng, self._encoder = rng, encoder
         self._facts = [self._know(words) for _ in range(size)]
-        self._size = size  # twins come after these
+        self._size = size  # what people wrote comes after these, then twins
+        self._written: list[range] = []
+        self._near: dict[str, list[int]] = defaultdict(list)
+        for number, told in enumerate(written):
+            first = len(self._facts)
+            self._facts += [self._read(text, ()) for text in told]
+            self._written.append(range(first, len(self._facts)))
+            for s in sorted(frozenset().union(*(known.stems for known in self._facts[first:]))):
+                self._near[s].append(number)
         self._by_stem: dict[str, list[int]] = defaultdict(list)
         for i, known in enumerate(self._facts):
             for s in sorted(known.stems):
@@ -138,12 +155,12 @@ class Pool:
 
     def _know(self, words: int) -> _Known:
         made = fact(self._rng, words)
-        asked = []
-        for question in made.questions:
-            said = self._words(" " + question)
-            matter = tuple(s for _, s in said if s)
-            asked.append(_Question(question, said, frozenset(matter), frozenset(pairwise(matter))))
-        return self._read(made.text, tuple(asked))
+        return self._read(made.text, tuple(self._ask(question) for question in made.questions))
+
+    def _ask(self, text: str) -> _Question:
+        said = self._words(" " + text)
+        matter = tuple(s for _, s in said if s)
+        return _Question(text, said, frozenset(matter), frozenset(pairwise(matter)))
 
     def _read(self, text: str, asked: tuple[_Question, ...]) -> _Known:
         told: list[tuple[tuple[int, ...], str | None]] = []
@@ -171,7 +188,7 @@ class Pool:
         if stage.unanswered and self._rng.random() < _BARE:
             return self._bare()
         chosen = self._choose(stage)
-        return self._lay(self._facts[chosen.right].questions[chosen.question], chosen)
+        return self._lay(chosen, stage.copies)
 
     def asked(self, stage: Stage) -> Asked:
         """One at random, as a user sends it."""
@@ -181,15 +198,14 @@ class Pool:
         for number in range(1, chosen.numbers[-1] + 1):
             inside = [t for t, n in zip(texts, chosen.numbers, strict=True) if n == number]
             parts.append(f"[{number}] (file{number}.md)\n" + "\n\n".join(inside))
-        question = self._facts[chosen.right].questions[chosen.question].text
-        prompt = "Passages:\n\n" + "\n\n".join(parts) + f"\n\nQuestion: {question}"
+        prompt = "Passages:\n\n" + "\n\n".join(parts) + f"\n\nQuestion: {chosen.asked.text}"
         if chosen.gold < 0:
             return Asked(prompt, "", 0, len(texts))
         return Asked(prompt, texts[chosen.gold], chosen.numbers[chosen.gold], len(texts))
 
     def _choose(self, stage: Stage) -> _Chosen:
         while True:
-            chosen = self._try(stage)
+            chosen = self._try_written(stage) if stage.written else self._try(stage)
             if chosen is not None:
                 return chosen
 
@@ -217,9 +233,51 @@ class Pool:
         rng.shuffle(kept)
         cuts = sorted(rng.sample(range(1, len(kept)), count - 1))
         numbers = [1 + sum(at >= cut for cut in cuts) for at in range(len(kept))]
-        return _Chosen(
-            question, kept, numbers, [shares[i] for i in kept], -1 if unanswered else kept.index(right), right
-        )
+        gold = -1 if unanswered else kept.index(right)
+        return _Chosen(known.questions[question], kept, numbers, [shares[i] for i in kept], gold)
+
+    def _try_written(self, stage: Stage) -> _Chosen | None:
+        rng = self._rng
+        home = rng.randrange(len(self._written))
+        right = rng.choice(self._written[home])
+        words = [word.strip("`*,;:.!?()\"'|") for word in self._facts[right].text.split()]
+        matter = [word for word in words if word and word.lower() not in FORM]
+        if len(matter) < 3:
+            return None
+        asked = self._ask(cues(rng, matter))
+        if not asked.stems & self._facts[right].stems:
+            return None
+        shown = self._around(asked.stems, home, rng.randint(*stage.passages), stage.near)
+        chosen = [i for passage in shown for i in self._written[passage]]
+        shares = self._shares(asked.stems, chosen)
+        fits = self._fits(asked, shares)
+        unanswered = rng.random() < stage.unanswered
+        told = [
+            [
+                i
+                for i in self._written[p]
+                if (shares[i] < _FAILS if unanswered else fits[i] < 0.8 * fits[right])
+            ]
+            for p in shown
+        ]
+        if not unanswered:
+            at = shown.index(home)
+            told[at] = sorted({*told[at], right})
+        kept = [i for part in told for i in part][:MARKS]
+        numbers = [n for n, part in enumerate([part for part in told if part], 1) for _ in part][:MARKS]
+        if not kept or not (unanswered or (shares[right] > _ANSWERS and right in kept)):
+            return None
+        gold = -1 if unanswered else kept.index(right)
+        return _Chosen(asked, kept, numbers, [shares[i] for i in kept], gold)
+
+    def _around(self, asked: frozenset[str], home: int, count: int, near: float) -> list[int]:
+        """Passages in any order: `home`, and others, of which a share of `near` has a word of `asked`."""
+        rng, taken = self._rng, {home}
+        pools = [found for s in sorted(asked) if len(found := self._near.get(s, ())) > 1]
+        while len(taken) < min(count, len(self._written)):
+            source = rng.choice(pools) if pools and rng.random() < near else range(len(self._written))
+            taken.add(source[rng.randrange(len(source))])
+        return rng.sample(sorted(taken), len(taken))
 
     def _others(self, asked: Iterable[str], right: int, wanted: int, near: float) -> list[int]:
         rng, taken = self._rng, {right}
@@ -261,7 +319,8 @@ class Pool:
         text = range(len(layout.SPECIAL), self._encoder.size)
         return {s: tuple(rng.choices(text, k=rng.choice((1, 1, 2, 3)))) for s in stems if rng.random() < 0.5}
 
-    def _lay(self, asked: _Question, chosen: _Chosen) -> Item:
+    def _lay(self, chosen: _Chosen, copies: int) -> Item:
+        asked = chosen.asked
         marks = self._rng.sample(range(MARKS), len(chosen.kept))
         strange = self._strange([self._facts[i] for i in chosen.kept])
         question = _tokens(asked.words, strange)
@@ -270,6 +329,7 @@ class Pool:
         flags, owner = [-1] * len(ids), [-1] * len(ids)
         ends = []
         answer = [NONE, *self._encoder(layout.REFUSAL_TEXT)]
+        others = []
         for at, (i, number, mark) in enumerate(zip(chosen.kept, chosen.numbers, marks, strict=True)):
             words = self._facts[i].words
             told = _tokens(words, strange, beat)
@@ -283,9 +343,18 @@ class Pool:
             flags += [0] * (len(cite) + 1)
             owner += [mark] * (len(told) + len(cite) + 2)
             ends.append(len(ids) - 1)
+            said = [FIRST_S + mark, *told, *cite]
             if at == chosen.gold:
-                answer = [FIRST_S + mark, *told, *cite]
-        return self._close(ids, flags, owner, ends, question, answer, chosen.gold, chosen.shares)
+                answer = said
+            else:
+                others.append(said)
+        made = self._close(ids, flags, owner, ends, question, answer, chosen.gold, chosen.shares)
+        for said in self._rng.sample(others, min(copies, len(others))):
+            made.copies.append(len(made.ids))
+            made.ids += [*said, END]
+            made.flags += [-1] * (len(said) + 1)
+            made.owner += [-1] * (len(said) + 1)
+        return made
 
     def _bare(self) -> Item:
         """A prompt without passages: none were found, or somebody just talks."""

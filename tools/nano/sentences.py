@@ -22,7 +22,7 @@ from tools.nano.words import (
     scrambled,
 )
 
-__all__ = ["Fact", "fact"]
+__all__ = ["Fact", "cues", "fact"]
 
 _MANY = 30
 _BLOCKS = 0.05
@@ -84,7 +84,7 @@ def _heap(rng: Random, most: int) -> Fact:
             if at < len(words) - 1 and words[at][-1].isalnum():
                 words[at] += mark
                 text = " ".join(words)
-    return Fact(_finish(rng, text), tuple(_cues(rng, matter) for _ in range(2)))
+    return Fact(_finish(rng, text), tuple(cues(rng, matter) for _ in range(2)))
 
 
 def _block(rng: Random) -> Fact:
@@ -98,7 +98,7 @@ def _block(rng: Random) -> Fact:
     head = "```" + rng.choice(("bash", "python", "yaml", "json", ""))
     return Fact(
         " ".join((head, *parts)),
-        tuple(_cues(rng, [w.strip("`,;:()\"'") or head for w in matter]) for _ in range(2)),
+        tuple(cues(rng, [w.strip("`,;:()\"'") or head for w in matter]) for _ in range(2)),
     )
 
 
@@ -135,7 +135,7 @@ def _matter(rng: Random, plain: bool) -> str:
     return number(rng)
 
 
-def _cues(rng: Random, matter: list[str]) -> str:
+def cues(rng: Random, matter: list[str]) -> str:
     """A question that names some of the words, mostly in a row, as a question about a real sentence does."""
     count = min(len(matter), rng.choice((1, 2, 2, 3, 3, 4, 5)))
     if rng.random() < 0.6:

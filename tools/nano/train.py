@@ -27,6 +27,7 @@ from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
 from tools.nano.tokenizer import Encoder, texts
 from tools.nano.tokenizer import train as train_tokenizer
+from tools.nano.written import passages
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
@@ -36,11 +37,12 @@ STAGES = (
     Stage((2, 3), (1, 2), 10, 0.2, 0.0),
     Stage((3, 5), (1, 2), 14, 0.3, 0.02),
     Stage((3, 6), (1, 3), 20, 0.4, 0.04),
-    Stage((2, 8), (1, 5), 28, 0.4, 0.1),
-    Stage((1, 8), (1, 10), 36, 0.5, 0.1),
+    Stage((2, 8), (1, 5), 28, 0.4, 0.1, copies=1),
+    Stage((1, 8), (1, 10), 36, 0.5, 0.1, copies=2),
 )
-_EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1)
-_MIX = (_EASY, STAGES[-2], STAGES[-1], STAGES[-1])
+_EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1, copies=1)
+_WRITTEN = Stage((4, 8), (1, 1), 36, 0.7, 0.1, copies=4, written=True)
+_MIX = (_EASY, _EASY, STAGES[-2], STAGES[-1], _WRITTEN, _WRITTEN)
 """What the last stage is made of: short prompts have more words of answers per second; long ones are used."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _RIGHT = (0.9, 0.8, 0.8, 0.8, 0.9)  # of the answers of 25 steps, twice, and the next stage begins
@@ -48,8 +50,8 @@ _REPORT = 25
 _SAVE = 100
 _RARE = torch.tensor(4.0)
 _TABLE = 0.1
-_HEADS_STEPS, _HEADS_RATE = 40, 0.01
-_WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 1.5, "copy": 1.0}
+_HEADS_STEPS, _HEADS_RATE = 120, 0.01
+_WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 2.0, "copy": 1.0}
 _LOOKS = 0.5
 _COPY = 5.0  # while layers below are held, a copy is what there is to learn
 
@@ -133,11 +135,15 @@ class Run:
         self.rng = Random(seed * 1_000_003 + self.step)
         self._held = False
 
-    def hold(self, layers: int) -> None:
-        """Train neither embeddings nor the first `layers` layers, nor where the heads of `looks` look."""
+    def hold(self, layers: int, pace: float = 0.0) -> None:
+        """Train neither embeddings nor where the heads of `looks` look, and of the first `layers` layers
+        nothing but matrices, at `pace` of the rate, if at all."""
         core = self.model.model
-        for part in (core.embed_tokens, *core.layers[:layers]):
-            part.requires_grad_(False)
+        core.embed_tokens.requires_grad_(False)
+        for at, layer in enumerate(core.layers[:layers]):
+            for p in layer.parameters():
+                p.requires_grad_(pace > 0 and p.ndim == 2)
+            self.optimizers[0].param_groups[at]["pace"] = pace
         self._held = True
 
     def _load(self) -> None:
@@ -184,9 +190,10 @@ class Run:
         ready: list[Batch] = []
         while self.step < steps:
             if not ready:
-                if pool is None or self.rng.random() < 0.25:
-                    pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words)
                 last_one = self.stage == len(STAGES) - 1
+                if pool is None or self.rng.random() < 0.25:
+                    told = passages() if last_one else ()
+                    pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words, told)
                 ready = batches(pool, self.rng.choice(_MIX) if last_one else STAGES[self.stage], tokens)
                 self.rng.shuffle(ready)
             sums.update(self.update(ready.pop(), rate * _pace(self.step, steps)))
@@ -244,11 +251,11 @@ def _optimizers(model: Any, heads: Heads) -> list[torch.optim.Optimizer]:
     pushes all tokens that are not the answer, so at the full rate those rarely seen drift off together.
     """
     named = list(model.named_parameters())
-    inner = [p for n, p in named if p.ndim == 2 and "embed" not in n]
+    inner = [[p for p in layer.parameters() if p.ndim == 2] for layer in model.model.layers]
     table = [p for n, p in named if "embed" in n]
     scales = [*(p for _, p in named if p.ndim != 2), *heads.parameters()]
     return [
-        Muon([{"params": inner, "pace": 1.0}], weight_decay=0.05),
+        Muon([{"params": layer, "pace": 1.0} for layer in inner], weight_decay=0.05),
         torch.optim.AdamW(
             [{"params": scales, "pace": 1.0}, {"params": table, "pace": _TABLE}],
             betas=(0.9, 0.98),
@@ -274,6 +281,7 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=0, help="where a new run begins")
     parser.add_argument("--begin", type=Path, help="what a new run begins with, written by export.py")
     parser.add_argument("--hold", type=int, default=0, help="layers that stay as they are, if any")
+    parser.add_argument("--pace", type=float, default=0.0, help="what they take of the rate all the same")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     if args.begin is not None and not (args.begin / "model.safetensors").is_file():
@@ -281,7 +289,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     run = Run(args.run, args.seed, args.stage, begin=args.begin)
     if args.hold:
-        run.hold(args.hold)
+        run.hold(args.hold, args.pace)
     if args.begin is not None and not run.step:
         run.teach_heads(_HEADS_STEPS, args.tokens)
     run.train(args.steps, args.tokens, args.rate)
