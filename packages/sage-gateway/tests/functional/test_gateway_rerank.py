@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
+GOAL_S = 60.0  # with that of every day a busy machine would refuse what comes at once
 DOCUMENTS = ["a red apple", "the theory of sets", "an engine that serves tokens", "a queue"]
 
 
@@ -48,7 +49,11 @@ async def stack(module_spawner: Any) -> AsyncIterator[Stack]:
         engines = [reranker, embed.config("embed-0", task="embed").model_dump(mode="json")]
         span = {"llm": [21201, 21289], "embedding": [21290, 21399]}
         gateway = await module_spawner.start(
-            {"engines": engines, "ports": {"gateway": 0, "admin": 0, "health": 0, **span}}
+            {
+                "engines": engines,
+                "ports": {"gateway": 0, "admin": 0, "health": 0, **span},
+                "control_plane": {"slos": {"rerank": {"total_s": GOAL_S}}},
+            }
         )
         await gateway.until_ready()
         yield Stack(gateway, embed)
@@ -88,6 +93,7 @@ async def test_requests_of_many_clients_get_their_own_scores(stack: Stack) -> No
     alone = [(await stack.rerank(query, DOCUMENTS)).json["results"] for query in queries]
     together = await asyncio.gather(*(stack.rerank(query, DOCUMENTS) for query in queries))
     for one, answer in zip(alone, together, strict=True):
+        assert answer.status == 200, answer.json
         assert {each["index"]: pytest.approx(each["relevance_score"], abs=1e-5) for each in one} == {
             each["index"]: each["relevance_score"] for each in answer.json["results"]
         }
@@ -152,4 +158,4 @@ async def test_its_class_and_its_weights_are_told(stack: Stack) -> None:
         "rerank",
         "rerank-0",
     )
-    assert decision["slo"]["total_s"] == 1.0
+    assert decision["slo"]["total_s"] == GOAL_S
