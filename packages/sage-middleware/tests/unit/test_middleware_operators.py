@@ -256,7 +256,19 @@ async def test_focus_keeps_the_sentences_that_fit_in_their_passages(client: Word
 
 async def test_focus_keeps_something_where_nothing_fits() -> None:
     ask = replace(retrieval("One two three four. Five six seven eight."), question=Question("xylophone"))
-    assert parts(await Focus(1)(ask)) == ["One two three four."]
+    focused = await Focus(1)(ask)
+    assert parts(focused) == ["One two three four."]
+    assert focused.extract is None
+
+
+async def test_the_best_sentence_is_that_of_all_not_of_those_that_focus_left() -> None:
+    text = "The port is 8888 for all of them. The port of the port is a port there."
+    ask = replace(retrieval("Nothing is here to see.", text), question=Question("which port has a port?"))
+    focused = await Focus(1)(ask)
+    assert focused.extract is not None
+    assert focused.extract.source == "1.md"
+    answer = await Refine()(Answer(focused, "x", None, ""))
+    assert answer.extract is focused.extract
 
 
 @pytest.mark.parametrize("sentences", [0, -1])

@@ -71,10 +71,11 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """A question and what was found for it, best first."""
+    """A question and what was found for it, best first; `extract`: the best sentence, if `focus` chose it."""
 
     question: Question
     found: tuple[Ranked, ...]
+    extract: Scored | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sage.common.errors import UsageError
-from sage.libs.retrieval import Sentence, best_sentence, sentence_scores, sentences_of
+from sage.libs.retrieval import Scored, Sentence, best_sentence, sentence_scores, sentences_of
 from sage.middleware.client import ModelClient
 from sage.middleware.operators.connect import Connected
 from sage.middleware.operators.records import Answer, Embedded, Passage, Question, Retrieval
@@ -209,13 +209,18 @@ class Focus(_Choosing):
             text = " ".join(one.text for one in kept if one.source == str(at))
             if text:
                 found.append(replace(ranked, passage=replace(ranked.passage, text=text)))
-        return replace(retrieval, found=tuple(found))
+        first = candidates[best[0]] if best and scores[best[0]] > 0.0 else None
+        if first is None:
+            return replace(retrieval, found=tuple(found))
+        doc = retrieval.found[int(first.source)].passage.doc
+        return replace(retrieval, found=tuple(found), extract=Scored(first.text, doc, scores[best[0]]))
 
 
 class Refine(_Choosing):
     """For `map`: add to an answer the retrieved sentence that fits the question best, with its source.
 
     With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
+    What `focus` has chosen among all sentences stands.
     """
 
     def __init__(self, model: str = "", *, client: ModelClient | None = None) -> None:
@@ -223,6 +228,8 @@ class Refine(_Choosing):
 
     async def __call__(self, answer: Answer) -> Answer:
         """Choose the sentence."""
+        if answer.retrieval.extract is not None:
+            return replace(answer, extract=answer.retrieval.extract)
         found = [(ranked.passage.doc, ranked.passage.text) for ranked in answer.retrieval.found]
         candidates = sentences_of(found)
         similarities = await self._similarities(answer.question, candidates)
