@@ -158,7 +158,7 @@ async def _retrieved(docs: Path, questions: Sequence[str], sentences: int) -> li
     ]
     if not sentences:
         return found
-    return [await Focus(sentences, "words", client=client)(one) for one in found]
+    return [await Focus(sentences, "MiniLM", client=client)(one) for one in found]
 
 
 def docs_report(reader: Reader, docs: Path, sentences: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 // A call that no task awaits, from the newcomer to its answer: what `Desk.begin`, `Upstreams._told`, `HttpPool.start`
-// and `Connection.data_received` do in the case that nearly all chats are. Whatever is not plain is left to those
-// before anything has changed.
+// and `Connection.data_received` do in the case that nearly all chats and single texts are. Whatever is not plain is
+// left to those before anything has changed.
 #pragma once
 
 #include <string>

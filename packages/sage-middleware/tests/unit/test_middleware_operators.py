@@ -252,6 +252,8 @@ async def test_focus_keeps_the_sentences_that_fit_in_their_passages(client: Word
     assert client.embedded[0][0] == ask.question.text
     assert parts(await Focus(99)(ask)) == [one.passage.text for one in ask.found]
     assert parts(await Focus(1)(retrieval())) == []
+    labels = retrieval("Port 1", "Port 2")  # no sentence, but something to read all the same
+    assert await Focus(1)(labels) is labels
 
 
 async def test_focus_keeps_something_where_nothing_fits() -> None:

@@ -1,8 +1,8 @@
 """Native steps for calls that no task awaits, from their sending to their end.
 
 Each is the native form of a method here or in the control plane, does the same in the case that nearly all
-chats are, and says so; whatever is not plain it leaves to that method, before it has changed anything. See
-`cpp/bind_calls.hpp`.
+chats and single texts are, and says so; whatever is not plain it leaves to that method, before it has changed
+anything. See `cpp/bind_calls.hpp`.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ class Focus(_Choosing):
     """For `map`: keep only the `sentences` of what was found that fit the question best, in their passages.
 
     So a prompt is short, which a small model answers better and every model reads sooner; what a kept
-    sentence refers to may be lost. Passages of which nothing is kept go. Equal scores go to the earlier ones.
+    sentence refers to may be lost. Passages of which nothing is kept go; where there is no sentence
+    at all, only labels, everything stays as it is. Equal scores go to the earlier ones.
     With a `model`, cosine counts as much as words; with an empty one only words count and nothing is called.
 
     >>> import asyncio
@@ -200,6 +201,8 @@ class Focus(_Choosing):
         asked = retrieval.question.text
         texts = [(str(at), ranked.passage.text) for at, ranked in enumerate(retrieval.found)]
         candidates = sentences_of(texts)
+        if not candidates:
+            return retrieval
         similarities = await self._similarities(asked, candidates)
         scores = sentence_scores(asked, candidates, similarities=similarities)
         best = sorted(range(len(scores)), key=lambda at: -scores[at])[: self._sentences]
@@ -209,7 +212,7 @@ class Focus(_Choosing):
             text = " ".join(one.text for one in kept if one.source == str(at))
             if text:
                 found.append(replace(ranked, passage=replace(ranked.passage, text=text)))
-        first = candidates[best[0]] if best and scores[best[0]] > 0.0 else None
+        first = candidates[best[0]] if scores[best[0]] > 0.0 else None
         if first is None:
             return replace(retrieval, found=tuple(found))
         doc = retrieval.found[int(first.source)].passage.doc
