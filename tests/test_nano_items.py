@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.nano import items, layout, words
-from tools.nano.batches import Batch, batches
+from tools.nano.batches import Batch, batches, cut
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import FIRST_E, FIRST_S, MARKS, Sentence, render
 from tools.nano.tokenizer import Encoder, train
@@ -252,6 +252,31 @@ def test_batches_hold_their_items(encoder: Encoder) -> None:
         rows = range(len(batch.ids))
         assert all(batch.ids[r, batch.start[r] - 1] == layout.ANSWER for r in rows)
         assert all(batch.ids[r, e] >= FIRST_E for r in rows for e in batch.ends[r][batch.has_end[r]])
+
+
+def test_what_fills_no_batch_stays_for_the_next_time(encoder: Encoder) -> None:
+    stage = Stage((2, 4), (1, 3), 14, 0.4, 0.2)
+    source = pool(encoder, 3)
+    items = [source.item(stage) for _ in range(40)]
+    left = list(items)
+    made = cut(left, 1024)
+    assert sum(len(batch.ids) for batch in made) + len(left) == len(items)
+    assert 0 < len(left) < 1024 // 32
+    few = left[:1]
+    (batch,) = cut(few, 1024)  # fewer than fill one, but there is no other
+    assert len(batch.ids) == 1
+    assert not few
+
+
+def test_an_item_is_told_to_have_failed_once(encoder: Encoder) -> None:
+    batch = batches(pool(encoder, 3), Stage((2, 4), (1, 3), 14, 0.4, 0.2), 2048)[-1]
+    batch.note([0, 2])
+    batch.note([2, 1])
+    assert len(batch.failed) == 3
+    for item, row in zip(batch.failed, (0, 2, 1), strict=True):
+        assert batch.ids[row, : len(item.ids)].tolist() == item.ids
+    Batch(batch.failed, batch.ids.shape[1]).note([0, 1, 2])
+    assert len(batch.failed) == 3
 
 
 def test_a_batch_of_items_without_passages(encoder: Encoder) -> None:

@@ -15,6 +15,7 @@ from tools.nano.looks import (
     MATCH,
     hold,
     latest,
+    led,
     look_losses,
     scores,
     turned_layers,
@@ -128,6 +129,14 @@ def test_scores_are_of_float_whatever_the_states_are() -> None:
     found = scores(turned.to(torch.bfloat16), 0, asks, 1.0)
     assert found.dtype == torch.float32
     assert torch.allclose(found, scores(turned, 0, asks, 1.0), atol=0.2)
+
+
+def test_what_leads_by_the_margin_still_leads_and_what_leads_by_less_does_not() -> None:
+    found = torch.tensor([[1.0, 5.0, 0.0], [1.0, 2.0, 0.0]])
+    places = torch.tensor([1, 1])
+    assert led(found, places, 3.0).argmax(-1).tolist() == [1, 0]
+    assert torch.equal(led(found, places, 0.0), found)
+    assert found[0, 1] == 5
 
 
 # ---- losses ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The small model before it is trained: its start, its training step, and the folder that is written."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -197,6 +198,43 @@ def test_a_few_steps_on_one_batch_lower_the_loss(tmp_path: Path, tokenizer: Any)
     told = [run.update(batch, 1e-3) for _ in range(8)]
     for name in ("owner", "flag", "point", "copy"):
         assert told[-1][f"loss_{name}"] < told[0][f"loss_{name}"]
+
+
+def test_a_step_tells_which_items_it_got_wrong(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    batch = batches(Pool(run.encoder, Random(1), 100, 8), STAGES[0], 256)[0]
+    run.update(batch, 0.0)
+    rows = range(len(batch.ids))
+    with torch.no_grad():
+        said = run.model(input_ids=batch.ids).logits.argmax(-1)
+    wrong = [
+        row
+        for row in rows
+        if said[row, batch.start[row] - 1] != batch.ids[row, batch.start[row]]
+        or (said[row, :-1] != batch.ids[row, 1:])[batch.copy[row, :-1]].any()
+    ]
+    assert wrong
+    assert [item.ids for item in batch.failed] == [
+        batch.ids[row, : len(item.ids)].tolist() for row, item in zip(wrong, batch.failed, strict=True)
+    ]
+
+
+def test_what_failed_comes_once_more(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    run = Run(tmp_path, seed=1, stage=0, fused=False)
+    seen: list[tuple[int, ...]] = []
+
+    def update(batch: Any, rate: float) -> dict[str, float]:
+        seen.extend(tuple(row) for row in batch.ids.tolist())
+        batch.note([0])
+        return {"point": 0.0}
+
+    monkeypatch.setattr(run, "update", update)
+    run.train(steps=60, tokens=128, rate=1e-3)
+    texts_of = Counter(tuple(i for i in row if i) for row in seen)
+    assert 2 in texts_of.values()
+    assert max(texts_of.values()) == 2
 
 
 def test_what_is_held_stays_and_the_rest_learns(tmp_path: Path, tokenizer: Any) -> None:

@@ -1,12 +1,11 @@
 """Heads that have a place to look at: how they are set by hand."""
 
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from tools.nano import export, wiring
+from tools.nano import fits, wiring
 from tools.nano.batches import Batch, batches
 from tools.nano.forward import Forward
 from tools.nano.items import Pool, Stage
@@ -15,7 +14,6 @@ from tools.nano.looks import BEFORE, ITSELF, LATEST, MATCH, latest, look_losses,
 from tools.nano.model import Shape, build
 from tools.nano.tokenizer import Encoder, texts
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 STAGE = Stage((3, 3), (1, 2), 12, 0.3, 0.2)
 SET = (LATEST, BEFORE, *MATCH, ITSELF)
@@ -44,9 +42,7 @@ def told(tokenizer: Any) -> wiring.Sample:
     """The same model, wired; of short items, as fitting takes time with the square of their length."""
     torch.manual_seed(0)
     model = build(Shape(), 1, texts(tokenizer))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring, "_STAGES", (STAGE, STAGE))
-        found = wiring.sample(model, Encoder(tokenizer), Random(2), (16, 0))
+    found = wiring.sample(model, Encoder(tokenizer), Random(2), (STAGE,), (16,), fused=False)
     wiring.wire(found, steps=40)
     return found
 
@@ -55,7 +51,8 @@ def told(tokenizer: Any) -> wiring.Sample:
 
 
 def test_a_sample_has_so_many_items_of_each_stage_and_all_are_answered(tokenizer: Any) -> None:
-    found = wiring.sample(None, Encoder(tokenizer), Random(4), (5, 9))
+    stages = (STAGE, Stage((2, 8), (1, 5), 28, 0.4, 0.0))
+    found = wiring.sample(None, Encoder(tokenizer), Random(4), stages, (5, 9), fused=False)
     sizes = [len(b.ids) for b in found.batches]
     assert sum(sizes) == 14
     assert all(size == wiring._ROWS for size in sizes[:-1])
@@ -65,7 +62,7 @@ def test_a_sample_has_so_many_items_of_each_stage_and_all_are_answered(tokenizer
         assert (b.gold < b.ends.shape[1]).all()
     lengths = [int((b.ids[row] > 0).sum()) for b in found.batches for row in range(len(b.ids))]
     assert lengths == sorted(lengths, reverse=True)
-    assert not wiring.sample(None, Encoder(tokenizer), Random(4), (0, 0)).batches
+    assert not wiring.sample(None, Encoder(tokenizer), Random(4), stages, (0, 0), fused=False).batches
 
 
 def test_a_part_of_a_sample_is_taken_evenly() -> None:
@@ -84,116 +81,6 @@ def test_states_are_what_enters_the_attention_of_a_layer(untold: Any, batch: Bat
         wanted = untold.model.layers[layer].input_layernorm(hidden)
     assert found.dtype == torch.bfloat16
     assert (found.float() - wanted).abs().mean() < 0.05 * wanted.abs().mean()
-
-
-# ---- what projections are fitted with ----------------------------------------------------------------------
-
-
-def test_the_least_squares_are_found() -> None:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(500, 6, generator=generator)
-    wanted = torch.randn(6, 3, generator=generator)
-    assert torch.allclose(wiring._ridge(x, x @ wanted), wanted, atol=0.02)
-    constant = torch.cat((x, torch.full((500, 1), 2.0)), 1)
-    assert torch.allclose(constant @ wiring._constant(constant), torch.ones(500), atol=0.05)
-
-
-def test_what_is_whitened_varies_alike_in_all_directions() -> None:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(5000, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
-    white = x @ wiring._whiten(x.T @ x / len(x), 1e-6)
-    assert torch.allclose(white.T @ white / len(x), torch.eye(4), atol=0.01)
-
-
-def test_queries_and_keys_turn_as_those_of_the_model(untold: Any, batch: Batch) -> None:
-    turned = {0: torch.empty(0)}
-    ids = batch.ids[:1, :40]
-    with torch.no_grad():
-        Forward(fused=False)(untold, ids, turned)
-    attention, core = untold.model.layers[0].self_attn, untold.model
-    x = wiring._norm(core.embed_tokens(ids), core.layers[0].input_layernorm.weight).detach()
-    rows = rows_of(1)
-    query, key = attention.q_proj.weight[rows].detach(), attention.k_proj.weight[rows].detach()
-    found = wiring._turned(x, query, key, core.rotary_emb.inv_freq)
-    for ours, theirs in ((found[:, 0], turned[0][:, 1]), (found[:, 1], turned[0][:, 5])):
-        assert (ours - theirs.float()).abs().mean() < 0.02 * ours.abs().mean()
-
-
-def test_telling_finds_what_kinds_differ_in() -> None:
-    generator = torch.Generator().manual_seed(1)
-    kinds = torch.randint(0, 6, (3000,), generator=generator)
-    x = torch.randn(3000, 10, generator=generator) * torch.tensor([9.0] * 8 + [0.1, 0.1])
-    x[:, 8:] += torch.randn(6, 2, generator=generator)[kinds]
-    rows = wiring.telling(x, kinds, 2)
-    assert rows[:, :8].abs().max() < 0.05 * rows[:, 8:].abs().max()
-
-
-def test_telling_takes_kinds_that_never_come_and_as_many_rows_as_asked() -> None:
-    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
-    rows = wiring.telling(x, 3 * torch.arange(50).remainder(2), 4)  # kinds 0 and 3
-    assert rows.shape == (4, 8)
-    assert torch.isfinite(rows).all()
-
-
-def test_correlated_finds_what_two_have_in_common_most_first() -> None:
-    generator = torch.Generator().manual_seed(1)
-    common = torch.randn(4000, 2, generator=generator)
-    x = torch.cat((5 * torch.randn(4000, 3, generator=generator), common), 1)
-    y = torch.cat(
-        (common + 0.3 * torch.randn(4000, 2, generator=generator), torch.randn(4000, 4, generator=generator)),
-        1,
-    )
-    of_x, of_y = wiring.correlated(x, y)
-    agree = [float(torch.corrcoef(torch.stack((x @ of_x[i], y @ of_y[i])))[0, 1]) for i in range(4)]
-    assert min(agree[:2]) > 0.9
-    assert max(agree[2:]) < 0.1
-
-
-def test_fit_makes_a_head_look_where_it_is_told() -> None:
-    torch.manual_seed(1)
-    x = torch.randn(2, 12, 16)
-    x[:, 4, 0] = 8.0
-    asks = torch.arange(12).expand(2, 12)
-    told = [wiring.Aim(x, asks, torch.where(asks > 4, 4, -1))]
-    turn = torch.full((32,), 1e-6)
-    query, key = wiring.fit(0.1 * torch.randn(64, 16), 0.1 * torch.randn(64, 16), told, turn, 60, 0.02)
-    found = scores(torch.stack((x @ query.T, x @ key.T), 1), 0, asks, 0.125)
-    assert (found.argmax(-1)[:, 5:] == 4).all()
-
-
-def test_fit_asks_nothing_where_a_place_has_nowhere_to_look() -> None:
-    x = torch.randn(1, 6, 8)
-    nowhere = torch.full((1, 6), -1)
-    start = torch.zeros(64, 8)
-    aims = [wiring.Aim(x, torch.arange(6)[None], nowhere)]
-    query, key = wiring.fit(start, start, aims, torch.full((32,), 0.1), 3, 0.02)
-    assert not query.any()
-    assert not key.any()
-    assert not query.requires_grad
-
-
-def test_fit_tells_apart_what_follows_the_same_token() -> None:
-    """Of two places that follow token 7 the one whose word has the beat of the asking place."""
-    torch.manual_seed(1)
-    ids = torch.tensor([[1, 7, 3, 7, 4, 7, 9]])
-    x = torch.randn(1, 7, 24)
-    x[0, 5, :4], x[0, 4, 4:8] = 3.0, 3.0
-    aim = wiring.Aim(x, torch.tensor([[5]]), torch.tensor([[4]]), ids)
-    turn = torch.full((32,), 1e-6)
-    query, key = wiring.fit(0.1 * torch.randn(64, 24), 0.1 * torch.randn(64, 24), [aim], turn, 40, 0.02)
-    found = scores(torch.stack((x @ query.T, x @ key.T), 1), 0, aim.asks, 0.125)[0, 0]
-    assert found[4] > found[2] + 2
-
-
-def test_classes_are_told_by_products_with_a_table() -> None:
-    torch.manual_seed(1)
-    kinds = torch.randint(0, 9, (800,))
-    x = torch.randn(9, 40)[kinds] + 0.2 * torch.randn(800, 40)
-    table = torch.randn(9, 20)
-    value, out = wiring._classes(x, kinds, table - table.mean(0), 150)
-    found = x @ value.T @ out.T @ table.T
-    assert (found.argmax(-1) == kinds).float().mean() > 0.95
-    assert (out.T @ (table - table.mean(0)).T).mean(1).abs().max() < 1e-3
 
 
 # ---- the heads ---------------------------------------------------------------------------------------------
@@ -259,7 +146,7 @@ def test_a_head_that_looks_back(untold: Any, batch: Batch, tokens: int) -> None:
     query, key = wiring._back(found, 3, tokens, 15)
     (x,) = found.states(3)
     at = torch.arange(x.shape[1]).expand(x.shape[:2])
-    turned = wiring._turned(x.float(), query, key, untold.model.rotary_emb.inv_freq)
+    turned = fits.turned(x.float(), query, key, untold.model.rotary_emb.inv_freq)
     said = scores(turned, 0, at, 0.125).argmax(-1)
     assert (said == at - tokens)[wiring._inside(batch)].float().mean() > 0.8
 
@@ -370,27 +257,3 @@ def test_what_a_match_writes_is_the_token_to_come(told: wiring.Sample) -> None:
         said = ids.unique()[(written @ (seen - table[ids].mean(0)).T).argmax(-1)]
         hits, total = hits + int((said == ids).sum()), total + len(ids)
     assert hits > 0.7 * total
-
-
-def test_a_folder_becomes_a_folder_with_the_heads_set(
-    tmp_path: Path, tokenizer: Any, untold: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def sample(model: Any, encoder: Encoder, rng: Random, sizes: tuple[int, int], *, fused: bool) -> Any:
-        asked.append((sizes, fused))
-        return wiring.Sample(model, [], Forward(fused=False))
-
-    def wire(found: wiring.Sample) -> None:
-        with torch.no_grad():
-            found.model.model.layers[3].self_attn.q_proj.weight.zero_()
-
-    monkeypatch.setattr(wiring, "sample", sample)
-    monkeypatch.setattr(wiring, "wire", wire)
-    export.write(untold.state_dict(), Shape(), tokenizer, tmp_path / "given")
-    wiring.main(tmp_path / "given", tmp_path / "out")
-    given, out = (LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("given", "out"))
-    changed = {name for name in given if not torch.equal(given[name], out[name])}
-    assert changed == {"model.layers.3.self_attn.q_proj.weight"}
-    assert asked == [((4500, 500), True)]  # a match fitted on 400 items held on those alone
-    assert (tmp_path / "out/chat_template.jinja").is_file()

@@ -8,7 +8,7 @@ import torch
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import END, PAD
 
-__all__ = ["Batch", "batches"]
+__all__ = ["Batch", "batches", "cut"]
 
 _ROUND = 32
 _LONGEST = 1792  # tokens; attention grows with the square, and `docs-qa` asks 1,690 of our docs at most
@@ -19,10 +19,13 @@ class Batch:
     """Items as rows of one length. `gold` of an item that nothing answers is one past the last end.
 
     `asks`: where the next token is to be copied, `places`: from where; -1 where there is nothing more.
+    `failed`: the items that a step of training has not answered as they were to be, for the first time.
     """
 
     def __init__(self, items: list[Item], length: int) -> None:
         rows, most = len(items), max(1, max(len(i.ends) for i in items))
+        self._items = items
+        self.failed: list[Item] = []
         self.ids = torch.full((rows, length), PAD)
         self.flags = torch.full((rows, length), -1)
         self.owner = torch.full((rows, length), -1)
@@ -53,6 +56,13 @@ class Batch:
             self.asks[row, : len(asks)] = torch.tensor(asks)
             self.places[row, : len(asks)] = torch.tensor(places)
 
+    def note(self, rows: list[int]) -> None:
+        """Remember which rows were not answered as they were to be."""
+        for item in (self._items[row] for row in rows):
+            if not item.again:
+                item.again = True
+                self.failed.append(item)
+
     def to(self, device: torch.device) -> Self:
         """The same batch, its tensors moved."""
         for name, value in vars(self).items():
@@ -78,6 +88,11 @@ def batches(pool: Pool, stage: Stage, tokens: int) -> list[Batch]:
     made: list[Item] = []
     while sum(len(i.ids) for i in made) < tokens * _AHEAD:
         made += [item for _ in range(8) if len((item := pool.item(stage)).ids) <= _LONGEST]
+    return cut(made, tokens)
+
+
+def cut(made: list[Item], tokens: int) -> list[Batch]:
+    """Batches of about that many tokens, taken out of `made`; what fills none stays there."""
     made.sort(key=lambda i: -len(i.ids))
     found: list[Batch] = []
     while made:

@@ -72,7 +72,7 @@ class Item:
     question, 0 where it is not; -1 for other tokens. `owner`: per token the mark of its sentence, or -1.
     `ends`: where the sentences end. `gold`: which of them answers, or -1. `shares`: how much of the question
     each sentence has, by weight of its words, from 0 to 1. `copies`: where the marks of further sentences
-    stand that are copied behind the answer.
+    stand that are copied behind the answer. `again`: it was not answered as it was to be, and so comes twice.
     """
 
     ids: list[int]
@@ -83,6 +83,7 @@ class Item:
     gold: int
     shares: list[float]
     copies: list[int] = field(default_factory=list)
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,10 @@ from tools.nano.layout import BEATS, FIRST_B, FIRST_E, FIRST_S
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["BEFORE", "ITSELF", "LATEST", "MATCH", "hold", "latest", "look_losses", "scores", "turned_layers"]
+__all__ = [
+    *("BEFORE", "ITSELF", "LATEST", "MARGIN", "MATCH"),
+    *("hold", "latest", "led", "look_losses", "scores", "turned_layers"),
+]
 
 LATEST = (2, 0)
 """Layer and head, counted from 0: looks at the latest beat or mark of a sentence, up to the token itself."""
@@ -21,6 +24,9 @@ MATCH = ((4, 0), (4, 1))
 
 ITSELF = (5, 3)
 """Looks at the token itself, and tells the beat to come from the code of the latest one."""
+
+MARGIN = 3.0
+"""What the score of the place to match is to lead by, so that nearly all of a look goes there."""
 
 
 def turned_layers() -> dict[int, Tensor]:
@@ -66,9 +72,15 @@ def look_losses(
     right: dict[str, Tensor] = {}
     for name, ((layer, head), asks, places, real) in asked.items():
         found = scores(turned[layer], head, asks, scale)[real]
-        losses[name] = functional.cross_entropy(found, places[real], reduction="sum") / max(1, len(found))
         right[name] = found.argmax(-1) == places[real]
+        wanted = led(found, places[real], MARGIN if (layer, head) in MATCH else 0.0)
+        losses[name] = functional.cross_entropy(wanted, places[real], reduction="sum") / max(1, len(found))
     return losses, right
+
+
+def led(found: Tensor, places: Tensor, margin: float) -> Tensor:
+    """The scores, those of `places` lowered by `margin`: of no loss is what leads by more."""
+    return found.scatter_add(1, places[:, None], found.new_full((len(found), 1), -margin))
 
 
 def scores(turned: Tensor, head: int, asks: Tensor, scale: float) -> Tensor:

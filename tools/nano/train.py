@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from tools.nano.batches import Batch, batches
+from tools.nano.batches import Batch, batches, cut
 from tools.nano.forward import DEVICE, FAST, Forward
-from tools.nano.items import Pool, Stage
+from tools.nano.items import Item, Pool, Stage
 from tools.nano.looks import hold, look_losses, turned_layers
 from tools.nano.model import Heads, Shape, build
 from tools.nano.muon import Muon
@@ -42,17 +42,18 @@ STAGES = (
 )
 _EASY = Stage((1, 4), (1, 3), 36, 0.4, 0.1, copies=1)
 _WRITTEN = Stage((4, 8), (1, 1), 36, 0.7, 0.1, copies=4, written=True)
-_MIX = (_EASY, _EASY, STAGES[-2], STAGES[-1], _WRITTEN, _WRITTEN)
+_MIX = (_EASY, _EASY, _EASY, STAGES[-2], STAGES[-1], _WRITTEN, _WRITTEN)
 """What the last stage is made of: short prompts have more words of answers per second; long ones are used."""
 _DOCS = Path(__file__).parents[2] / "docs"
 _RIGHT = (0.9, 0.8, 0.8, 0.8, 0.9)  # of the answers of 25 steps, twice, and the next stage begins
 _REPORT = 25
 _SAVE = 100
+_AGAIN = 4
 _RARE = torch.tensor(4.0)
 _TABLE = 0.1
 _HEADS_STEPS, _HEADS_RATE = 120, 0.01
 _WEIGHTS = {"owner": 0.5, "flag": 1.0, "share": 1.0, "score": 0.5, "point": 2.0, "copy": 1.0}
-_LOOKS = 0.5
+_LOOKS = 1.5
 _COPY = 5.0  # while layers below are held, a copy is what there is to learn
 
 
@@ -94,6 +95,9 @@ def losses(
         "copy": functional.cross_entropy(copied, follows),
     }
     with torch.no_grad():
+        copies = batch.copy.nonzero()[:, 0]
+        missed = torch.cat((rows[point.argmax(-1) != first], copies[copied.argmax(-1) != follows]))
+        batch.note(missed.unique().tolist())
         right = {
             "owner": owner.argmax(-1) == batch.owner[inside],
             "flag": (flag > 0) == (truth > 0),
@@ -185,10 +189,17 @@ class Run:
         draft.rename(self._folder / "checkpoint.pt")
 
     def train(self, steps: int, tokens: int, rate: float) -> None:
-        """Go on to step `steps`, in batches of `tokens`; after a fifth of it `rate` falls towards nothing."""
+        """Go on to step `steps`, in batches of `tokens`; after a fifth of it `rate` falls towards nothing.
+
+        What was not answered as it was to be comes once more, when there are some batches of it.
+        """
         last, sums, pool, good = time.process_time(), Counter[str](), None, 0
         ready: list[Batch] = []
+        failed: list[Item] = []
         while self.step < steps:
+            if sum(len(item.ids) for item in failed) > _AGAIN * tokens:
+                ready += cut(failed, tokens)
+                self.rng.shuffle(ready)
             if not ready:
                 last_one = self.stage == len(STAGES) - 1
                 if pool is None or self.rng.random() < 0.25:
@@ -196,7 +207,9 @@ class Run:
                     pool = Pool(self.encoder, self.rng, 3000, STAGES[self.stage].words, told)
                 ready = batches(pool, self.rng.choice(_MIX) if last_one else STAGES[self.stage], tokens)
                 self.rng.shuffle(ready)
-            sums.update(self.update(ready.pop(), rate * _pace(self.step, steps)))
+            batch = ready.pop()
+            sums.update(self.update(batch, rate * _pace(self.step, steps)))
+            failed += batch.failed
             self.step += 1
             now = time.process_time()
             self.cpu_s, last = self.cpu_s + now - last, now

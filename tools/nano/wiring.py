@@ -1,13 +1,14 @@
 """Set the heads of `looks` by hand in a model that training left them free in: `wiring.py FOLDER OUT`.
 
 FOLDER and OUT are models as export.py writes them; `train.py RUN --begin OUT` goes on from there. Projections
-are fitted to states of generated items; everything else of the model stays as it is.
+are fitted to states of generated items; all else of the model stays as it is. With `--match` nothing is
+fitted but where the heads that match look, beginning with where they look: for a model that was wired before.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+import argparse
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,19 +19,20 @@ import torch
 from tokenizers import Tokenizer
 from tools.nano.batches import Batch
 from tools.nano.export import write
+from tools.nano.fits import HEAD, Aim, classes, constant, correlated, fit, ridge, telling
 from tools.nano.forward import Forward
 from tools.nano.items import Item, Pool, Stage
 from tools.nano.layout import BEATS, FIRST_B, FIRST_S, MARKS, PAD
-from tools.nano.looks import BEFORE, ITSELF, LATEST, MATCH, latest, scores
+from tools.nano.looks import BEFORE, ITSELF, LATEST, MARGIN, MATCH, latest
 from tools.nano.model import Shape
 from tools.nano.tokenizer import Encoder
+from tools.nano.written import passages
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-__all__ = ["Aim", "Sample", "correlated", "fit", "quiet", "telling", "wire"]
+__all__ = ["Sample", "quiet", "rematch", "sample", "wire"]
 
-_HEAD = 64
 _CODE = 40
 """Dimensions that tell beats and marks apart; twice that many and one are written to."""
 _SIZE = 25.0  # of a code; the states that it is added to have a length of some 130
@@ -38,9 +40,14 @@ _FLAG = 0.6  # more of it in the embeddings of beats costs choosing
 _SLOW = torch.arange(18, 32)  # pairs of a head that hardly turn within a prompt
 _SHARP = 10.0
 _GAIN = 30.0
-_HARD = 2.0
 _NEXT = 4.0  # at twice as much the beat is said where a word goes on
 _STAGES = (Stage((1, 4), (1, 3), 36, 0.4, 0.0), Stage((2, 8), (1, 5), 28, 0.4, 0.0))
+_COPIED = (
+    Stage((1, 4), (1, 3), 36, 0.4, 0.0, copies=2),
+    Stage((2, 8), (1, 5), 28, 0.4, 0.0, copies=4),
+    Stage((4, 8), (1, 1), 36, 0.7, 0.0, copies=4, written=True),
+)
+"""With more places that ask, which cost little more."""
 _ROWS = 6
 
 
@@ -74,95 +81,18 @@ class Sample:
         return Sample(self.model, self.batches[:: max(1, len(self.batches) // batches)], self.forward)
 
 
-def sample(model: Any, encoder: Encoder, rng: Random, sizes: Iterable[int], *, fused: bool = False) -> Sample:
-    """Items of both stages, so many of each."""
+def sample(
+    model: Any, encoder: Encoder, rng: Random, stages: Sequence[Stage], sizes: Iterable[int], *, fused: bool
+) -> Sample:
+    """Items of all stages, so many of each."""
     items: list[Item] = []
-    for stage, size in zip(_STAGES, sizes, strict=True):
-        pool = Pool(encoder, rng, 3000, stage.words)
+    for stage, size in zip(stages, sizes, strict=True):
+        pool = Pool(encoder, rng, 3000, stage.words, passages() if stage.written else ())
         found = (pool.item(stage) for _ in range(4 * size))
         items += [item for item in found if item.gold >= 0][:size]
     items.sort(key=lambda i: -len(i.ids))
     cut = [items[at : at + _ROWS] for at in range(0, len(items), _ROWS)]
     return Sample(model, [Batch(part, -(-len(part[0].ids) // 32) * 32) for part in cut], Forward(fused))
-
-
-# ---- what projections are fitted with ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Aim:
-    """States, places that ask, and where they are to look (-1: nowhere). `ids`: the tokens, where places that
-    follow the same token as the asking one are to be told apart first of all."""
-
-    states: Tensor
-    asks: Tensor
-    places: Tensor
-    ids: Tensor | None = None
-
-
-def fit(
-    query: Tensor, key: Tensor, aims: list[Aim], turn: Tensor, steps: int, rate: float
-) -> tuple[Tensor, Tensor]:
-    """Projections that make one head look where it is to; `turn`: how fast each pair of it turns."""
-    query, key = query.clone().requires_grad_(), key.clone().requires_grad_()
-    optimizer = torch.optim.AdamW([query, key], lr=rate, betas=(0.9, 0.99), weight_decay=0.1)
-    order = Random(1)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, 1.5 * (1 - step / steps))
-        aim = order.choice(aims)
-        real = aim.places >= 0
-        found = scores(_turned(aim.states.float(), query, key, turn), 0, aim.asks, _HEAD**-0.5)[real]
-        loss = functional.cross_entropy(found, aim.places[real], reduction="sum")
-        if aim.ids is not None:
-            before = aim.ids.roll(1, 1)[:, None]
-            rivals = (before == aim.ids.gather(1, aim.asks)[..., None])[real]
-            hard = functional.cross_entropy(
-                found.masked_fill(~rivals, -1e4), aim.places[real], reduction="sum"
-            )
-            loss = loss + _HARD * hard
-        optimizer.zero_grad()
-        (loss / max(1, len(found))).backward()
-        optimizer.step()
-    return query.detach(), key.detach()
-
-
-def _turned(x: Tensor, query: Tensor, key: Tensor, turn: Tensor) -> Tensor:
-    both = torch.stack((x @ query.T, x @ key.T), 1)
-    angles = torch.outer(torch.arange(x.shape[1]).float(), turn)
-    left, right = both.chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
-
-
-def _ridge(x: Tensor, y: Tensor) -> Tensor:
-    """The columns w of the least squares of x w = y."""
-    some = 1e-3 * len(x) * x.square().mean() * torch.eye(x.shape[1])
-    return torch.linalg.solve(x.T @ x + some, x.T @ y)
-
-
-def _whiten(square: Tensor, some: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(square)
-    return vectors * (values + some * values.mean()).rsqrt() @ vectors.T
-
-
-def telling(x: Tensor, kinds: Tensor, top: int) -> Tensor:
-    """Rows that tell kinds apart best against the spread within a kind (Fisher's discriminant)."""
-    counts = torch.bincount(kinds).clamp(min=1)[:, None]
-    means = torch.zeros(len(counts), x.shape[1]).index_add_(0, kinds, x) / counts
-    within = x - means[kinds]
-    white = _whiten(within.T @ within / len(x), 1e-2)
-    apart = (means - x.mean(0)) * (counts / len(x)).sqrt() @ white
-    vectors = torch.linalg.eigh(apart.T @ apart)[1][:, -top:]
-    return vectors.T @ white
-
-
-def correlated(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows for x and for y, whose products with pairs of them agree most first (canonical correlation)."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    white_x, white_y = _whiten(x.T @ x / len(x), 3e-3), _whiten(y.T @ y / len(y), 3e-3)
-    left, _, right = torch.linalg.svd(white_x @ (x.T @ y / len(x)) @ white_y)
-    return (white_x @ left).T, (white_y @ right.T).T
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -224,11 +154,11 @@ def _flag(model: Any, row: Tensor) -> None:
 def _put(model: Any, at: tuple[int, int], query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
     layer, head = at
     attention = model.model.layers[layer].self_attn
-    rows = slice(head * _HEAD, (head + 1) * _HEAD)
+    rows = slice(head * HEAD, (head + 1) * HEAD)
     attention.q_proj.weight[rows] = query
     attention.k_proj.weight[rows] = key
-    attention.v_proj.weight[rows] = functional.pad(value, (0, 0, 0, _HEAD - len(value)))
-    attention.o_proj.weight[:, rows] = functional.pad(out, (0, _HEAD - out.shape[1]))
+    attention.v_proj.weight[rows] = functional.pad(value, (0, 0, 0, HEAD - len(value)))
+    attention.o_proj.weight[:, rows] = functional.pad(out, (0, HEAD - out.shape[1]))
 
 
 def _inside(batch: Batch) -> Tensor:
@@ -238,11 +168,6 @@ def _inside(batch: Batch) -> Tensor:
 def _turn(told: Sample) -> Tensor:
     turn: Tensor = told.model.model.rotary_emb.inv_freq
     return turn
-
-
-def _constant(x: Tensor) -> Tensor:
-    """What has a product of about one with every state."""
-    return _ridge(x, torch.ones(len(x)))
 
 
 def _wire_latest(told: Sample, flag: Tensor, rows: Tensor, steps: int) -> None:
@@ -259,8 +184,8 @@ def _wire_latest(told: Sample, flag: Tensor, rows: Tensor, steps: int) -> None:
     key = flag / told.model.model.layers[layer].input_layernorm.weight.detach()
     key = key / (x[beats] @ key).mean()
     query, key = fit(
-        4 * _constant(x).expand(_HEAD, -1) * (torch.arange(_HEAD) < _HEAD // 2)[:, None],
-        2 * key.expand(_HEAD, -1) * (torch.arange(_HEAD) < _HEAD // 2)[:, None],
+        4 * constant(x).expand(HEAD, -1) * (torch.arange(HEAD) < HEAD // 2)[:, None],
+        2 * key.expand(HEAD, -1) * (torch.arange(HEAD) < HEAD // 2)[:, None],
         aims, _turn(told), steps, 0.01,
     )  # fmt: skip
     marked, kinds = [], []
@@ -284,11 +209,11 @@ def _back(told: Sample, layer: int, tokens: int, steps: int) -> tuple[Tensor, Te
         at = torch.arange(b.ids.shape[1]).expand_as(b.ids)
         aims.append(Aim(x, at, torch.where(_inside(b), at - tokens, -1)))
     inside = torch.cat([x[_inside(b)] for b, x in zip(told.batches, states, strict=True)])
-    constant = 7 * _constant(inside.float())
-    query, key = torch.zeros(_HEAD, len(constant)), torch.zeros(_HEAD, len(constant))
+    known = 7 * constant(inside.float())
+    query, key = torch.zeros(HEAD, len(known)), torch.zeros(HEAD, len(known))
     for pair, speed in enumerate(tokens * _turn(told)[:12]):
-        key[pair] = constant
-        query[pair], query[_HEAD // 2 + pair] = constant * speed.cos(), -constant * speed.sin()
+        key[pair] = known
+        query[pair], query[HEAD // 2 + pair] = known * speed.cos(), -known * speed.sin()
     return fit(query, key, aims, _turn(told), steps, 0.005)
 
 
@@ -313,22 +238,41 @@ def _wire_match(told: Sample, steps: int) -> None:
     asks = torch.cat([x[r[k], b.asks[k]] for x, b, k, r in each]).float()
     keys = torch.cat([x[r[k], b.places[k]] for x, b, k, r in each]).float()
     ids = torch.cat([b.ids[r[k], b.places[k]] for x, b, k, r in each])
-    constant = _constant(torch.cat((asks, keys)))
-    slow = torch.cat((_SLOW, _SLOW + _HEAD // 2))
+    known = constant(torch.cat((asks, keys)))
+    slow = torch.cat((_SLOW, _SLOW + HEAD // 2))
     pair = []
     for found, x in zip(correlated(asks, keys), (asks, keys), strict=True):
         found = found[: len(slow)]
-        projection = torch.zeros(_HEAD, x.shape[1])
-        projection[slow] = _SHARP**0.5 * (found - torch.outer(found @ x.mean(0), constant))
+        projection = torch.zeros(HEAD, x.shape[1])
+        projection[slow] = _SHARP**0.5 * (found - torch.outer(found @ x.mean(0), known))
         pair.append(projection)
     aims = [Aim(x, b.asks, b.places, b.ids) for x, b in zip(states, told.batches, strict=True)]
     query, key = fit(pair[0], pair[1], aims, _turn(told), steps, 0.005)
     table = told.model.model.embed_tokens.weight.detach()
-    values = _ridge(keys, table[ids] - table[ids].mean(0))
+    values = ridge(keys, table[ids] - table[ids].mean(0))
     written = keys @ values
     ways = torch.linalg.eigh(written.T @ written)[1].flip(1)
-    for at, way in zip(MATCH, ways.split(_HEAD, 1), strict=False):
+    for at, way in zip(MATCH, ways.split(HEAD, 1), strict=False):
         _put(told.model, at, query, key, (values @ way).T, _GAIN * way)
+
+
+def rematch(told: Sample, steps: int = 2500) -> None:
+    """Fit anew where the heads that match look, as what layers before them write has changed since.
+
+    Where they look from ends of sentences and from where the answer begins stays: the choice depends on it.
+    """
+    layer = MATCH[0][0]
+    attention = told.model.model.layers[layer].self_attn
+    rows = [slice(head * HEAD, (head + 1) * HEAD) for _, head in MATCH]
+    stays = [torch.cat((b.start[:, None] - 1, b.ends), 1) for b in told.batches]
+    states = told.states(layer)
+    aims = [Aim(x, b.asks, b.places, b.ids, s) for x, b, s in zip(states, told.batches, stays, strict=True)]
+    query, key = (part.weight[rows[0]].detach() for part in (attention.q_proj, attention.k_proj))
+    query, key = fit(query, key, aims, _turn(told), steps, 0.006, MARGIN)
+    with torch.no_grad():
+        for one in rows:
+            attention.q_proj.weight[one] = query
+            attention.k_proj.weight[one] = key
 
 
 def _wire_itself(told: Sample, steps: int) -> None:
@@ -343,40 +287,30 @@ def _wire_itself(told: Sample, steps: int) -> None:
         following.append((last[here] - FIRST_B + 1) % BEATS)
     core = told.model.model
     table = (core.embed_tokens.weight[FIRST_B : FIRST_B + BEATS] * core.norm.weight).detach()
-    value, out = _classes(torch.cat(known).float(), torch.cat(following), table - table.mean(0), steps)
+    value, out = classes(torch.cat(known).float(), torch.cat(following), table - table.mean(0), steps)
     query, key = _back(told.part(10), layer, 0, min(steps, 100))
     _put(told.model, ITSELF, query, key, value, _NEXT * out)
 
 
-def _classes(x: Tensor, kinds: Tensor, table: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Values and output of a head whose products with the rows of `table` tell of which kind x is."""
-    start = _ridge(x, functional.one_hot(kinds, len(table)).float() - 1 / len(table))
-    left, size, right = torch.linalg.svd(start, full_matrices=False)
-    size = 6 * size[:_HEAD].sqrt()
-    value = (left[:, :_HEAD] * size).T.clone().requires_grad_()
-    back = torch.linalg.pinv(table)
-    out = (back @ (right[:_HEAD].T * size)).requires_grad_()
-    optimizer = torch.optim.Adam([value, out], lr=0.003)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.003 * min(1.0, 1.5 * (1 - step / steps))
-        some = torch.randint(len(x), (1024,))
-        found = x[some] @ value.T @ (table @ out).T
-        loss = functional.cross_entropy(found, kinds[some]) + 5e-4 * found.square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return value.detach(), back @ table @ out.detach()
-
-
-def main(folder: Path, out: Path) -> None:
+def main() -> None:
     """As the module says."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--match", action="store_true", help="fit nothing but where the heads that match look"
+    )
+    args = parser.parse_args()
+    tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
+    encoder = Encoder(tokenizer)
+    model = LlamaForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
     torch.manual_seed(0)
-    wire(sample(model, Encoder(tokenizer), Random(501), (4500, 500), fused=True))
-    write(model.state_dict(), Shape(), tokenizer, out)
+    if args.match:
+        rematch(sample(model, encoder, Random(611), _COPIED, (2600, 800, 300), fused=True))
+    else:
+        wire(sample(model, encoder, Random(501), _STAGES, (4500, 500), fused=True))
+    write(model.state_dict(), Shape(), tokenizer, args.out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()
