@@ -14,8 +14,8 @@ __all__ = ["HEAD", "Aim", "classes", "constant", "correlated", "fit", "ridge", "
 
 HEAD = 64
 """Dimensions of a head."""
-_HARD = 2.0
-_STAYS = 2.0
+_HARD = 2.0  # weight of telling apart what follows the same token
+_STAYS = 2.0  # weight of a place that stays, beside one of a place that asks
 
 
 @dataclass(frozen=True, slots=True)
